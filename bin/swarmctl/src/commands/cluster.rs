@@ -1,0 +1,251 @@
+//! The cluster.
+
+use clap::{Args, Subcommand, ValueEnum};
+use swarm_api::Shared;
+use swarm_api::v1::{
+    Cluster, ClusterSpec, Driver, GetUnlockKeyRequest, KeyRotation, ListClustersRequest, UpdateClusterRequest,
+};
+
+use super::{Context, ids};
+use crate::error::Result;
+use crate::output::Table;
+use crate::resolve;
+use crate::values::csv::join;
+use crate::values::{List, boolean, duration, pair};
+
+/// Commands on the cluster.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Show the cluster, join tokens included
+    Inspect(One),
+    /// List clusters; there is one, named default
+    Ls {
+        /// IDs only
+        #[arg(short, long)]
+        quiet: bool,
+    },
+    /// Show the key that unlocks managers
+    UnlockKey(One),
+    /// Change the cluster's settings
+    Update {
+        #[command(flatten)]
+        cluster: One,
+        #[command(flatten)]
+        flags: Flags,
+    },
+}
+
+/// The cluster.
+#[derive(Debug, Args)]
+pub(crate) struct One {
+    /// ID of the cluster, its name, or how its ID begins
+    #[arg(default_value = "default")]
+    cluster: String,
+}
+
+/// A kind of join tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Token {
+    Worker,
+    Manager,
+}
+
+/// Flags of update. Only those that are given change anything.
+#[derive(Debug, Default, Args)]
+pub(crate) struct Flags {
+    /// Finished tasks that are kept for each slot
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    taskhistory: Option<i64>,
+    /// Validity of node certificates, at least 1h
+    #[arg(long, value_name = "DURATION", value_parser = duration::parse)]
+    certexpiry: Option<prost_types::Duration>,
+    /// Time between the heartbeats of nodes
+    #[arg(long, value_name = "DURATION", value_parser = duration::parse, allow_hyphen_values = true)]
+    heartbeatperiod: Option<prost_types::Duration>,
+    /// Log driver of tasks whose service names none; empty for none
+    #[arg(long, value_name = "DRIVER")]
+    log_driver: Option<String>,
+    /// Options of the log driver, key=value; with --log-driver
+    #[arg(long, value_name = "LIST", requires = "log_driver")]
+    log_opt: Option<Vec<List>>,
+    /// Replace a join token
+    #[arg(long, value_name = "KIND", ignore_case = true)]
+    rotate_join_token: Option<Token>,
+    /// Replace the unlock key, and show the new one
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = boolean)]
+    rotate_unlock_key: Option<bool>,
+    /// Whether managers lock their keys when they stop
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = boolean)]
+    autolock: Option<bool>,
+}
+
+pub(crate) async fn run(context: &mut Context, command: Command) -> Result<String> {
+    match command {
+        Command::Ls { quiet } => {
+            let request = ListClustersRequest::default();
+            let clusters = context.control.list_clusters(request).await?.into_inner().clusters;
+            if quiet {
+                return Ok(ids(clusters.iter().map(|cluster| cluster.id.as_str())));
+            }
+            Ok(list(&clusters))
+        }
+        Command::Inspect(One { cluster }) => {
+            Ok(summary(&*resolve::cluster(&mut context.control, &cluster).await?))
+        }
+        Command::UnlockKey(_) => unlock_key(context).await,
+        Command::Update { cluster, flags } => {
+            let cluster = resolve::cluster(&mut context.control, &cluster.cluster).await?;
+            let mut spec = cluster.spec.clone();
+            apply(&mut spec, &flags);
+            let rotation = KeyRotation {
+                worker_join_token: flags.rotate_join_token == Some(Token::Worker),
+                manager_join_token: flags.rotate_join_token == Some(Token::Manager),
+                manager_unlock_key: flags.rotate_unlock_key == Some(true),
+            };
+            let request = UpdateClusterRequest {
+                cluster_id: cluster.id.clone(),
+                cluster_version: Some(cluster.meta.version),
+                spec: Some(spec),
+                rotation,
+            };
+            context.control.update_cluster(request).await?;
+            let mut text = format!("{}\n", cluster.id);
+            if rotation.manager_unlock_key {
+                text += &unlock_key(context).await?;
+            }
+            Ok(text)
+        }
+    }
+}
+
+fn apply(spec: &mut ClusterSpec, flags: &Flags) {
+    if let Some(limit) = flags.taskhistory {
+        spec.orchestration.task_history_retention_limit = limit;
+    }
+    if flags.certexpiry.is_some() {
+        spec.ca_config.node_cert_expiry = flags.certexpiry;
+    }
+    if flags.heartbeatperiod.is_some() {
+        spec.dispatcher.heartbeat_period = flags.heartbeatperiod;
+    }
+    if let Some(name) = &flags.log_driver {
+        let options = pair::options(&join(flags.log_opt.as_ref()).unwrap_or_default());
+        spec.task_defaults.log_driver = (!name.is_empty()).then(|| Driver { name: name.clone(), options });
+    }
+    if let Some(lock) = flags.autolock {
+        spec.encryption_config.auto_lock_managers = lock;
+    }
+}
+
+async fn unlock_key(context: &mut Context) -> Result<String> {
+    use base64::Engine as _;
+    let key = context.client.ca().get_unlock_key(GetUnlockKeyRequest {}).await?.into_inner().unlock_key;
+    if key.is_empty() {
+        return Ok("Managers not auto-locked\n".to_owned());
+    }
+    let key = base64::engine::general_purpose::STANDARD_NO_PAD.encode(key);
+    Ok(format!("Managers auto-locked.  Unlock key: SWMKEY-1-{key}\n"))
+}
+
+/// `cluster ls`
+fn list(clusters: &[Shared<Cluster>]) -> String {
+    let mut table = Table::list();
+    table.header(&["ID", "Name"]);
+    for cluster in clusters {
+        table.line(format!("{}\t{}", cluster.id, cluster.spec.annotations.name));
+    }
+    table.finish()
+}
+
+/// The page of `cluster inspect`.
+fn summary(cluster: &Cluster) -> String {
+    let mut page = Table::summary();
+    let spec = &cluster.spec;
+    page.pair("ID", &cluster.id);
+    page.pair("Name", &spec.annotations.name);
+    page.line("Orchestration settings:");
+    page.line(format!("  Task history entries: {}", spec.orchestration.task_history_retention_limit));
+    if let Some(period) = &spec.dispatcher.heartbeat_period {
+        page.line("Dispatcher settings:");
+        page.line(format!("  Dispatcher heartbeat period: {}", duration::format(period)));
+    }
+    page.line("Certificate Authority settings:");
+    if let Some(expiry) = &spec.ca_config.node_cert_expiry {
+        page.line(format!("  Certificate Validity Duration: {}", duration::format(expiry)));
+    }
+    if !spec.ca_config.external_cas.is_empty() {
+        page.line("  External CAs:");
+        for ca in &spec.ca_config.external_cas {
+            page.line(format!("    {}: {}", "CFSSL", ca.url));
+        }
+    }
+    page.line("  Join Tokens:");
+    page.line(format!("    Worker: {}", cluster.root_ca.join_tokens.worker));
+    page.line(format!("    Manager: {}", cluster.root_ca.join_tokens.manager));
+    if let Some(driver) = &spec.task_defaults.log_driver {
+        page.pair("Default Log Driver", &driver.name);
+        for (option, value) in &driver.options {
+            if value.is_empty() {
+                page.line(format!("  {option}\t"));
+            } else {
+                page.pair(&format!("  {option}"), value);
+            }
+        }
+    }
+    page.finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cluster() -> Cluster {
+        let mut cluster = Cluster { id: "c1".into(), ..Default::default() };
+        cluster.spec.annotations.name = "default".into();
+        cluster.spec.orchestration.task_history_retention_limit = 5;
+        cluster.spec.dispatcher.heartbeat_period = Some(prost_types::Duration { seconds: 5, nanos: 0 });
+        cluster.spec.ca_config.node_cert_expiry =
+            Some(prost_types::Duration { seconds: 7_776_000, nanos: 0 });
+        cluster.root_ca.join_tokens.worker = "SWMTKN-1-w".into();
+        cluster.root_ca.join_tokens.manager = "SWMTKN-1-m".into();
+        cluster
+    }
+
+    #[test]
+    fn the_cluster_is_shown_with_its_tokens() {
+        let mut cluster = cluster();
+        let options = [("max-size".into(), "1m".into())].into();
+        cluster.spec.task_defaults.log_driver = Some(Driver { name: "json-file".into(), options });
+        assert_eq!(
+            summary(&cluster),
+            "ID          : c1
+Name        : default
+Orchestration settings:
+  Task history entries: 5
+Dispatcher settings:
+  Dispatcher heartbeat period: 5s
+Certificate Authority settings:
+  Certificate Validity Duration: 2160h0m0s
+  Join Tokens:
+    Worker: SWMTKN-1-w
+    Manager: SWMTKN-1-m
+Default Log Driver        : json-file
+  max-size                : 1m
+"
+        );
+        assert_eq!(list(&[cluster.into()]), "ID  Name\n--  ----\nc1  default\n");
+    }
+
+    #[test]
+    fn only_what_was_given_changes() {
+        let mut spec = cluster().spec;
+        spec.task_defaults.log_driver = Some(Driver { name: "json-file".into(), ..Default::default() });
+        let before = spec.clone();
+        apply(&mut spec, &Flags::default());
+        assert_eq!(spec, before);
+        let flags = Flags { autolock: Some(true), log_driver: Some(String::new()), ..Default::default() };
+        apply(&mut spec, &flags);
+        assert!(spec.encryption_config.auto_lock_managers);
+        assert_eq!(spec.task_defaults.log_driver, None);
+    }
+}

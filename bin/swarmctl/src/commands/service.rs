@@ -1,0 +1,168 @@
+//! Services.
+
+use clap::{Args, Subcommand};
+use swarm_api::v1::{
+    CreateServiceRequest, ListConfigsRequest, ListNodesRequest, ListSecretsRequest, ListServicesRequest,
+    ListTasksRequest, RemoveServiceRequest, TaskState, UpdateServiceRequest, list_configs_request,
+    list_secrets_request, list_tasks_request,
+};
+
+use super::{Context, ids, service_view, task_view};
+use crate::error::{Error, Result};
+use crate::resolve;
+use crate::spec::{Changes, CreateFlags, Found, ServiceFlags, UpdateFlags, apply, new_spec};
+
+/// How often an update is tried on a service that somebody else changes at the same time.
+const TRIES: usize = 3;
+
+/// Commands on services.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Create a service
+    Create {
+        #[command(flatten)]
+        create: Box<CreateFlags>,
+        #[command(flatten)]
+        flags: Box<ServiceFlags>,
+    },
+    /// Show a service and its tasks
+    Inspect {
+        #[command(flatten)]
+        service: One,
+        /// Also tasks that are meant to have ended
+        #[arg(short, long)]
+        all: bool,
+    },
+    /// List services
+    Ls {
+        /// IDs only
+        #[arg(short, long)]
+        quiet: bool,
+    },
+    /// Remove a service; its tasks are stopped
+    #[command(visible_alias = "rm")]
+    Remove(One),
+    /// Change a service; its tasks are replaced where they change
+    Update {
+        #[command(flatten)]
+        service: One,
+        #[command(flatten)]
+        update: Box<UpdateFlags>,
+        #[command(flatten)]
+        flags: Box<ServiceFlags>,
+    },
+}
+
+/// A service.
+#[derive(Debug, Args)]
+pub(crate) struct One {
+    /// ID of the service, its name, or how its ID begins
+    service: String,
+}
+
+pub(crate) async fn run(context: &mut Context, command: Command) -> Result<String> {
+    match command {
+        Command::Ls { quiet } => {
+            let request = ListServicesRequest::default();
+            let services = context.control.list_services(request).await?.into_inner().services;
+            if quiet {
+                return Ok(ids(services.iter().map(|service| service.id.as_str())));
+            }
+            let nodes = context.control.list_nodes(ListNodesRequest::default()).await?.into_inner().nodes;
+            let tasks = context.control.list_tasks(ListTasksRequest::default()).await?.into_inner().tasks;
+            Ok(service_view::list(&services, &nodes, &tasks))
+        }
+        Command::Inspect { service, all } => inspect(context, &service.service, all).await,
+        Command::Create { create, flags } => {
+            let changes = Changes::of_create(&create)?;
+            let mut spec = new_spec(&create, &flags)?;
+            let found = find(context, &changes, &flags).await?;
+            apply(&mut spec, &flags, &changes, &found)?;
+            let request = CreateServiceRequest { spec: Some(spec) };
+            let service = context.control.create_service(request).await?.into_inner().service;
+            Ok(format!("{}\n", service.ok_or(Error::Incomplete("service"))?.id))
+        }
+        Command::Update { service, update, flags } => {
+            self::update(context, &service.service, &update, &flags).await
+        }
+        Command::Remove(One { service: given }) => {
+            let service = resolve::service(&mut context.control, &given).await?;
+            context.control.remove_service(RemoveServiceRequest { service_id: service.id.clone() }).await?;
+            Ok(format!("{given}\n"))
+        }
+    }
+}
+
+async fn inspect(context: &mut Context, given: &str, all: bool) -> Result<String> {
+    let service = resolve::service(&mut context.control, given).await?;
+    let filters = list_tasks_request::Filters { service_ids: vec![service.id.clone()], ..Default::default() };
+    let request = ListTasksRequest { filters: Some(filters) };
+    let tasks = context.control.list_tasks(request).await?.into_inner().tasks;
+    let running = tasks.iter().filter(|task| task.status.state() == TaskState::Running).count();
+    let mut page = service_view::summary(&service, running, context.now);
+    if !tasks.is_empty() {
+        let names = context.names().await?;
+        page = format!("{page}\n{}", task_view::table(&tasks, all, &names, context.now));
+    }
+    Ok(page)
+}
+
+/// Changes what the flags say, and nothing else. When somebody else changed the service meanwhile, the flags are
+/// applied to what it is then.
+async fn update(
+    context: &mut Context,
+    given: &str,
+    update: &UpdateFlags,
+    flags: &ServiceFlags,
+) -> Result<String> {
+    let changes = Changes::of_update(update)?;
+    let found = find(context, &changes, flags).await?;
+    let mut tries = TRIES;
+    loop {
+        let service = resolve::service(&mut context.control, given).await?;
+        let mut spec = service.spec.clone();
+        if update.force == Some(true) {
+            spec.task.force_update += 1;
+        }
+        apply(&mut spec, flags, &changes, &found)?;
+        if spec == service.spec {
+            return Err(Error::plain("no changes detected"));
+        }
+        let request = UpdateServiceRequest {
+            service_id: service.id.clone(),
+            service_version: Some(service.meta.version),
+            spec: Some(spec),
+            ..Default::default()
+        };
+        tries -= 1;
+        match context.control.update_service(request).await {
+            Ok(_) => return Ok(format!("{}\n", service.id)),
+            Err(status) if tries > 0 && status.message().contains("update out of sequence") => {}
+            Err(status) => return Err(status.into()),
+        }
+    }
+}
+
+/// Looks up what the flags name.
+async fn find(context: &mut Context, changes: &Changes, flags: &ServiceFlags) -> Result<Found> {
+    let mut found = Found::default();
+    let names = |references: &[crate::values::reference::Reference]| -> Vec<String> {
+        references.iter().map(|reference| reference.name.clone()).collect()
+    };
+    if !changes.add_secrets.is_empty() {
+        let filters =
+            list_secrets_request::Filters { names: names(&changes.add_secrets), ..Default::default() };
+        let request = ListSecretsRequest { filters: Some(filters) };
+        found.secrets = context.control.list_secrets(request).await?.into_inner().secrets;
+    }
+    if !changes.add_configs.is_empty() {
+        let filters =
+            list_configs_request::Filters { names: names(&changes.add_configs), ..Default::default() };
+        let request = ListConfigsRequest { filters: Some(filters) };
+        found.configs = context.control.list_configs(request).await?.into_inner().configs;
+    }
+    if let Some(network) = &flags.network {
+        found.network = Some(resolve::network(&mut context.control, network).await?.id.clone());
+    }
+    Ok(found)
+}

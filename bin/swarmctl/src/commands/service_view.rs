@@ -1,0 +1,468 @@
+//! Pages and tables of services.
+
+use std::time::SystemTime;
+
+use swarm_api::Shared;
+use swarm_api::swarmd::ProcessSpec;
+use swarm_api::v1::mount::Type;
+use swarm_api::v1::node_status::State;
+use swarm_api::v1::port_config::Protocol;
+use swarm_api::v1::service_spec::Mode;
+use swarm_api::v1::update_status::UpdateState;
+use swarm_api::v1::{
+    ConfigReference, ContainerSpec, Driver, Mount, Node, Resources, SecretReference, Service, Task, TaskSpec,
+    TaskState, config_reference, secret_reference, task_spec,
+};
+
+use super::node::generic;
+use super::task_view;
+use crate::output::{Table, time};
+use crate::spec::decode_process;
+use crate::values::{cpu, duration, size};
+
+/// Running and wanted tasks.
+fn replicas(service: &Service, running: usize) -> String {
+    match &service.spec.mode {
+        Some(Mode::Replicated(mode)) => format!("{running}/{}", mode.replicas),
+        Some(Mode::Global(_)) => "global".to_owned(),
+        _ => String::new(),
+    }
+}
+
+/// `service ls`. Tasks on nodes that are down do not count as running.
+pub(super) fn list(services: &[Shared<Service>], nodes: &[Shared<Node>], tasks: &[Shared<Task>]) -> String {
+    let up = |id: &str| nodes.iter().any(|node| node.id == id && node.status.state() != State::Down);
+    let mut table = Table::list();
+    table.header(&["ID", "Name", "Image", "Replicas"]);
+    for service in services {
+        let running = tasks.iter().filter(|task| {
+            task.service_id == service.id && task.status.state() == TaskState::Running && up(&task.node_id)
+        });
+        let cells = [
+            service.id.clone(),
+            service.spec.annotations.name.clone(),
+            task_view::image(service.spec.task.runtime.as_ref()),
+            replicas(service, running.count()),
+        ];
+        table.line(cells.join("\t"));
+    }
+    table.finish()
+}
+
+/// The page of `service inspect` above its table.
+pub(super) fn summary(service: &Service, running: usize, now: SystemTime) -> String {
+    let mut page = Table::summary();
+    let spec = &service.spec;
+    page.pair("ID", &service.id);
+    page.pair("Name", &spec.annotations.name);
+    if !spec.annotations.labels.is_empty() {
+        page.line("Labels\t");
+        for (key, value) in &spec.annotations.labels {
+            page.pair(&format!("  {key}"), value);
+        }
+    }
+    let replicas = replicas(service, running);
+    if !replicas.is_empty() {
+        page.pair("Replicas", replicas);
+    }
+    update_status(&mut page, service, now);
+    page.line("Template\t");
+    match &spec.task.runtime {
+        Some(task_spec::Runtime::Container(container)) => {
+            page.line(" Container\t");
+            template(&mut page, container);
+        }
+        Some(task_spec::Runtime::Generic(kind)) => match decode_process(kind) {
+            Some(process) => {
+                page.line(" Process\t");
+                process_lines(&mut page, "  ", &process);
+            }
+            None => page.pair(" Runtime", &kind.kind),
+        },
+        _ => {}
+    }
+    placement(&mut page, &spec.task);
+    networks(&mut page, &spec.task);
+    ports(&mut page, service);
+    if let Some(task_spec::Runtime::Container(container)) = &spec.task.runtime {
+        files(&mut page, "  ", container);
+    }
+    log_driver(&mut page, spec.task.log_driver.as_ref());
+    page.finish()
+}
+
+fn update_status(page: &mut Table, service: &Service, now: SystemTime) {
+    let Some(status) = &service.update_status else { return };
+    page.line("Update Status\t");
+    let state = match status.state() {
+        UpdateState::Unknown => "UNKNOWN",
+        UpdateState::Updating => "UPDATING",
+        UpdateState::Paused => "PAUSED",
+        UpdateState::Completed => "COMPLETED",
+        UpdateState::RollbackStarted => "ROLLBACK_STARTED",
+        UpdateState::RollbackPaused => "ROLLBACK_PAUSED",
+        UpdateState::RollbackCompleted => "ROLLBACK_COMPLETED",
+    };
+    page.pair(" State", state);
+    if status.started_at.is_some() {
+        page.pair(" Started", time::relative(status.started_at.as_ref(), now));
+    }
+    if status.state() == UpdateState::Completed {
+        page.pair(" Completed", time::relative(status.completed_at.as_ref(), now));
+    }
+    page.pair(" Message", &status.message);
+}
+
+/// Image, command, arguments and environment of a container.
+fn template(page: &mut Table, container: &ContainerSpec) {
+    page.pair("  Image", &container.image);
+    words(page, "  ", &container.command, &container.args, &container.env);
+}
+
+fn words(page: &mut Table, indent: &str, command: &[String], args: &[String], env: &[String]) {
+    let command = command.join(" ");
+    if !command.is_empty() {
+        page.pair(&format!("{indent}Command"), format!("{command:?}"));
+    }
+    for (name, list) in [("Args", args), ("Env", env)] {
+        let text = list.join(", ");
+        if !text.is_empty() {
+            page.pair(&format!("{indent}{name}"), format!("[{text}]"));
+        }
+    }
+}
+
+/// What a container is, in `task inspect`.
+pub(super) fn spec_lines(page: &mut Table, indent: &str, container: &ContainerSpec) {
+    template(page, container);
+    secrets_and_configs(page, indent, &container.secrets, &container.configs, |name, _, file| {
+        format!("{name}:{file}")
+    });
+}
+
+/// What a native process is.
+pub(super) fn process_lines(page: &mut Table, indent: &str, process: &ProcessSpec) {
+    words(page, indent, &process.command, &process.args, &process.env);
+    for (name, value) in
+        [("Dir", &process.dir), ("User", &process.user), ("Stop Signal", &process.stop_signal)]
+    {
+        if !value.is_empty() {
+            page.pair(&format!("{indent}{name}"), value);
+        }
+    }
+    if !process.groups.is_empty() {
+        page.pair(&format!("{indent}Groups"), format!("[{}]", process.groups.join(", ")));
+    }
+    if let Some(period) = &process.stop_grace_period {
+        page.pair(&format!("{indent}Stop Grace Period"), duration::format(period));
+    }
+    for limit in &process.rlimits {
+        page.pair(&format!("{indent}Limit {}", limit.name), format!("{}:{}", limit.soft, limit.hard));
+    }
+}
+
+/// Constraints and resources.
+fn placement(page: &mut Table, task: &TaskSpec) {
+    let constraints = task.placement.iter().flat_map(|placement| &placement.constraints);
+    let constraints: Vec<&str> = constraints.map(String::as_str).collect();
+    if !constraints.is_empty() {
+        page.pair("  Constraints", constraints.join(", "));
+    }
+    let Some(resources) = &task.resources else { return };
+    page.line("  Resources\t");
+    for (name, amounts) in [("Reservations:", &resources.reservations), ("Limits:", &resources.limits)] {
+        if let Some(amounts) = amounts {
+            page.line(format!("    {name}\t"));
+            amounts_of(page, amounts);
+        }
+    }
+}
+
+fn amounts_of(page: &mut Table, amounts: &Resources) {
+    if amounts.nano_cpus != 0 {
+        page.pair("      CPU", cpu::format(amounts.nano_cpus));
+    }
+    if amounts.memory_bytes != 0 {
+        page.pair("      Memory", size::format(amounts.memory_bytes));
+    }
+    if !amounts.generic.is_empty() {
+        page.line("      Generic Resources\t");
+        for resource in &amounts.generic {
+            generic(page, "        ", resource);
+        }
+    }
+}
+
+fn networks(page: &mut Table, task: &TaskSpec) {
+    if !task.networks.is_empty() {
+        let ids: Vec<&str> = task.networks.iter().map(|network| network.target.as_str()).collect();
+        page.line(format!("  Networks: {}", ids.join(" ")));
+    }
+}
+
+fn ports(page: &mut Table, service: &Service) {
+    let ports: Vec<_> = service.endpoint.iter().flat_map(|endpoint| &endpoint.ports).collect();
+    if ports.is_empty() {
+        return;
+    }
+    page.line("");
+    page.line("Ports:");
+    for port in ports {
+        let protocol = match port.protocol() {
+            Protocol::Tcp => "TCP",
+            Protocol::Udp => "UDP",
+            Protocol::Sctp => "SCTP",
+        };
+        page.line(format!("    - Name\t= {}", port.name));
+        page.line(format!("      Protocol\t= {protocol}"));
+        page.line(format!("      Port\t= {}", port.target_port));
+        page.line(format!("      SwarmPort\t= {}", port.published_port));
+    }
+}
+
+/// Mounts, secrets and configs.
+fn files(page: &mut Table, indent: &str, container: &ContainerSpec) {
+    if !container.mounts.is_empty() {
+        page.line(format!("{indent}Mounts:"));
+        for mount in &container.mounts {
+            mounted(page, indent, mount);
+        }
+    }
+    secrets_and_configs(page, indent, &container.secrets, &container.configs, |name, id, file| {
+        format!("{name}@{id}:{file}")
+    });
+}
+
+fn mounted(page: &mut Table, indent: &str, mount: &Mount) {
+    let kind = match mount.r#type() {
+        Type::Bind => "bind",
+        Type::Volume => "volume",
+        Type::Tmpfs => "tmpfs",
+        Type::Npipe => "npipe",
+        Type::Cluster => "cluster",
+    };
+    page.line(format!("{indent}  - target = {}", mount.target));
+    page.line(format!("{indent}    source = {}", mount.source));
+    page.line(format!("{indent}    readonly = {}", mount.readonly));
+    page.line(format!("{indent}    type = {kind}"));
+}
+
+fn secrets_and_configs(
+    page: &mut Table,
+    indent: &str,
+    secrets: &[SecretReference],
+    configs: &[ConfigReference],
+    text: impl Fn(&str, &str, &str) -> String,
+) {
+    if !secrets.is_empty() {
+        page.line(format!("{indent}Secrets:"));
+        for secret in secrets {
+            let (mode, file) = match &secret.target {
+                Some(secret_reference::Target::File(file)) => ("FILE", file.name.as_str()),
+                None => ("", ""),
+            };
+            page.line(format!("{indent}  [{mode}] {}", text(&secret.secret_name, &secret.secret_id, file)));
+        }
+    }
+    if !configs.is_empty() {
+        page.line(format!("{indent}Configs:"));
+        for config in configs {
+            let (mode, file) = match &config.target {
+                Some(config_reference::Target::File(file)) => ("FILE", file.name.as_str()),
+                _ => ("", ""),
+            };
+            page.line(format!("{indent}  [{mode}] {}", text(&config.config_name, &config.config_id, file)));
+        }
+    }
+}
+
+fn log_driver(page: &mut Table, driver: Option<&Driver>) {
+    let Some(driver) = driver else { return };
+    page.pair("  LogDriver", &driver.name);
+    for (option, value) in &driver.options {
+        if value.is_empty() {
+            page.line(format!("    {option}\t"));
+        } else {
+            page.pair(&format!("    {option}"), value);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use prost::{Message as _, Name as _};
+    use prost_types::Timestamp;
+    use swarm_api::v1::{
+        Endpoint, FileTarget, GenericRuntimeSpec, GlobalService, NetworkAttachmentConfig, Placement,
+        PortConfig, ReplicatedService, ResourceRequirements, UpdateStatus,
+    };
+
+    use super::*;
+
+    fn container_service(name: &str, mode: Mode) -> Service {
+        let mut service = Service { id: format!("id-{name}"), ..Default::default() };
+        service.spec.annotations.name = name.into();
+        service.spec.mode = Some(mode);
+        service.spec.task.runtime = Some(task_spec::Runtime::Container(ContainerSpec {
+            image: "redis:3.0.5".into(),
+            ..Default::default()
+        }));
+        service
+    }
+
+    fn process_service() -> Service {
+        let mut service = container_service("native", Mode::Replicated(ReplicatedService { replicas: 1 }));
+        let process = ProcessSpec {
+            command: vec!["sleep".into()],
+            args: vec!["1000".into()],
+            user: "daemon".into(),
+            stop_grace_period: Some(prost_types::Duration { seconds: 90, nanos: 0 }),
+            ..Default::default()
+        };
+        service.spec.task.runtime = Some(task_spec::Runtime::Generic(GenericRuntimeSpec {
+            kind: "process".into(),
+            payload: Some(prost_types::Any {
+                type_url: ProcessSpec::type_url(),
+                value: process.encode_to_vec(),
+            }),
+        }));
+        service
+    }
+
+    #[test]
+    fn tasks_on_nodes_that_are_down_do_not_run() {
+        let node = |id: &str, state: State| {
+            let mut node = Node { id: id.into(), ..Default::default() };
+            node.status.state = state as i32;
+            Shared::from(node)
+        };
+        let task = |node: &str| {
+            let mut task = Task { service_id: "id-web".into(), node_id: node.into(), ..Default::default() };
+            task.status.state = TaskState::Running as i32;
+            Shared::from(task)
+        };
+        let services = [
+            container_service("web", Mode::Replicated(ReplicatedService { replicas: 3 })),
+            container_service("everywhere", Mode::Global(GlobalService {})),
+            process_service(),
+        ];
+        let nodes = [node("up", State::Ready), node("down", State::Down)];
+        let tasks = [task("up"), task("down"), task("gone"), task("up")];
+        assert_eq!(
+            list(&services.map(Shared::from), &nodes, &tasks),
+            "ID             Name        Image        Replicas
+--             ----        -----        --------
+id-web         web         redis:3.0.5  2/3
+id-everywhere  everywhere  redis:3.0.5  global
+id-native      native      sleep        0/1
+"
+        );
+    }
+
+    #[test]
+    fn a_service_is_shown_with_everything_that_was_asked_for() {
+        let mut service = container_service("web", Mode::Replicated(ReplicatedService { replicas: 1 }));
+        service.spec.annotations.labels = [("b".into(), "2".into()), ("a".into(), "1".into())].into();
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1000);
+        service.update_status = Some(UpdateStatus {
+            state: UpdateState::Completed as i32,
+            started_at: Some(Timestamp { seconds: 820, nanos: 0 }),
+            completed_at: Some(Timestamp { seconds: 940, nanos: 0 }),
+            message: "update completed".into(),
+        });
+        let task = &mut *service.spec.task;
+        let Some(task_spec::Runtime::Container(container)) = &mut task.runtime else { panic!() };
+        container.command = vec!["sh".into(), "-c".into(), "x".into()];
+        container.args = vec!["a".into(), "b".into()];
+        container.env = vec!["A=1".into(), "B=2".into()];
+        container.mounts = vec![crate::values::mount::bind("/y:/x").unwrap()];
+        container.secrets = vec![SecretReference {
+            secret_id: "sid".into(),
+            secret_name: "password".into(),
+            target: Some(secret_reference::Target::File(FileTarget {
+                name: "pw".into(),
+                ..Default::default()
+            })),
+        }];
+        let constraints = vec!["a==b".into(), "c!=d".into()];
+        task.placement = Some(Placement { constraints, ..Default::default() });
+        task.resources = Some(ResourceRequirements {
+            reservations: Some(Resources {
+                nano_cpus: 500_000_000,
+                memory_bytes: 512 << 20,
+                generic: swarm_placement::generic::parse("fpga=1").unwrap(),
+            }),
+            ..Default::default()
+        });
+        task.networks = vec![NetworkAttachmentConfig { target: "net1".into(), ..Default::default() }];
+        let options = [("max-size".into(), "1m".into()), ("x".into(), String::new())].into();
+        task.log_driver = Some(Driver { name: "json-file".into(), options });
+        let port =
+            PortConfig { name: "web".into(), target_port: 80, published_port: 8080, ..Default::default() };
+        service.endpoint = Some(Endpoint { ports: vec![port], ..Default::default() }.into());
+        assert_eq!(
+            summary(&service, 1, now),
+            "ID                             : id-web
+Name                           : web
+Labels                         
+  a                            : 1
+  b                            : 2
+Replicas                       : 1/1
+Update Status                  
+ State                         : COMPLETED
+ Started                       : 3 minutes ago
+ Completed                     : 1 minute ago
+ Message                       : update completed
+Template                       
+ Container                     
+  Image                        : redis:3.0.5
+  Command                      : \"sh -c x\"
+  Args                         : [a, b]
+  Env                          : [A=1, B=2]
+  Constraints                  : a==b, c!=d
+  Resources                    
+    Reservations:              
+      CPU                      : 0.5
+      Memory                   : 512 MiB
+      Generic Resources        
+        fpga                   : 1
+  Networks: net1
+
+Ports:
+    - Name             = web
+      Protocol         = TCP
+      Port             = 80
+      SwarmPort        = 8080
+  Mounts:
+    - target = /x
+      source = /y
+      readonly = false
+      type = bind
+  Secrets:
+    [FILE] password@sid:pw
+  LogDriver         : json-file
+    max-size        : 1m
+    x               
+"
+        );
+    }
+
+    #[test]
+    fn a_process_is_shown_in_place_of_a_container() {
+        assert_eq!(
+            summary(&process_service(), 0, SystemTime::UNIX_EPOCH),
+            "ID                         : id-native
+Name                       : native
+Replicas                   : 0/1
+Template                   
+ Process                   
+  Command                  : \"sleep\"
+  Args                     : [1000]
+  User                     : daemon
+  Stop Grace Period        : 1m30s
+"
+        );
+    }
+}

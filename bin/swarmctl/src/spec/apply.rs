@@ -1,0 +1,225 @@
+//! Applies flags to a spec.
+
+use swarm_api::v1::restart_policy::RestartCondition;
+use swarm_api::v1::service_spec;
+use swarm_api::v1::update_config::{FailureAction, UpdateOrder};
+use swarm_api::v1::{
+    ContainerSpec, Driver, EndpointSpec, GlobalService, NetworkAttachmentConfig, ReplicatedService,
+    ResourceRequirements, RestartPolicy, ServiceSpec, TaskSpec, UpdateConfig, task_spec,
+};
+use swarm_placement::{Constraint, generic};
+
+use super::container::set;
+use super::flags::{Mode, OnFailure, OnRollbackFailure, Order, Restart, Runtime};
+use super::{Changes, CreateFlags, Found, ServiceFlags, container, process};
+use crate::error::{Error, Result};
+use crate::values::csv::join;
+use crate::values::{pair, port};
+
+/// The spec of a new service, before the flags that create has in common with update.
+pub(crate) fn new_spec(create: &CreateFlags, flags: &ServiceFlags) -> Result<ServiceSpec> {
+    if flags.name.is_none() {
+        return Err(Error::usage("--name must be given"));
+    }
+    let runtime = match create.runtime {
+        Some(Runtime::Process) => {
+            if flags.command.is_none() && flags.words.is_empty() {
+                return Err(Error::usage("--command, or words after --, must say which process to run"));
+            }
+            task_spec::Runtime::Generic(process::encode(&Default::default()))
+        }
+        _ if flags.image.is_none() => {
+            return Err(Error::usage("--image must be given (or --runtime process for a native process)"));
+        }
+        _ => task_spec::Runtime::Container(ContainerSpec::default()),
+    };
+    let mode = match create.mode {
+        Some(Mode::Global) => service_spec::Mode::Global(GlobalService {}),
+        _ => service_spec::Mode::Replicated(ReplicatedService { replicas: 1 }),
+    };
+    let task = TaskSpec { runtime: Some(runtime), restart: Some(any()), ..Default::default() };
+    Ok(ServiceSpec { task: task.into(), mode: Some(mode), ..Default::default() })
+}
+
+fn any() -> RestartPolicy {
+    RestartPolicy { condition: RestartCondition::Any as i32, ..Default::default() }
+}
+
+/// Applies the flags that were given.
+pub(crate) fn apply(
+    spec: &mut ServiceSpec,
+    flags: &ServiceFlags,
+    changes: &Changes,
+    found: &Found,
+) -> Result<()> {
+    if let Some(name) = &flags.name {
+        spec.annotations.name.clone_from(name);
+    }
+    if let Some(terms) = join(flags.label.as_ref()) {
+        spec.annotations.labels = pair::labels(&terms).map_err(Error::Usage)?;
+    }
+    mode(spec, flags)?;
+    runtime(spec, flags, changes, found)?;
+    resources(spec, flags)?;
+    if let Some(texts) = join(flags.ports.as_ref()) {
+        let ports =
+            texts.iter().map(|text| port::parse(text)).collect::<Result<_, _>>().map_err(Error::Usage)?;
+        spec.endpoint = Some(EndpointSpec { ports, ..Default::default() });
+    }
+    if let Some(network) = &found.network {
+        spec.task.networks = vec![NetworkAttachmentConfig { target: network.clone(), ..Default::default() }];
+    }
+    restart(spec, flags);
+    updates(spec, flags);
+    if let Some(texts) = join(flags.constraint.as_ref()) {
+        Constraint::parse_all(&texts).map_err(|error| Error::usage(error.to_string()))?;
+        spec.task.placement.get_or_insert_default().constraints = texts;
+    }
+    if let Some(name) = &flags.log_driver {
+        let options = pair::options(&join(flags.log_opt.as_ref()).unwrap_or_default());
+        spec.task.log_driver = Some(Driver { name: name.clone(), options });
+    }
+    Ok(())
+}
+
+fn mode(spec: &mut ServiceSpec, flags: &ServiceFlags) -> Result<()> {
+    let replicated = match &mut spec.mode {
+        Some(service_spec::Mode::Replicated(replicated)) => Some(replicated),
+        _ => None,
+    };
+    match (flags.replicas, replicated) {
+        (None, _) => {}
+        (Some(replicas), Some(replicated)) => replicated.replicas = replicas,
+        (Some(_), None) => return Err(Error::usage("--replicas is only for replicated services")),
+    }
+    if let Some(most) = flags.replicas_max_per_node {
+        if !matches!(spec.mode, Some(service_spec::Mode::Replicated(_))) {
+            return Err(Error::usage("--replicas-max-per-node is only for replicated services"));
+        }
+        spec.task.placement.get_or_insert_default().max_replicas = most;
+    }
+    Ok(())
+}
+
+fn runtime(spec: &mut ServiceSpec, flags: &ServiceFlags, changes: &Changes, found: &Found) -> Result<()> {
+    match &mut spec.task.runtime {
+        Some(task_spec::Runtime::Container(spec)) => {
+            container::apply(spec, flags)?;
+            changes.apply(spec, found)
+        }
+        Some(task_spec::Runtime::Generic(generic)) => {
+            if !changes.is_empty() {
+                return Err(Error::usage("secrets, configs and capabilities are for containers"));
+            }
+            match process::decode(generic) {
+                Some(mut spec) => {
+                    process::apply(&mut spec, flags)?;
+                    *generic = process::encode(&spec);
+                    Ok(())
+                }
+                None => Err(Error::plain(format!(
+                    "this command can't change tasks of runtime {:?}",
+                    generic.kind
+                ))),
+            }
+        }
+        _ => Err(Error::plain("this command can't change a service without a runtime")),
+    }
+}
+
+fn resources(spec: &mut ServiceSpec, flags: &ServiceFlags) -> Result<()> {
+    let limits = flags.memory_limit.is_some() || flags.cpu_limit.is_some();
+    let reservations = flags.memory_reservation.is_some()
+        || flags.cpu_reservation.is_some()
+        || flags.generic_resources.is_some();
+    if !limits && !reservations {
+        return Ok(());
+    }
+    let resources: &mut ResourceRequirements = spec.task.resources.get_or_insert_default();
+    if limits {
+        let limits = resources.limits.get_or_insert_default();
+        set(&mut limits.memory_bytes, flags.memory_limit.as_ref());
+        set(&mut limits.nano_cpus, flags.cpu_limit.as_ref());
+    }
+    if reservations {
+        let reservations = resources.reservations.get_or_insert_default();
+        set(&mut reservations.memory_bytes, flags.memory_reservation.as_ref());
+        set(&mut reservations.nano_cpus, flags.cpu_reservation.as_ref());
+        if let Some(text) = &flags.generic_resources {
+            reservations.generic =
+                generic::parse_request(text).map_err(|error| Error::usage(error.to_string()))?;
+        }
+    }
+    Ok(())
+}
+
+fn restart(spec: &mut ServiceSpec, flags: &ServiceFlags) {
+    let given = flags.restart_condition.is_some()
+        || flags.restart_delay.is_some()
+        || flags.restart_max_attempts.is_some()
+        || flags.restart_window.is_some();
+    if !given {
+        return;
+    }
+    let policy = spec.task.restart.get_or_insert_with(any);
+    if let Some(condition) = flags.restart_condition {
+        policy.condition = match condition {
+            Restart::Any => RestartCondition::Any,
+            Restart::Failure => RestartCondition::OnFailure,
+            Restart::None => RestartCondition::None,
+        } as i32;
+    }
+    set(&mut policy.max_attempts, flags.restart_max_attempts.as_ref());
+    if flags.restart_delay.is_some() {
+        policy.delay = flags.restart_delay;
+    }
+    if flags.restart_window.is_some() {
+        policy.window = flags.restart_window;
+    }
+}
+
+/// A section that is new starts from what applies without it: one task at a time.
+fn section(config: &mut Option<UpdateConfig>) -> &mut UpdateConfig {
+    config.get_or_insert_with(|| UpdateConfig { parallelism: 1, ..Default::default() })
+}
+
+fn order(order: Order) -> i32 {
+    match order {
+        Order::StopFirst => UpdateOrder::StopFirst as i32,
+        Order::StartFirst => UpdateOrder::StartFirst as i32,
+    }
+}
+
+fn updates(spec: &mut ServiceSpec, flags: &ServiceFlags) {
+    if let Some(parallelism) = flags.update_parallelism {
+        section(&mut spec.update).parallelism = parallelism;
+    }
+    if let Some(delay) = flags.update_delay {
+        section(&mut spec.update).delay = delay;
+    }
+    if let Some(action) = flags.update_on_failure {
+        section(&mut spec.update).failure_action = match action {
+            OnFailure::Pause => FailureAction::Pause,
+            OnFailure::Continue => FailureAction::Continue,
+            OnFailure::Rollback => FailureAction::Rollback,
+        } as i32;
+    }
+    if let Some(first) = flags.update_order {
+        section(&mut spec.update).order = order(first);
+    }
+    if let Some(parallelism) = flags.rollback_parallelism {
+        section(&mut spec.rollback).parallelism = parallelism;
+    }
+    if let Some(delay) = flags.rollback_delay {
+        section(&mut spec.rollback).delay = delay;
+    }
+    if let Some(action) = flags.rollback_on_failure {
+        section(&mut spec.rollback).failure_action = match action {
+            OnRollbackFailure::Pause => FailureAction::Pause,
+            OnRollbackFailure::Continue => FailureAction::Continue,
+        } as i32;
+    }
+    if let Some(first) = flags.rollback_order {
+        section(&mut spec.rollback).order = order(first);
+    }
+}

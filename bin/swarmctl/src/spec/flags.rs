@@ -1,0 +1,258 @@
+//! The flags of `service create` and `service update`. Only flags that were given are applied.
+
+// The comments on fields are the help texts: brackets mark what may be left out.
+#![allow(rustdoc::broken_intra_doc_links)]
+
+use clap::{Args, ValueEnum};
+
+use crate::values::{List, boolean, unsigned};
+
+/// What a service's tasks are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Runtime {
+    /// Containers, run by a container engine
+    Container,
+    /// Native processes, run by swarmd itself
+    Process,
+}
+
+/// How many tasks a service has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Mode {
+    /// As many as --replicas says
+    Replicated,
+    /// One on every node that may run it
+    Global,
+}
+
+/// What happens when an update fails.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum OnFailure {
+    Pause,
+    Continue,
+    Rollback,
+}
+
+/// What happens when a rollback fails.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum OnRollbackFailure {
+    Pause,
+    Continue,
+}
+
+/// Which of two tasks comes first when one replaces the other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Order {
+    StopFirst,
+    StartFirst,
+}
+
+/// After which ends a task is started again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Restart {
+    Any,
+    Failure,
+    None,
+}
+
+/// Flags that create and update have in common.
+#[derive(Debug, Default, Args)]
+pub(crate) struct ServiceFlags {
+    /// Name of the service
+    #[arg(long, value_name = "NAME")]
+    pub(crate) name: Option<String>,
+    /// Labels of the service, key=value; replaces all
+    #[arg(long, value_name = "LIST", allow_hyphen_values = true)]
+    pub(crate) label: Option<Vec<List>>,
+    /// Number of tasks [default: 1]
+    #[arg(long, value_name = "N", value_parser = unsigned)]
+    pub(crate) replicas: Option<u64>,
+    /// Most tasks on one node, 0 for any number
+    #[arg(long, value_name = "N", value_parser = unsigned)]
+    pub(crate) replicas_max_per_node: Option<u64>,
+
+    /// Image of the containers
+    #[arg(long, value_name = "IMAGE", help_heading = "What runs")]
+    pub(crate) image: Option<String>,
+    /// Program and its first arguments: the entry point of containers, the command of processes
+    #[arg(long, value_name = "LIST", allow_hyphen_values = true, help_heading = "What runs")]
+    pub(crate) command: Option<Vec<List>>,
+    /// Arguments behind the command; words after -- are arguments too
+    #[arg(long, value_name = "LIST", allow_hyphen_values = true, help_heading = "What runs")]
+    pub(crate) args: Option<Vec<List>>,
+    /// Environment, NAME=value; values may hold templates such as {{.Task.Slot}}; replaces all
+    #[arg(long, value_name = "LIST", allow_hyphen_values = true, help_heading = "What runs")]
+    pub(crate) env: Option<Vec<List>>,
+    /// Working directory
+    #[arg(long, value_name = "DIR", help_heading = "What runs")]
+    pub(crate) dir: Option<String>,
+    /// User, by name or number, and group behind a colon
+    #[arg(long, value_name = "USER[:GROUP]", help_heading = "What runs")]
+    pub(crate) user: Option<String>,
+    /// Supplementary groups; replaces all
+    #[arg(long, value_name = "LIST", help_heading = "What runs")]
+    pub(crate) group: Option<Vec<List>>,
+    /// Signal that asks a task to stop [default: the image's, or SIGTERM]
+    #[arg(long, value_name = "SIGNAL", help_heading = "What runs")]
+    pub(crate) stop_signal: Option<String>,
+    /// Time between that signal and the kill [default: 10s]
+    #[arg(long, value_name = "DURATION", value_parser = crate::values::duration::parse, allow_hyphen_values = true, help_heading = "What runs")]
+    pub(crate) stop_grace_period: Option<prost_types::Duration>,
+    /// Limits of processes, name=soft[:hard], -1 for none; replaces all
+    #[arg(long, value_name = "LIST", help_heading = "What runs")]
+    pub(crate) ulimit: Option<Vec<List>>,
+    /// Hostname of the containers; may hold templates
+    #[arg(long, value_name = "NAME", help_heading = "Containers only")]
+    pub(crate) hostname: Option<String>,
+    /// Labels of the containers, key=value; replaces all
+    #[arg(long, value_name = "LIST", help_heading = "Containers only")]
+    pub(crate) container_label: Option<Vec<List>>,
+    /// Allocate a terminal
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = boolean, help_heading = "Containers only")]
+    pub(crate) tty: Option<bool>,
+    /// Keep the standard input open
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = boolean, help_heading = "Containers only")]
+    pub(crate) open_stdin: Option<bool>,
+    /// Run an init process that reaps orphans
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = boolean, help_heading = "Containers only")]
+    pub(crate) init: Option<bool>,
+    /// Mount the root file system read-only
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = boolean, help_heading = "Containers only")]
+    pub(crate) read_only: Option<bool>,
+    /// Preference of the kernel when memory runs out, -1000 to 1000
+    #[arg(long, value_name = "N", allow_negative_numbers = true, help_heading = "Containers only")]
+    pub(crate) oom_score_adj: Option<i64>,
+    /// Most processes in a container, 0 for any number
+    #[arg(long, value_name = "N", help_heading = "Containers only")]
+    pub(crate) pids_limit: Option<i64>,
+    /// Mount host directories, source:target; adds to those there
+    #[arg(long, value_name = "LIST", help_heading = "Containers only")]
+    pub(crate) bind: Option<Vec<List>>,
+    /// Mount anonymous volumes at targets; adds to those there
+    #[arg(long, value_name = "LIST", help_heading = "Containers only")]
+    pub(crate) volume: Option<Vec<List>>,
+    /// Mount memory, target[:size=…,mode=…,ro,noexec]; adds to those there (quote what holds commas)
+    #[arg(long, value_name = "LIST", help_heading = "Containers only")]
+    pub(crate) tmpfs: Option<Vec<List>>,
+    /// Mount named pipes, source:target; adds to those there
+    #[arg(long, value_name = "LIST", help_heading = "Containers only")]
+    pub(crate) npipe: Option<Vec<List>>,
+
+    /// Published ports, [name]:target[/protocol][:published[/protocol]]; replaces all
+    #[arg(long, value_name = "LIST", help_heading = "Network")]
+    pub(crate) ports: Option<Vec<List>>,
+    /// Network to attach to, by name or ID; replaces all
+    #[arg(long, value_name = "NETWORK", help_heading = "Network")]
+    pub(crate) network: Option<String>,
+
+    /// Memory that a task may use at most, such as 512m
+    #[arg(long, value_name = "SIZE", value_parser = crate::values::size::parse, allow_hyphen_values = true, help_heading = "Resources and placement")]
+    pub(crate) memory_limit: Option<i64>,
+    /// Memory that is reserved for a task
+    #[arg(long, value_name = "SIZE", value_parser = crate::values::size::parse, allow_hyphen_values = true, help_heading = "Resources and placement")]
+    pub(crate) memory_reservation: Option<i64>,
+    /// CPUs that a task may use at most, such as 0.5
+    #[arg(long, value_name = "CPUS", value_parser = crate::values::cpu::parse, allow_hyphen_values = true, help_heading = "Resources and placement")]
+    pub(crate) cpu_limit: Option<i64>,
+    /// CPUs that are reserved for a task
+    #[arg(long, value_name = "CPUS", value_parser = crate::values::cpu::parse, allow_hyphen_values = true, help_heading = "Resources and placement")]
+    pub(crate) cpu_reservation: Option<i64>,
+    /// Generic resources that are reserved for a task, kind=number; replaces all
+    #[arg(long, value_name = "LIST", help_heading = "Resources and placement")]
+    pub(crate) generic_resources: Option<String>,
+    /// Which nodes may run tasks, such as node.labels.zone==a; replaces all
+    #[arg(long, value_name = "LIST", help_heading = "Resources and placement")]
+    pub(crate) constraint: Option<Vec<List>>,
+
+    /// After which ends a task is started again [default: any]
+    #[arg(long, value_name = "WHEN", hide_possible_values = false, help_heading = "Restarts")]
+    pub(crate) restart_condition: Option<Restart>,
+    /// Time before a task is started again [default: 5s]
+    #[arg(long, value_name = "DURATION", value_parser = crate::values::duration::parse, allow_hyphen_values = true, help_heading = "Restarts")]
+    pub(crate) restart_delay: Option<prost_types::Duration>,
+    /// How often at most, 0 for any number
+    #[arg(long, value_name = "N", value_parser = unsigned, help_heading = "Restarts")]
+    pub(crate) restart_max_attempts: Option<u64>,
+    /// Time in which attempts are counted, 0 for all time
+    #[arg(long, value_name = "DURATION", value_parser = crate::values::duration::parse, allow_hyphen_values = true, help_heading = "Restarts")]
+    pub(crate) restart_window: Option<prost_types::Duration>,
+
+    /// Tasks updated at the same time, 0 for all [default: 1]
+    #[arg(long, value_name = "N", value_parser = unsigned, help_heading = "Updates")]
+    pub(crate) update_parallelism: Option<u64>,
+    /// Time between them [default: 0s]
+    #[arg(long, value_name = "DURATION", value_parser = crate::values::duration::parse, allow_hyphen_values = true, help_heading = "Updates")]
+    pub(crate) update_delay: Option<prost_types::Duration>,
+    /// What to do when an update fails [default: pause]
+    #[arg(long, value_name = "WHAT", help_heading = "Updates")]
+    pub(crate) update_on_failure: Option<OnFailure>,
+    /// Whether the old task stops before the new one starts [default: stop-first]
+    #[arg(long, value_name = "ORDER", help_heading = "Updates")]
+    pub(crate) update_order: Option<Order>,
+    /// As --update-parallelism, for rollbacks
+    #[arg(long, value_name = "N", value_parser = unsigned, help_heading = "Updates")]
+    pub(crate) rollback_parallelism: Option<u64>,
+    /// As --update-delay, for rollbacks
+    #[arg(long, value_name = "DURATION", value_parser = crate::values::duration::parse, allow_hyphen_values = true, help_heading = "Updates")]
+    pub(crate) rollback_delay: Option<prost_types::Duration>,
+    /// What to do when a rollback fails [default: pause]
+    #[arg(long, value_name = "WHAT", help_heading = "Updates")]
+    pub(crate) rollback_on_failure: Option<OnRollbackFailure>,
+    /// As --update-order, for rollbacks
+    #[arg(long, value_name = "ORDER", help_heading = "Updates")]
+    pub(crate) rollback_order: Option<Order>,
+
+    /// Log driver of the containers
+    #[arg(long, value_name = "DRIVER", help_heading = "Logs")]
+    pub(crate) log_driver: Option<String>,
+    /// Options of the log driver, key=value; with --log-driver
+    #[arg(long, value_name = "LIST", requires = "log_driver", help_heading = "Logs")]
+    pub(crate) log_opt: Option<Vec<List>>,
+
+    /// Arguments; for native processes without --command, the command
+    #[arg(last = true, value_name = "WORDS")]
+    pub(crate) words: Vec<String>,
+}
+
+/// Flags of create.
+#[derive(Debug, Default, Args)]
+pub(crate) struct CreateFlags {
+    /// Whether tasks are containers or native processes [default: container]
+    #[arg(long, value_name = "RUNTIME", help_heading = "What runs")]
+    pub(crate) runtime: Option<Runtime>,
+    /// How many tasks there are [default: replicated]
+    #[arg(long, value_name = "MODE")]
+    pub(crate) mode: Option<Mode>,
+    /// Secrets to give to the tasks, name[:file]
+    #[arg(long, value_name = "LIST", help_heading = "Containers only")]
+    pub(crate) secret: Option<Vec<List>>,
+    /// Configs to give to the tasks, name[:file]
+    #[arg(long, value_name = "LIST", help_heading = "Containers only")]
+    pub(crate) config: Option<Vec<List>>,
+}
+
+/// Flags of update.
+#[derive(Debug, Default, Args)]
+pub(crate) struct UpdateFlags {
+    /// Replace all tasks although nothing of them changes
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = boolean)]
+    pub(crate) force: Option<bool>,
+    /// Give more secrets to the tasks, name[:file]
+    #[arg(long, value_name = "LIST", help_heading = "Containers only")]
+    pub(crate) add_secret: Option<Vec<List>>,
+    /// Take secrets from the tasks, by name
+    #[arg(long, value_name = "LIST", help_heading = "Containers only")]
+    pub(crate) rm_secret: Option<Vec<List>>,
+    /// Give more configs to the tasks, name[:file]
+    #[arg(long, value_name = "LIST", help_heading = "Containers only")]
+    pub(crate) add_config: Option<Vec<List>>,
+    /// Take configs from the tasks, by name
+    #[arg(long, value_name = "LIST", help_heading = "Containers only")]
+    pub(crate) rm_config: Option<Vec<List>>,
+    /// Capabilities that containers have beyond the usual ones
+    #[arg(long, value_name = "LIST", help_heading = "Containers only")]
+    pub(crate) add_capability: Option<Vec<List>>,
+    /// Capabilities that containers do not have
+    #[arg(long, value_name = "LIST", help_heading = "Containers only")]
+    pub(crate) rm_capability: Option<Vec<List>>,
+}

@@ -1,0 +1,331 @@
+use clap::Parser;
+use swarm_api::v1::mount::Type;
+use swarm_api::v1::restart_policy::RestartCondition;
+use swarm_api::v1::service_spec::Mode;
+use swarm_api::v1::update_config::{FailureAction, UpdateOrder};
+use swarm_api::v1::{Config, ContainerSpec, Secret, ServiceSpec, secret_reference, task_spec};
+
+use super::*;
+use crate::error::{Error, Result};
+
+#[derive(Parser)]
+struct Create {
+    #[command(flatten)]
+    create: CreateFlags,
+    #[command(flatten)]
+    flags: ServiceFlags,
+}
+
+#[derive(Parser)]
+struct Update {
+    #[command(flatten)]
+    update: UpdateFlags,
+    #[command(flatten)]
+    flags: ServiceFlags,
+}
+
+fn parse<T: Parser>(words: &[&str]) -> T {
+    let command = T::command().args_override_self(true);
+    let matches = command.try_get_matches_from([&["x"], words].concat()).unwrap();
+    T::from_arg_matches(&matches).unwrap()
+}
+
+fn create(words: &[&str]) -> Result<ServiceSpec> {
+    let Create { create, flags } = parse(words);
+    let changes = Changes::of_create(&create)?;
+    let mut spec = new_spec(&create, &flags)?;
+    apply(&mut spec, &flags, &changes, &found())?;
+    Ok(spec)
+}
+
+fn update(mut spec: ServiceSpec, words: &[&str]) -> Result<ServiceSpec> {
+    let Update { update, flags } = parse(words);
+    apply(&mut spec, &flags, &Changes::of_update(&update)?, &found())?;
+    Ok(spec)
+}
+
+fn found() -> Found {
+    let mut secret = Secret { id: "sid".into(), ..Default::default() };
+    secret.spec.annotations.name = "password".into();
+    let mut config = Config { id: "cid".into(), ..Default::default() };
+    config.spec.annotations.name = "settings".into();
+    Found { secrets: vec![secret.into()], configs: vec![config.into()], network: None }
+}
+
+const WEB: &[&str] = &["--name", "web", "--image", "redis"];
+
+fn web(words: &[&str]) -> ServiceSpec {
+    create(&[WEB, words].concat()).unwrap()
+}
+
+fn container(spec: &ServiceSpec) -> &ContainerSpec {
+    match &spec.task.runtime {
+        Some(task_spec::Runtime::Container(container)) => container,
+        _ => panic!("a container"),
+    }
+}
+
+fn process(spec: &ServiceSpec) -> swarm_api::swarmd::ProcessSpec {
+    match &spec.task.runtime {
+        Some(task_spec::Runtime::Generic(generic)) => decode_process(generic).unwrap(),
+        _ => panic!("a process"),
+    }
+}
+
+#[track_caller]
+fn wrong(result: Result<ServiceSpec>, text: &str) {
+    let error = result.expect_err(text);
+    assert!(error.to_string().contains(text), "{error} has no {text}");
+    assert_eq!(error.exit_code(), 2);
+}
+
+#[test]
+fn a_plain_service_is_a_replicated_container() {
+    let spec = web(&[]);
+    assert_eq!(spec.annotations.name, "web");
+    assert_eq!(container(&spec).image, "redis");
+    assert!(matches!(&spec.mode, Some(Mode::Replicated(mode)) if mode.replicas == 1));
+    assert_eq!(spec.task.restart.unwrap().condition(), RestartCondition::Any);
+    assert_eq!(
+        (&spec.update, &spec.endpoint, &spec.task.resources, &spec.task.placement),
+        (&None, &None, &None, &None)
+    );
+}
+
+#[test]
+fn name_and_what_to_run_must_be_given() {
+    wrong(create(&["--image", "redis"]), "--name must be given");
+    wrong(create(&["--name", "web"]), "--image must be given");
+    wrong(create(&["--name", "web", "--runtime", "process"]), "which process to run");
+}
+
+#[test]
+fn flags_of_modes_go_with_the_mode() {
+    assert!(matches!(web(&["--mode", "global"]).mode, Some(Mode::Global(_))));
+    wrong(
+        create(&[WEB, &["--mode=global", "--replicas", "2"]].concat()),
+        "--replicas is only for replicated",
+    );
+    let limited = &["--mode=global", "--replicas-max-per-node", "2"];
+    wrong(create(&[WEB, limited].concat()), "--replicas-max-per-node is only for replicated");
+    let spec = web(&["--replicas", "0x10", "--replicas-max-per-node=2"]);
+    assert!(matches!(&spec.mode, Some(Mode::Replicated(mode)) if mode.replicas == 16));
+    assert_eq!(spec.task.placement.as_ref().unwrap().max_replicas, 2);
+}
+
+#[test]
+fn a_flag_that_is_repeated_counts_as_given_last() {
+    let spec = web(&["--image", "nginx", "--env", "A=1,B=2", "--env", "\"C=1,2\""]);
+    assert_eq!(container(&spec).image, "nginx");
+    assert_eq!(container(&spec).env, ["A=1", "B=2", "C=1,2"]);
+}
+
+#[test]
+fn containers_get_their_fields() {
+    let spec = web(&[
+        "--command",
+        "sh,-c",
+        "--args",
+        "-x",
+        "--dir",
+        "/w",
+        "--user",
+        "1:2",
+        "--group",
+        "a,b",
+        "--hostname",
+        "h",
+        "--stop-signal",
+        "INT",
+        "--stop-grace-period",
+        "1m",
+        "--ulimit",
+        "nofile=1:2",
+        "--container-label",
+        "k=v",
+        "--tty",
+        "--init=false",
+        "--read-only=true",
+        "--oom-score-adj",
+        "-500",
+        "--bind",
+        "/y:/x",
+        "--volume",
+        "/v",
+        "--tmpfs",
+        "\"/t:size=1m,ro\"",
+        "--label",
+        " a = b ",
+        "--",
+        "last",
+        "words",
+    ]);
+    let container = container(&spec);
+    assert_eq!(
+        (container.command.join(" "), container.args.join(" ")),
+        ("sh -c".into(), "-x last words".into())
+    );
+    assert_eq!(
+        (container.dir.as_str(), container.user.as_str(), container.hostname.as_str()),
+        ("/w", "1:2", "h")
+    );
+    assert_eq!(container.groups, ["a", "b"]);
+    assert_eq!((container.stop_signal.as_str(), container.stop_grace_period.unwrap().seconds), ("INT", 60));
+    assert_eq!((container.ulimits[0].soft, container.ulimits[0].hard), (1, 2));
+    assert_eq!(container.labels["k"], "v");
+    assert_eq!((container.tty, container.init, container.read_only), (true, Some(false), true));
+    assert_eq!(container.oom_score_adj, -500);
+    let kinds: Vec<Type> = container.mounts.iter().map(|mount| mount.r#type()).collect();
+    assert_eq!(kinds, [Type::Bind, Type::Volume, Type::Tmpfs]);
+    assert_eq!(spec.annotations.labels["a"], "b");
+}
+
+#[test]
+fn resources_restarts_and_updates_get_their_fields() {
+    let spec = web(&[
+        "--memory-limit",
+        "512m",
+        "--cpu-reservation",
+        "1/2",
+        "--generic-resources",
+        "fpga=2",
+        "--restart-condition",
+        "failure",
+        "--restart-delay",
+        "2s",
+        "--restart-max-attempts",
+        "3",
+        "--restart-window",
+        "1m",
+        "--update-delay",
+        "10s",
+        "--update-on-failure",
+        "rollback",
+        "--update-order",
+        "start-first",
+        "--rollback-parallelism",
+        "0",
+        "--constraint",
+        "node.role==worker",
+        "--ports",
+        "web:80:8080",
+        "--log-driver",
+        "json-file",
+        "--log-opt",
+        "max-size=1m,plain",
+    ]);
+    let resources = spec.task.resources.as_ref().unwrap();
+    assert_eq!(resources.limits.as_ref().unwrap().memory_bytes, 512 << 20);
+    let reserved = resources.reservations.as_ref().unwrap();
+    assert_eq!((reserved.nano_cpus, reserved.generic.len()), (500_000_000, 1));
+    let restart = spec.task.restart.unwrap();
+    assert_eq!((restart.condition(), restart.max_attempts), (RestartCondition::OnFailure, 3));
+    assert_eq!((restart.delay.unwrap().seconds, restart.window.unwrap().seconds), (2, 60));
+    let update = spec.update.unwrap();
+    assert_eq!((update.parallelism, update.delay.seconds), (1, 10));
+    assert_eq!((update.failure_action(), update.order()), (FailureAction::Rollback, UpdateOrder::StartFirst));
+    assert_eq!(spec.rollback.unwrap().parallelism, 0);
+    assert_eq!(spec.task.placement.as_ref().unwrap().constraints, ["node.role==worker"]);
+    assert_eq!(spec.endpoint.as_ref().unwrap().ports[0].published_port, 8080);
+    let driver = spec.task.log_driver.as_ref().unwrap();
+    assert_eq!((driver.name.as_str(), driver.options.len()), ("json-file", 2));
+}
+
+#[test]
+fn wrong_values_are_told() {
+    for (words, text) in [
+        (&["--label", "a"][..], "no key=value"),
+        (&["--ports", "80"], "port \"80\""),
+        (&["--ulimit", "foo=1"], "ulimit \"foo=1\""),
+        (&["--bind", "x"], "mount \"x\""),
+        (&["--volume", "a:b"], "volume \"a:b\""),
+        (&["--tmpfs", "t"], "must be absolute"),
+        (&["--generic-resources", "gpu=a"], "only a number"),
+        (&["--constraint", "node.role"], "expected one of the operators"),
+        (&["--secret", "s:"], "no name[:target]"),
+    ] {
+        wrong(create(&[WEB, words].concat()), text);
+    }
+}
+
+#[test]
+fn processes_are_native() {
+    let spec = create(&["--name", "n", "--runtime", "process", "--", "sleep", "1000"]).unwrap();
+    assert_eq!(process(&spec).command, ["sleep", "1000"]);
+    let spec = create(&[
+        "--name",
+        "n",
+        "--runtime=process",
+        "--command",
+        "python3",
+        "--args",
+        "-m,http.server",
+        "--env",
+        "A=1",
+        "--dir",
+        "/srv",
+        "--user",
+        "nobody",
+        "--stop-signal",
+        "INT",
+        "--stop-grace-period",
+        "3s",
+        "--ulimit",
+        "nofile=-1",
+        "--memory-limit",
+        "64m",
+    ])
+    .unwrap();
+    let process = process(&spec);
+    assert_eq!(
+        (process.command.join(" "), process.args.join(" ")),
+        ("python3".into(), "-m http.server".into())
+    );
+    assert_eq!(
+        (process.dir.as_str(), process.user.as_str(), process.stop_signal.as_str()),
+        ("/srv", "nobody", "INT")
+    );
+    assert_eq!(process.stop_grace_period.unwrap().seconds, 3);
+    assert_eq!(process.rlimits[0].hard, u64::MAX);
+    assert_eq!(spec.task.resources.as_ref().unwrap().limits.as_ref().unwrap().memory_bytes, 64 << 20);
+    let image = &["--name", "n", "--runtime", "process", "--command", "x", "--image", "redis"];
+    wrong(create(image), "--image is for containers");
+    let secret = &["--name", "n", "--runtime", "process", "--command", "x", "--secret", "password"];
+    wrong(create(secret), "are for containers");
+}
+
+#[test]
+fn updates_change_only_what_is_asked_for() {
+    let before = web(&["--log-driver", "json-file", "--env", "A=1", "--bind", "/a:/b"]);
+    assert_eq!(update(before.clone(), &[]).unwrap(), before);
+    let after = update(before.clone(), &["--env", "", "--bind", "/c:/d", "--replicas", "5"]).unwrap();
+    assert!(container(&after).env.is_empty());
+    assert_eq!(container(&after).mounts.len(), 2);
+    assert_eq!(after.task.log_driver, before.task.log_driver);
+    let native = create(&["--name", "n", "--runtime", "process", "--", "sleep", "1"]).unwrap();
+    let after = update(native, &["--env", "A=2"]).unwrap();
+    assert_eq!((process(&after).env, process(&after).command.len()), (vec!["A=2".to_owned()], 2));
+}
+
+#[test]
+fn secrets_configs_and_capabilities_come_and_go() {
+    let spec = web(&["--secret", "password:pw", "--config", "settings"]);
+    let secret = &container(&spec).secrets[0];
+    assert_eq!((secret.secret_id.as_str(), secret.secret_name.as_str()), ("sid", "password"));
+    let Some(secret_reference::Target::File(file)) = &secret.target else { panic!("a file") };
+    assert_eq!(
+        (file.name.as_str(), file.mode, file.uid.as_str(), file.gid.as_str()),
+        ("pw", 0o444, "0", "0")
+    );
+    assert_eq!(container(&spec).configs[0].config_id, "cid");
+    let spec = update(spec, &["--rm-secret", "password", "--rm-config", "settings,other"]).unwrap();
+    assert!(container(&spec).secrets.is_empty() && container(&spec).configs.is_empty());
+    assert_eq!(update(spec.clone(), &["--rm-secret", "password"]).unwrap(), spec);
+    let missing = create(&[WEB, &["--secret", "Password"]].concat()).unwrap_err();
+    assert!(matches!(missing, Error::NotFound { kind: "secret", .. }));
+    let spec = update(spec, &["--add-capability", "NET_ADMIN"]).unwrap();
+    assert_eq!(container(&spec).capability_add, ["NET_ADMIN"]);
+    let spec = update(spec, &["--rm-capability", "NET_ADMIN"]).unwrap();
+    assert!(container(&spec).capability_add.is_empty());
+    assert_eq!(container(&spec).capability_drop, ["NET_ADMIN"]);
+}

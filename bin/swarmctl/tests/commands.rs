@@ -1,0 +1,223 @@
+//! The binary against a control service on a socket, with a store but no cluster behind it.
+
+#![allow(clippy::unwrap_used)] // a test that can't be set up has failed
+
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::process::{Command, Output, Stdio};
+use std::sync::Arc;
+
+use swarm_api::v1::control_server::ControlServer;
+use swarm_api::v1::{Cluster, Node, NodeDescription, NodeRole, Task, TaskState, node_spec, node_status};
+use swarm_control::{Alone, Control};
+use swarm_store::{Indexed, Store};
+use tokio::net::UnixListener;
+use tokio_stream::wrappers::UnixListenerStream;
+
+/// A server on a socket of its own; it ends with the test.
+struct Swarm {
+    dir: tempfile::TempDir,
+    store: Arc<Store>,
+    runtime: tokio::runtime::Runtime,
+}
+
+impl Swarm {
+    fn start() -> Swarm {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::local();
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let control = Control::new(store.clone(), Arc::new(Alone));
+        let path = dir.path().join("swarmd.sock");
+        runtime.spawn(async move {
+            let incoming = UnixListenerStream::new(UnixListener::bind(path).unwrap());
+            let server = tonic::transport::Server::builder().add_service(ControlServer::new(control));
+            server.serve_with_incoming(incoming).await.unwrap();
+        });
+        let swarm = Swarm { dir, store, runtime };
+        while std::os::unix::net::UnixStream::connect(swarm.socket()).is_err() {
+            std::thread::yield_now();
+        }
+        swarm
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.dir.path().join("swarmd.sock")
+    }
+
+    fn put<T: Indexed>(&self, object: T) {
+        self.runtime.block_on(self.store.update(|tx| tx.create(object.clone()))).unwrap();
+    }
+
+    fn node(&self, id: &str, hostname: &str) {
+        let mut node = Node { id: id.into(), role: NodeRole::Worker as i32, ..Default::default() };
+        node.spec.membership = node_spec::Membership::Accepted as i32;
+        node.status.state = node_status::State::Ready as i32;
+        node.description = Some(NodeDescription { hostname: hostname.into(), ..Default::default() });
+        self.put(node);
+    }
+
+    fn run(&self, words: &[&str]) -> Output {
+        self.run_with(words, b"")
+    }
+
+    fn run_with(&self, words: &[&str], input: &[u8]) -> Output {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_swarmctl"));
+        command.args(words).env("SWARM_SOCKET", self.socket());
+        let mut child =
+            command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        child.stdin.take().unwrap().write_all(input).unwrap();
+        child.wait_with_output().unwrap()
+    }
+
+    /// What a command prints that must work.
+    #[track_caller]
+    fn ok(&self, words: &[&str]) -> String {
+        let output = self.run(words);
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{words:?}: {errors}");
+        assert_eq!(errors, "", "{words:?}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// A command that must fail, and what it says.
+    #[track_caller]
+    fn fails(&self, words: &[&str], code: i32, text: &str) {
+        let output = self.run(words);
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "{words:?}: {errors}");
+        assert!(errors.contains(text), "{words:?}: {errors}");
+        assert!(output.stdout.is_empty(), "{words:?}");
+    }
+}
+
+#[test]
+fn a_service_is_created_shown_changed_and_removed() {
+    let swarm = Swarm::start();
+    let id = swarm.ok(&["service", "create", "--name", "web", "--image", "redis:7", "--replicas", "2"]);
+    let id = id.trim();
+    let listed = swarm.ok(&["service", "ls"]);
+    assert_eq!(
+        listed.lines().last().unwrap().split_whitespace().collect::<Vec<_>>(),
+        [id, "web", "redis:7", "0/2"]
+    );
+    assert_eq!(swarm.ok(&["service", "ls", "-q"]), format!("{id}\n"));
+    for given in ["web", id, &id[..8]] {
+        assert!(swarm.ok(&["service", "inspect", given]).contains("Image"), "{given}");
+    }
+    assert_eq!(swarm.ok(&["svc", "update", "web", "--replicas=5", "--env", "A=1"]), format!("{id}\n"));
+    let page = swarm.ok(&["service", "inspect", "web"]);
+    assert!(page.contains(": 0/5\n") && page.contains(": [A=1]\n"), "{page}");
+    swarm.fails(&["service", "update", "web"], 1, "Error: no changes detected");
+    swarm.fails(&["service", "update", "web", "--name", "other"], 1, "renaming services is not supported");
+    swarm.fails(
+        &["service", "create", "--name", "web", "--image", "x"],
+        1,
+        "name conflicts with an existing object: service web already exists",
+    );
+    swarm.fails(&["service", "create", "--image", "x"], 2, "--name must be given");
+    swarm.fails(
+        &["service", "create", "--name", "big", "--image", "x", "--replicas", "1099511627776"],
+        1,
+        "more than the 10000000 tasks",
+    );
+    assert_eq!(swarm.ok(&["service", "rm", "web"]), "web\n");
+    swarm.fails(&["service", "inspect", "web"], 1, "service \"web\" not found");
+}
+
+#[test]
+fn a_native_process_is_a_service_too() {
+    let swarm = Swarm::start();
+    swarm.ok(&["service", "create", "--name", "n", "--runtime", "process", "--", "sleep", "100"]);
+    let page = swarm.ok(&["service", "inspect", "n"]);
+    assert!(page.contains(": \"sleep 100\"\n"), "{page}");
+    assert!(page.contains("engine.labels.swarmd.runtime.process==1"), "{page}");
+    swarm.ok(&["service", "update", "n", "--env", "A=1", "--user", "nobody"]);
+    assert!(swarm.ok(&["service", "ls"]).contains("sleep"));
+}
+
+#[test]
+fn nodes_are_found_by_id_name_or_prefix() {
+    let swarm = Swarm::start();
+    swarm.node("aaa1", "one");
+    swarm.node("aab2", "same");
+    swarm.node("b3", "same");
+    assert_eq!(swarm.ok(&["node", "ls", "-q"]), "aaa1\naab2\nb3\n");
+    assert!(swarm.ok(&["node", "inspect", "one"]).starts_with("ID"));
+    assert_eq!(swarm.ok(&["node", "drain", "aaa"]), "");
+    swarm.fails(&["node", "drain", "one"], 1, "Error: node one is already drained");
+    swarm.ok(&["node", "activate", "one"]);
+    swarm.fails(
+        &["node", "inspect", "same"],
+        1,
+        "node \"same\" is ambiguous: 2 of them have this name (aab2, b3)",
+    );
+    swarm.fails(&["node", "inspect", "aa"], 1, "2 of them have this ID prefix");
+    swarm.fails(&["node", "inspect", "zzz"], 1, "node \"zzz\" not found");
+    swarm.fails(&["node", "inspect", ""], 1, "not found");
+    swarm.fails(&["node", "inspect"], 2, "<NODE>");
+    swarm.ok(&["node", "update", "one", "--label", "a=1,b=2"]);
+    swarm.ok(&["node", "update", "one", "--label", "c=3"]);
+    assert!(swarm.ok(&["node", "inspect", "one"]).contains(": c=3\n"));
+    swarm.fails(&["node", "update", "one", "--label", "c=3"], 1, "unchanged");
+    swarm.fails(&["node", "update", "one", "--label", "c"], 2, "no key=value");
+    swarm.fails(&["node", "rm", "one"], 1, "node aaa1 is not down and can't be removed");
+    let mut cluster = Cluster { id: "c".into(), ..Default::default() };
+    cluster.spec.annotations.name = "default".into();
+    swarm.put(cluster);
+    swarm.ok(&["node", "rm", "-f", "one"]);
+    assert_eq!(swarm.ok(&["cluster", "ls"]), "ID  Name\n--  ----\nc   default\n");
+    assert!(swarm.ok(&["cluster", "inspect"]).contains("Join Tokens:"));
+}
+
+#[test]
+fn tasks_that_wait_say_why() {
+    let swarm = Swarm::start();
+    let service = swarm.ok(&["service", "create", "--name", "web", "--image", "redis"]);
+    let mut task = Task { id: "t1".into(), service_id: service.trim().into(), slot: 1, ..Default::default() };
+    task.service_annotations.name = "web".into();
+    task.desired_state = TaskState::Running as i32;
+    task.status.state = TaskState::Pending as i32;
+    task.status.err = "no suitable node (1 node not available)".into();
+    swarm.put(task);
+    for words in [&["task", "ls"][..], &["service", "inspect", "web"], &["task", "inspect", "t"]] {
+        let text = swarm.ok(words);
+        assert!(text.contains("no suitable node (1 node not available)"), "{words:?}: {text}");
+    }
+    assert!(swarm.ok(&["task", "ls"]).contains("web.1"));
+    assert!(!swarm.ok(&["task", "ls", "-n"]).contains("web.1"));
+    assert_eq!(swarm.ok(&["task", "rm", "t1"]), "t1\n");
+    swarm.fails(&["task", "rm", "t1"], 1, "task \"t1\" not found");
+}
+
+#[test]
+fn secrets_and_configs_come_from_the_standard_input() {
+    let swarm = Swarm::start();
+    let created = swarm.run_with(&["secret", "create", "password"], b"hush\n");
+    assert!(created.status.success(), "{created:?}");
+    assert!(swarm.ok(&["secret", "ls"]).contains("password"));
+    assert!(!swarm.ok(&["secret", "inspect", "PASSWORD"]).contains("hush"));
+    swarm.fails(&["secret", "create", "empty"], 1, "must be larger than 0");
+    swarm.ok(&["service", "create", "--name", "web", "--image", "redis", "--secret", "password"]);
+    swarm.fails(&["secret", "rm", "password"], 1, "is in use by the following service: web");
+    swarm.fails(
+        &["service", "create", "--name", "b", "--image", "x", "--secret", "nope"],
+        1,
+        "secret \"nope\" not found",
+    );
+    assert!(swarm.run_with(&["config", "create", "settings"], b"a = 1\n\xff").status.success());
+    let page = swarm.run(&["config", "inspect", "settings"]).stdout;
+    assert!(page.ends_with(b"Payload:\n\na = 1\n\xff"), "{page:?}");
+}
+
+#[test]
+fn help_goes_to_the_standard_output_and_mistakes_do_not() {
+    let swarm = Swarm::start();
+    for words in [&[][..], &["node"], &["node", "ls", "--help"], &["service", "create", "-h"]] {
+        assert!(swarm.ok(words).contains("Usage:"), "{words:?}");
+    }
+    assert!(swarm.ok(&["version"]).contains(env!("CARGO_PKG_VERSION")));
+    swarm.fails(&["nodee"], 2, "node");
+    swarm.fails(&["node", "foo"], 2, "foo");
+    swarm.fails(&["--socket", "/nonexistent", "node", "ls"], 1, "can't reach a manager at /nonexistent: ");
+}

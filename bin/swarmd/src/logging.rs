@@ -1,0 +1,128 @@
+//! The log: one line an event on standard error, `time=… level=… msg="…" key=value …` with sorted keys, or a
+//! coloured short form on a terminal.
+
+use std::collections::BTreeMap;
+use std::fmt::{self, Write as _};
+use std::io::IsTerminal as _;
+use std::time::Instant;
+
+use tracing::field::{Field, Visit};
+use tracing::level_filters::LevelFilter;
+use tracing::{Event, Level, Subscriber};
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::FmtContext;
+use tracing_subscriber::fmt::format::{FormatEvent, FormatFields, Writer};
+use tracing_subscriber::registry::LookupSpan;
+
+/// Our crates log at the chosen level; libraries only what goes wrong, unless everything is asked for.
+pub(crate) fn init(level: LevelFilter) {
+    let filter = if level >= LevelFilter::TRACE {
+        // Never bollard: it writes whole requests into its log, with the environment of containers.
+        format!("{level},bollard=warn,h2=debug,hyper=debug,hyper_util=debug,sled=debug,tower=debug")
+    } else {
+        let libraries = level.min(LevelFilter::WARN);
+        format!(
+            "{level},h2={libraries},hyper={libraries},hyper_util={libraries},tonic={libraries},tower={libraries},\
+             sled={libraries},bollard={libraries},rustls=error,raft={libraries}"
+        )
+    };
+    tracing_subscriber::fmt()
+        .with_env_filter(EnvFilter::new(filter))
+        .with_writer(std::io::stderr)
+        .event_format(Format { terminal: std::io::stderr().is_terminal(), start: Instant::now() })
+        .init();
+}
+
+struct Format {
+    terminal: bool,
+    start: Instant,
+}
+
+#[derive(Default)]
+struct Fields {
+    message: String,
+    fields: BTreeMap<String, String>,
+}
+
+impl Visit for Fields {
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.put(field, value.to_owned());
+    }
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        self.put(field, format!("{value:?}"));
+    }
+}
+
+impl Fields {
+    fn put(&mut self, field: &Field, value: String) {
+        if field.name() == "message" {
+            self.message = value;
+        } else {
+            self.fields.insert(field.name().to_owned(), value);
+        }
+    }
+}
+
+/// As the original writes values: bare if they hold nothing but these characters, else quoted.
+fn quoted(value: &str) -> String {
+    let bare =
+        !value.is_empty() && value.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._/@^+".contains(&b));
+    if bare { value.to_owned() } else { format!("{value:?}") }
+}
+
+fn level(level: Level) -> (&'static str, &'static str) {
+    match level {
+        Level::ERROR => ("error", "\x1b[31mERRO\x1b[0m"),
+        Level::WARN => ("warning", "\x1b[33mWARN\x1b[0m"),
+        Level::INFO => ("info", "\x1b[36mINFO\x1b[0m"),
+        Level::DEBUG => ("debug", "\x1b[37mDEBU\x1b[0m"),
+        Level::TRACE => ("trace", "\x1b[37mTRAC\x1b[0m"),
+    }
+}
+
+impl<S, N> FormatEvent<S, N> for Format
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(
+        &self,
+        _: &FmtContext<'_, S, N>,
+        mut writer: Writer<'_>,
+        event: &Event<'_>,
+    ) -> fmt::Result {
+        let mut fields = Fields::default();
+        event.record(&mut fields);
+        let target = event.metadata().target();
+        let module = target.strip_prefix("swarm_").unwrap_or(target).replace("::", "/");
+        let (name, short) = level(*event.metadata().level());
+        if self.terminal {
+            write!(writer, "{short}[{:04}] {:<44}", self.start.elapsed().as_secs(), fields.message)?;
+        } else {
+            fields.fields.insert("module".to_owned(), module);
+            let time = time::OffsetDateTime::now_utc()
+                .format(&time::format_description::well_known::Rfc3339)
+                .unwrap_or_default();
+            write!(writer, "time={time:?} level={name} msg={}", quoted(&fields.message))?;
+        }
+        let mut line = String::new();
+        for (key, value) in &fields.fields {
+            let _ = write!(line, " {key}={}", quoted(value));
+        }
+        writeln!(writer, "{line}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_are_quoted_only_where_needed() {
+        for (value, expected) in
+            [("abc/d.e@f", "abc/d.e@f"), ("a b", "\"a b\""), ("", "\"\""), ("a\nb", "\"a\\nb\"")]
+        {
+            assert_eq!(quoted(value), expected);
+        }
+    }
+}

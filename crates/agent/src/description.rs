@@ -1,0 +1,143 @@
+//! What a node says of itself.
+
+use std::time::Duration;
+
+use futures::future::join_all;
+use swarm_api::extensions::PREFIX;
+use swarm_api::v1::{EngineDescription, NodeDescription, NodeTlsInfo, Platform, Resources};
+use tokio::sync::watch;
+
+use crate::ExecutorDescription;
+use crate::executors::Executors;
+
+/// Longest time that an executor may take to describe itself.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Puts the description together from what the executors say.
+#[derive(Debug)]
+pub(crate) struct Describer {
+    executors: Executors,
+    hostname: String,
+    fips: bool,
+    tls_info: watch::Receiver<Option<NodeTlsInfo>>,
+    /// The last answer of each executor; one that does not answer keeps it.
+    last: Vec<Option<ExecutorDescription>>,
+}
+
+impl Describer {
+    pub(crate) fn new(
+        executors: Executors,
+        hostname: Option<String>,
+        fips: bool,
+        tls_info: watch::Receiver<Option<NodeTlsInfo>>,
+    ) -> Describer {
+        let hostname = hostname.filter(|name| !name.is_empty()).unwrap_or_else(host::name);
+        let last = vec![None; executors.iter().count()];
+        Describer { executors, hostname, fips, tls_info, last }
+    }
+
+    /// Asks every executor and puts their answers together.
+    pub(crate) async fn describe(&mut self) -> NodeDescription {
+        let calls = self.executors.iter().map(|executor| async {
+            match tokio::time::timeout(PATIENCE, executor.describe()).await {
+                Ok(Ok(description)) => Some(description),
+                Ok(Err(error)) => {
+                    tracing::warn!(%error, runtimes = ?executor.runtimes(), "an executor can't describe itself");
+                    None
+                }
+                Err(_) => {
+                    tracing::warn!(runtimes = ?executor.runtimes(), "an executor does not answer");
+                    None
+                }
+            }
+        });
+        for (last, answer) in self.last.iter_mut().zip(join_all(calls).await) {
+            *last = answer.or(last.take());
+        }
+        self.merge()
+    }
+
+    /// Returns when the node's TLS identity has changed.
+    pub(crate) async fn tls_changed(&mut self) {
+        if self.tls_info.changed().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+
+    fn merge(&mut self) -> NodeDescription {
+        let mut engine = EngineDescription::default();
+        let (mut resources, mut architecture, mut os) = (None, None, None);
+        engine.labels.insert(ability("container"), "0".into());
+        for (executor, answer) in self.executors.iter().zip(&self.last) {
+            let Some(answer) = answer else { continue };
+            if engine.engine_version.is_empty() {
+                engine.engine_version.clone_from(&answer.engine_version);
+            }
+            let labels = answer.engine_labels.iter().filter(|(key, _)| !key.starts_with(PREFIX));
+            engine.labels.extend(labels.map(|(key, value)| (key.clone(), value.clone())));
+            engine.plugins.extend(answer.plugins.iter().cloned());
+            resources = resources.or_else(|| answer.resources.clone());
+            architecture = architecture.or_else(|| answer.architecture.clone());
+            os = os.or_else(|| answer.os.clone());
+            for runtime in executor.runtimes() {
+                engine.labels.insert(ability(&runtime), "1".into());
+            }
+        }
+        engine.plugins.sort_by(|a, b| (&a.r#type, &a.name).cmp(&(&b.r#type, &b.name)));
+        engine.plugins.dedup();
+        NodeDescription {
+            hostname: self.hostname.clone(),
+            platform: Some(Platform {
+                architecture: architecture.unwrap_or_else(|| std::env::consts::ARCH.to_owned()),
+                os: os.unwrap_or_else(|| std::env::consts::OS.to_owned()),
+            }),
+            resources: Some(resources.unwrap_or_else(host::resources)),
+            engine: Some(engine),
+            tls_info: self.tls_info.borrow_and_update().clone(),
+            fips: self.fips,
+            csi_info: Vec::new(),
+        }
+    }
+}
+
+/// The engine label that says whether the node has a runtime.
+fn ability(runtime: &str) -> String {
+    format!("{PREFIX}runtime.{runtime}")
+}
+
+/// What this host says of itself where no engine does.
+mod host {
+    use super::Resources;
+
+    pub(super) fn name() -> String {
+        let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+        name.trim().to_owned()
+    }
+
+    pub(super) fn resources() -> Resources {
+        let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let nano_cpus = i64::try_from(cpus).unwrap_or(i64::MAX).saturating_mul(1_000_000_000);
+        let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+        Resources { nano_cpus, memory_bytes: total(&meminfo).unwrap_or(0), generic: Vec::new() }
+    }
+
+    /// `MemTotal` of a `/proc/meminfo`, in bytes.
+    pub(super) fn total(meminfo: &str) -> Option<i64> {
+        let line = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+        let kib: i64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+        kib.checked_mul(1024)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_read_in_bytes() {
+        assert_eq!(host::total("MemFree: 1 kB\nMemTotal:       16384 kB\n"), Some(16_777_216));
+        assert_eq!(host::total("nonsense"), None);
+        assert!(host::resources().memory_bytes > 0);
+        assert!(!host::name().is_empty());
+    }
+}

@@ -1,0 +1,32 @@
+//! The agent of a node: takes assignments from a dispatcher, runs them with an executor, reports what became
+//! of them. It knows no engine: that is behind [`Executor`] and [`Controller`].
+//!
+//! - [`Agent::start`] gives an [`AgentHandle`]; what managers tell the node comes up in [`Observed`].
+//! - [`Remotes`]: the managers that the node knows, and how good they were; [`Connector`]: how to reach them.
+//!
+//! Inside: `session` talks to one manager at a time, `worker` applies assignments and owns one `runner` per
+//! task, `lifecycle` says what a task's next step is, `reporter` keeps what managers must still hear, and
+//! `database` keeps tasks and statuses over a restart. A status is on disk before anybody hears of it.
+
+mod agent;
+mod database;
+mod dependencies;
+mod description;
+mod error;
+mod executor;
+mod executors;
+mod lifecycle;
+mod remotes;
+mod reporter;
+mod runner;
+mod session;
+mod worker;
+
+pub use agent::{Agent, AgentHandle, Config, Observed, Timings};
+pub use error::{Error, SessionError};
+pub use executor::{
+    Controller, ControllerError, Dependencies, DependencyError, Executor, ExecutorDescription, LogLine,
+    LogOptions, LogSink, LogStream,
+};
+pub use remotes::{Connector, Remotes};
+pub use swarm_template as template;

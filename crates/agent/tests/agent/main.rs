@@ -1,0 +1,7 @@
+//! The agent against our dispatcher and against scripted ones, over connections in memory, with simulated tasks.
+#![allow(clippy::unwrap_used)]
+
+mod cluster;
+mod scripted;
+mod sessions;
+mod tasks;

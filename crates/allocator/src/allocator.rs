@@ -1,0 +1,264 @@
+//! The reconciler: what waits for what, and what is written.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use swarm_api::v1::{Endpoint, NetworkAttachment, Service, Task, TaskState};
+use swarm_api::{Kind, Object, Shared};
+use swarm_reconcile::{Ctx, Decision, Group, Guard, Patch, Reconciler, Write};
+use swarm_store::{Event, Tables};
+
+use crate::ports::Ports;
+use crate::{endpoint, network};
+
+/// Most tasks allocated in one turn.
+const MOST: usize = 10_000;
+
+/// Gives services their endpoints, and takes tasks from NEW to PENDING once everything they need is there.
+#[derive(Debug, Default)]
+pub struct Allocator {
+    ports: Ports,
+    networks: BTreeSet<String>,
+    services: BTreeSet<String>,
+    tasks: BTreeSet<String>,
+    /// Services whose ports can't be allocated, and why.
+    stuck: BTreeMap<String, String>,
+    /// Tasks that wait for a service or a network.
+    waiting: BTreeMap<(Kind, String), BTreeSet<String>>,
+    waits_for: BTreeMap<String, (Kind, String)>,
+}
+
+/// Waits for the allocator, and is still wanted.
+fn is_open(task: &Task) -> bool {
+    !task.status.reached(TaskState::Pending) && task.desired_state <= TaskState::Complete as i32
+}
+
+fn spec_index(service: &Service) -> u64 {
+    service.spec_version.map_or(0, |v| v.index)
+}
+
+impl Allocator {
+    fn wake(&mut self, kind: Kind, id: &str) {
+        for task in self.waiting.remove(&(kind, id.to_owned())).unwrap_or_default() {
+            self.waits_for.remove(&task);
+            self.tasks.insert(task);
+        }
+    }
+
+    fn wait(&mut self, task: &str, what: (Kind, String)) {
+        self.forget(task);
+        self.waits_for.insert(task.to_owned(), what.clone());
+        self.waiting.entry(what).or_default().insert(task.to_owned());
+    }
+
+    fn forget(&mut self, task: &str) {
+        let Some(what) = self.waits_for.remove(task) else { return };
+        if let Some(waiting) = self.waiting.get_mut(&what) {
+            waiting.remove(task);
+            if waiting.is_empty() {
+                self.waiting.remove(&what);
+            }
+        }
+    }
+
+    fn service_gone(&mut self, id: &str) {
+        self.services.remove(id);
+        self.stuck.remove(id);
+        self.wake(Kind::Service, id);
+        if self.ports.release(id) {
+            self.services.extend(self.stuck.keys().cloned());
+        }
+    }
+
+    /// The endpoint that the service has then; `None` if it can't have one now.
+    fn allocate_service(
+        &mut self,
+        tables: &Tables,
+        service: &Shared<Service>,
+        groups: &mut Vec<Group>,
+    ) -> Option<Option<Shared<Endpoint>>> {
+        let wanted = match endpoint::wanted(tables, &mut self.ports, service) {
+            Ok(wanted) => wanted,
+            Err(error) => {
+                let reason = error.to_string();
+                if self.stuck.get(&service.id) != Some(&reason) {
+                    tracing::warn!(service.id = service.id, %error, "ports of a service can't be allocated");
+                    self.stuck.insert(service.id.clone(), reason);
+                }
+                // Its tasks are told.
+                self.wake(Kind::Service, &service.id);
+                return None;
+            }
+        };
+        self.stuck.remove(&service.id);
+        self.wake(Kind::Service, &service.id);
+        if wanted == service.endpoint {
+            return Some(wanted);
+        }
+        let endpoint = wanted.clone();
+        let edit = move |object: &Object| {
+            let Object::Service(service) = object else { return None };
+            (service.endpoint != endpoint).then(|| {
+                let mut service = service.clone();
+                service.endpoint.clone_from(&endpoint);
+                service.into()
+            })
+        };
+        let patch = Patch::new(Write::Edit {
+            kind: Kind::Service,
+            id: service.id.clone(),
+            what: "allocate",
+            edit: Arc::new(edit),
+        });
+        let guard = Guard::ServiceSpec(service.id.clone(), spec_index(service));
+        groups.push(Group { tag: 0, patches: vec![patch.guard(guard)] });
+        tracing::debug!(service.id = service.id, "service is allocated");
+        Some(wanted)
+    }
+
+    fn allocate_task(
+        &mut self,
+        ctx: &Ctx<'_>,
+        tables: &Tables,
+        task: &Task,
+        fresh: &BTreeMap<String, Option<Shared<Endpoint>>>,
+        groups: &mut Vec<Group>,
+    ) {
+        let service = tables.services().get(&task.service_id);
+        let blocked = if task.service_id.is_empty() {
+            None
+        } else if service.is_none() {
+            let reason = format!("could not find service {} for task {}", task.service_id, task.id);
+            Some((Kind::Service, task.service_id.clone(), reason))
+        } else {
+            self.stuck.get(&task.service_id).map(|why| {
+                let name = &task.service_annotations.name;
+                let reason =
+                    format!("service {name} to which the task belongs has pending allocations: {why}");
+                (Kind::Service, task.service_id.clone(), reason)
+            })
+        };
+        let networks = match blocked {
+            None if task.networks.is_empty() => network::attach(tables, task, service.map(|s| &**s))
+                .map_err(|missing| (Kind::Network, missing.network, missing.reason)),
+            None => Ok(task.networks.clone()),
+            Some(blocked) => Err(blocked),
+        };
+        match networks {
+            Ok(networks) => {
+                let known = fresh.get(&task.service_id).cloned();
+                let endpoint = known.unwrap_or_else(|| service.and_then(|s| s.endpoint.clone()));
+                groups.push(to_pending(ctx, task, networks, endpoint));
+            }
+            Err((kind, id, reason)) => {
+                self.wait(&task.id, (kind, id));
+                let write = Write::Explain { task: task.id.clone(), err: reason, at: ctx.now.wall };
+                let guard = Guard::TaskBelow(task.id.clone(), TaskState::Pending);
+                groups.push(Group { tag: 0, patches: vec![Patch::new(write).guard(guard)] });
+            }
+        }
+    }
+}
+
+/// The task's networks, its service's endpoint, and the next state, in one change.
+fn to_pending(
+    ctx: &Ctx<'_>,
+    task: &Task,
+    networks: Vec<NetworkAttachment>,
+    endpoint: Option<Shared<Endpoint>>,
+) -> Group {
+    let at = ctx.now.wall;
+    let edit = move |object: &Object| {
+        let Object::Task(task) = object else { return None };
+        if task.status.reached(TaskState::Pending) {
+            return None;
+        }
+        let mut task = task.clone();
+        task.networks.clone_from(&networks);
+        if endpoint.is_some() {
+            task.endpoint.clone_from(&endpoint);
+        }
+        task.status.state = TaskState::Pending as i32;
+        task.status.message = "pending task scheduling".into();
+        task.status.err.clear();
+        task.status.timestamp = Some(at.into());
+        Some(task.into())
+    };
+    tracing::debug!(task.id = task.id, service.id = task.service_id, "task is allocated");
+    let write = Write::Edit { kind: Kind::Task, id: task.id.clone(), what: "allocate", edit: Arc::new(edit) };
+    Group { tag: 0, patches: vec![Patch::new(write)] }
+}
+
+impl Reconciler for Allocator {
+    fn name(&self) -> &'static str {
+        "allocator"
+    }
+
+    fn init(&mut self, _: &mut Ctx<'_>, tables: &Tables) {
+        // Older services keep what two of them claim.
+        let mut services: Vec<&Shared<Service>> = tables.services().iter().collect();
+        services.sort_by_key(|s| (s.meta.created_at.map(|t| (t.seconds, t.nanos)), &s.id));
+        for service in services {
+            if let Some(endpoint) = &service.endpoint {
+                self.ports.restore(&service.id, &endpoint.ports);
+            }
+        }
+        self.networks = tables.networks().iter().map(|n| n.id.clone()).collect();
+        self.services = tables.services().iter().map(|s| s.id.clone()).collect();
+        self.tasks = tables.tasks().by_observed_state(TaskState::New).map(|t| t.id.clone()).collect();
+    }
+
+    fn observe(&mut self, _: &mut Ctx<'_>, events: &[Event], _: &Tables) {
+        for event in events {
+            match (event.old(), event.new()) {
+                (_, Some(Object::Task(task))) if is_open(task) => drop(self.tasks.insert(task.id.clone())),
+                (_, Some(Object::Task(_))) => (),
+                (Some(Object::Task(task)), None) => self.forget(&task.id),
+                (Some(Object::Service(old)), Some(Object::Service(new)))
+                    if old.spec == new.spec && old.endpoint == new.endpoint => {}
+                (_, Some(Object::Service(service))) => {
+                    self.services.insert(service.id.clone());
+                }
+                (Some(Object::Service(service)), None) => self.service_gone(&service.id),
+                (_, Some(Object::Network(network))) | (Some(Object::Network(network)), None) => {
+                    self.networks.insert(network.id.clone());
+                }
+                _ => (),
+            }
+        }
+    }
+
+    fn decide(&mut self, ctx: &mut Ctx<'_>, tables: &Tables) -> Decision {
+        let mut groups = Vec::new();
+        for id in std::mem::take(&mut self.networks) {
+            self.wake(Kind::Network, &id);
+            self.services.extend(tables.services().by_network(&id).map(|s| s.id.clone()));
+            let Some(network) = tables.networks().get(&id) else { continue };
+            if network::is_node_local(network) && !network::is_allocated(network) {
+                let edit = Arc::new(network::allocate);
+                let write = Write::Edit { kind: Kind::Network, id: id.clone(), what: "allocate", edit };
+                groups.push(Group { tag: 0, patches: vec![Patch::new(write)] });
+            }
+        }
+        let mut fresh = BTreeMap::new();
+        for id in std::mem::take(&mut self.services) {
+            let Some(service) = tables.services().get(&id) else { continue };
+            let had = service.endpoint.as_ref().is_some_and(|e| !e.ports.is_empty());
+            let Some(endpoint) = self.allocate_service(tables, service, &mut groups) else { continue };
+            if had && endpoint != service.endpoint {
+                // Numbers may have become free.
+                self.services.extend(self.stuck.keys().filter(|s| **s != id).cloned());
+            }
+            fresh.insert(id, endpoint);
+        }
+        while groups.len() < MOST
+            && let Some(id) = self.tasks.pop_first()
+        {
+            if let Some(task) = tables.tasks().get(&id).filter(|t| is_open(t)) {
+                self.allocate_task(ctx, tables, task, &fresh, &mut groups);
+            }
+        }
+        let more = !self.tasks.is_empty() || !self.services.is_empty();
+        Decision { groups, wake_at: more.then_some(ctx.now.mono) }
+    }
+}

@@ -1,0 +1,105 @@
+//! What goes beyond the contract, and rides in labels that a peer of another make carries along unharmed.
+//!
+//! Labels that begin with [`PREFIX`] are ours: what shapes a task stands among its container's labels, policy of
+//! a service among the service's, policy of the cluster among the cluster's, and abilities of a node among its
+//! engine labels. Each extension that a node must understand comes with a constraint on that ability, so that
+//! any leader places it right.
+
+use std::collections::BTreeMap;
+
+/// Prefix of the labels that are ours.
+pub const PREFIX: &str = "swarmd.";
+
+/// Kind of the generic runtime whose tasks are native processes; its payload is a
+/// [`ProcessSpec`](crate::swarmd::ProcessSpec).
+pub const PROCESS_RUNTIME: &str = "process";
+
+/// Engine label of nodes that run native processes; its value is `1`.
+pub const PROCESS_ABILITY: &str = "swarmd.runtime.process";
+
+/// The constraint that keeps native processes on nodes that can run them.
+pub const PROCESS_CONSTRAINT: &str = "engine.labels.swarmd.runtime.process==1";
+
+/// Prefix of the engine labels that name runtimes: `1` where a node has the runtime, `0` where it has not.
+pub const RUNTIME_ABILITY_PREFIX: &str = "swarmd.runtime.";
+
+/// Engine label of nodes of ours; its value is `0` where there is no engine. A node that says nothing is a plain
+/// Docker Engine and runs containers.
+pub const CONTAINER_ABILITY: &str = "swarmd.runtime.container";
+
+/// Name of the runtime of containers, as [`naming::runtime`](crate::naming::runtime) gives it.
+pub const CONTAINER_RUNTIME: &str = "container";
+
+/// Whether a node with these engine labels runs tasks of this runtime. Containers are what everybody runs who
+/// does not say otherwise, and a node that says nothing of runtimes is a plain Docker Engine, which has generic
+/// runtimes of its own; it never has ours, and what a node of ours has is announced.
+pub fn node_runs(engine_labels: &BTreeMap<String, String>, runtime: &str) -> bool {
+    match engine_labels.get(&format!("{RUNTIME_ABILITY_PREFIX}{runtime}")) {
+        Some(ability) if runtime == CONTAINER_RUNTIME => ability != "0",
+        Some(ability) => ability == "1",
+        None if runtime == CONTAINER_RUNTIME => true,
+        None => {
+            runtime != PROCESS_RUNTIME
+                && !engine_labels.keys().any(|label| label.starts_with(RUNTIME_ABILITY_PREFIX))
+        }
+    }
+}
+
+/// Takes our labels out of what an engine reports of itself: only a node's own daemon may announce abilities.
+pub fn strip(engine_labels: &mut BTreeMap<String, String>) {
+    engine_labels.retain(|label, _| !label.starts_with(PREFIX));
+}
+
+/// Labels of ours that this version understands.
+pub const KNOWN: &[&str] = &[];
+
+/// The first label that has our prefix and that this version does not understand.
+pub fn unknown<'a>(labels: impl IntoIterator<Item = &'a String>) -> Option<&'a str> {
+    labels
+        .into_iter()
+        .map(String::as_str)
+        .find(|label| label.starts_with(PREFIX) && KNOWN.binary_search(label).is_err())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_of_ours_are_known_or_unknown() {
+        let labels = ["a".to_owned(), "swarmd.nonsense".to_owned(), "swarmdx".to_owned()];
+        assert_eq!(unknown(&labels), Some("swarmd.nonsense"));
+        assert_eq!(unknown(&labels[..1]), None);
+        assert!(KNOWN.is_sorted());
+        assert_eq!(PROCESS_CONSTRAINT, format!("engine.labels.{PROCESS_ABILITY}==1"));
+        assert_eq!(PROCESS_ABILITY, format!("{RUNTIME_ABILITY_PREFIX}{PROCESS_RUNTIME}"));
+        assert_eq!(CONTAINER_ABILITY, format!("{RUNTIME_ABILITY_PREFIX}{CONTAINER_RUNTIME}"));
+    }
+
+    fn labels(labels: &[(&str, &str)]) -> BTreeMap<String, String> {
+        labels.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect()
+    }
+
+    #[test]
+    fn everybody_runs_containers_who_does_not_say_otherwise() {
+        assert!(node_runs(&labels(&[]), "container"));
+        assert!(node_runs(&labels(&[(CONTAINER_ABILITY, "1")]), "container"));
+        assert!(!node_runs(&labels(&[(CONTAINER_ABILITY, "0")]), "container"));
+    }
+
+    #[test]
+    fn other_runtimes_are_announced() {
+        assert!(!node_runs(&labels(&[]), "process"));
+        assert!(!node_runs(&labels(&[(PROCESS_ABILITY, "0")]), "process"));
+        assert!(node_runs(&labels(&[(PROCESS_ABILITY, "1")]), "process"));
+        assert!(!node_runs(&labels(&[(PROCESS_ABILITY, "1")]), "wasm"));
+        assert!(node_runs(&labels(&[]), "plugin"), "a Docker Engine's own");
+    }
+
+    #[test]
+    fn an_engine_can_not_announce_abilities() {
+        let mut reported = labels(&[("disk", "ssd"), (PROCESS_ABILITY, "1"), ("swarmdx", "y")]);
+        strip(&mut reported);
+        assert_eq!(reported, labels(&[("disk", "ssd"), ("swarmdx", "y")]));
+    }
+}

@@ -1,0 +1,44 @@
+//! The wire contract, and nothing that behaves.
+//!
+//! - [`v1`]: every message and service of `docker.swarmkit.v1`, generated from `proto/`.
+//! - [`raftpb`]: raft's own messages as etcd puts them on the wire.
+//! - [`swarmd`]: messages of our own package.
+//! - [`Shared`]: the reference-counted, copy-on-write wrapper around objects of the store inside messages.
+//! - [`authorization`]: who may call which method, generated from the contract's method options.
+//! - [`extensions`]: what goes beyond the contract, in labels.
+//! - [`id`]: random identifiers of objects. [`defaults`]: numbers that both sides assume. [`naming`]: names of tasks.
+//! - [`object`]: the ten kinds of objects behind one trait and one enum.
+//!
+//! Fields that the contract calls non-nullable are plain values: always written, and read as their default
+//! when a peer left them out.
+
+pub mod authorization;
+pub mod defaults;
+pub mod duration;
+pub mod extensions;
+pub mod id;
+pub mod naming;
+pub mod object;
+mod redact;
+mod shared;
+mod task_spec;
+mod task_state;
+
+#[allow(missing_docs, clippy::all, clippy::pedantic, unreachable_pub, rustdoc::all)]
+#[rustfmt::skip]
+#[path = "generated/v1.rs"]
+pub mod v1;
+
+#[allow(missing_docs, clippy::all, clippy::pedantic, unreachable_pub, rustdoc::all)]
+#[rustfmt::skip]
+#[path = "generated/raftpb.rs"]
+pub mod raftpb;
+
+#[allow(missing_docs, clippy::all, clippy::pedantic, unreachable_pub, rustdoc::all)]
+#[rustfmt::skip]
+#[path = "generated/swarmd.rs"]
+pub mod swarmd;
+
+pub use object::{Kind, Object, StoreObject};
+pub use shared::{Shared, SharedMessage};
+pub use v1::TaskState;

@@ -1,0 +1,21 @@
+//! Names that are derived, not stored.
+
+use crate::v1::{Task, task_spec};
+
+/// The name of a task: its own, or `service.slot.id` (the node id stands for the slot where there is none).
+pub fn task_name(task: &Task) -> String {
+    if !task.annotations.name.is_empty() {
+        return task.annotations.name.clone();
+    }
+    let slot = if task.slot == 0 { task.node_id.clone() } else { task.slot.to_string() };
+    format!("{}.{}.{}", task.service_annotations.name, slot, task.id)
+}
+
+/// The runtime of a task: `container`, `attachment`, or the kind of a generic runtime in lower case.
+pub fn runtime(runtime: Option<&task_spec::Runtime>) -> Option<String> {
+    match runtime? {
+        task_spec::Runtime::Container(_) => Some("container".to_owned()),
+        task_spec::Runtime::Attachment(_) => Some("attachment".to_owned()),
+        task_spec::Runtime::Generic(generic) => Some(generic.kind.to_lowercase()),
+    }
+}

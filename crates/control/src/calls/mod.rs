@@ -1,0 +1,134 @@
+//! The calls of the Control service, a file for each kind of object. Every write is one transaction; every
+//! read on the leader is linearizable.
+
+mod cluster;
+mod config;
+mod extension;
+mod network;
+mod node;
+mod resource;
+mod secret;
+mod service;
+mod service_defaults;
+mod service_list;
+mod service_rules;
+mod service_update;
+mod task;
+mod volume;
+
+pub(crate) use cluster::redacted as redacted_cluster;
+pub(crate) use secret::redacted as redacted_secret;
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::sync::Arc;
+
+use swarm_api::v1::{Network, Version};
+use swarm_api::{Shared, StoreObject};
+use swarm_store::{Store, Tables, Tx, View};
+
+use crate::deps::Membership;
+use crate::error::{Error, Result};
+
+/// The Control service. Clones share everything.
+#[derive(Clone)]
+pub struct Control {
+    store: Arc<Store>,
+    membership: Arc<dyn Membership>,
+    drivers: Arc<BTreeSet<String>>,
+}
+
+impl fmt::Debug for Control {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Control").field("store", &self.store).finish_non_exhaustive()
+    }
+}
+
+impl Control {
+    /// The calls on a store.
+    pub fn new(store: Arc<Store>, membership: Arc<dyn Membership>) -> Control {
+        Control { store, membership, drivers: Arc::default() }
+    }
+
+    /// Names of the network drivers that networks may ask for; none unless told.
+    pub fn with_network_drivers(mut self, drivers: impl IntoIterator<Item = String>) -> Control {
+        self.drivers = Arc::new(drivers.into_iter().collect());
+        self
+    }
+
+    /// A view for a read: on the leader not older than anything acknowledged before the call, on others what
+    /// has arrived there.
+    async fn view(&self) -> Result<View> {
+        if self.membership.is_leader() {
+            self.store.read_barrier().await?;
+        }
+        Ok(self.store.view())
+    }
+}
+
+/// The version that an update is based on, which every update must give along with an id.
+fn version(id: &str, version: Option<Version>) -> Result<Version> {
+    match version {
+        Some(version) if !id.is_empty() => Ok(version),
+        _ => Err(Error::invalid()),
+    }
+}
+
+/// An object that a transaction creates without copying it: it is handed to the transaction, and kept only by
+/// reference for the case that the transaction is run again.
+struct Pending<T>(Option<Shared<T>>);
+
+impl<T: swarm_store::Indexed> Pending<T> {
+    fn new(object: T) -> Self {
+        Pending(Some(object.into()))
+    }
+
+    fn get(&mut self) -> &mut Shared<T> {
+        self.0.get_or_insert_default()
+    }
+
+    /// Creates it; `taken` names the error for a name that is in use.
+    fn create(&mut self, tx: &mut Tx, taken: impl FnOnce(&T) -> Error) -> Result<Shared<T>> {
+        let pending = self.get();
+        if let Some(name) = T::UNIQUE_NAME.then(|| pending.name()).flatten()
+            && T::table(tx).by_name(&name).next().is_some()
+        {
+            return Err(taken(pending));
+        }
+        let created = tx.create(std::mem::take(pending))?;
+        *pending = created.clone();
+        Ok(created)
+    }
+}
+
+/// The text of a name that is in use, as the contract's clients look for it.
+fn name_taken(kind: &str, name: &str) -> Error {
+    Error::AlreadyExists(format!("name conflicts with an existing object: {kind} {name} already exists"))
+}
+
+/// The object with this id, or the error that the contract has for an unknown one.
+fn get<'t, T: swarm_store::Indexed>(
+    tables: &'t Tables,
+    kind: &'static str,
+    id: &str,
+) -> Result<&'t Shared<T>> {
+    if id.is_empty() {
+        return Err(Error::invalid());
+    }
+    tables.get::<T>(id).ok_or_else(|| Error::not_found(kind, id))
+}
+
+/// The network that published ports are reached through.
+fn is_ingress(network: &Network) -> bool {
+    network.spec.ingress || {
+        let annotations = network.annotations();
+        annotations.name == "ingress" && annotations.labels.contains_key("com.docker.swarm.internal")
+    }
+}
+
+fn ingress(tables: &Tables) -> Option<&Shared<Network>> {
+    tables.networks().iter().find(|network| is_ingress(network))
+}
+
+#[cfg(test)]
+mod tests;

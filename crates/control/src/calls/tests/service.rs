@@ -1,0 +1,434 @@
+use std::collections::BTreeMap;
+
+use swarm_api::v1::port_config::{Protocol, PublishMode};
+use swarm_api::v1::update_service_request::Rollback;
+use swarm_api::v1::update_status::UpdateState;
+
+use super::*;
+
+fn ports(ports: &[(u32, Protocol, PublishMode)]) -> Option<EndpointSpec> {
+    let port = |(number, protocol, mode): &(u32, Protocol, PublishMode)| PortConfig {
+        published_port: *number,
+        target_port: 80,
+        protocol: *protocol as i32,
+        publish_mode: *mode as i32,
+        ..Default::default()
+    };
+    Some(EndpointSpec { ports: ports.iter().map(port).collect(), ..Default::default() })
+}
+
+async fn ingress_network(control: &Control) -> Shared<Network> {
+    let mut network = Network { id: "net".into(), ..Default::default() };
+    network.spec.annotations.name = "ingress".into();
+    network.spec.ingress = true;
+    put(control, network).await
+}
+
+async fn update(
+    control: &Control,
+    service: &Service,
+    spec: ServiceSpec,
+    rollback: Rollback,
+) -> Result<Shared<Service>, Status> {
+    let request = UpdateServiceRequest {
+        service_id: service.id.clone(),
+        service_version: Some(service.meta.version),
+        spec: Some(spec),
+        rollback: rollback as i32,
+    };
+    Ok(control.rpc().update_service(Request::new(request)).await?.into_inner().service.unwrap())
+}
+
+#[track_caller]
+fn error<T: fmt::Debug>(answer: Result<T, Status>, code: Code, text: &str) {
+    let status = answer.expect_err(text);
+    assert_eq!((status.code(), status.message()), (code, text));
+}
+
+#[tokio::test]
+async fn a_created_service_is_as_asked_for() {
+    let control = control();
+    let service = create_service(&control, service_spec("web", 2)).await.unwrap();
+    assert!(id::is_valid(&service.id));
+    assert_eq!(service.spec, service_spec("web", 2));
+    assert_eq!(service.spec_version, Some(Version { index: 0 }));
+    assert_eq!(service.job_status, None);
+    assert!(service.meta.version.index > 0 && service.meta.created_at.is_some());
+    assert_eq!(control.store.view().services().get(&service.id), Some(&service));
+}
+
+#[tokio::test]
+async fn a_created_job_has_a_status() {
+    let control = control();
+    let mut spec = service_spec("job", 0);
+    spec.mode = Some(Mode::GlobalJob(GlobalJob {}));
+    let job = create_service(&control, spec.clone()).await.unwrap();
+    let status = job.job_status.as_ref().unwrap();
+    assert_eq!(status.job_iteration.index, 0);
+    assert!(status.last_execution.is_some());
+    let job = update(&control, &job, spec, Rollback::None).await.unwrap();
+    assert_eq!(job.job_status.as_ref().unwrap().job_iteration.index, 1);
+}
+
+#[tokio::test]
+async fn creation_is_refused_with_the_contracts_code_and_text() {
+    let control = control();
+    refused(
+        control.rpc().create_service(Request::new(CreateServiceRequest::default())).await,
+        Code::InvalidArgument,
+        "invalid argument",
+    );
+    create_service(&control, service_spec("web", 1)).await.unwrap();
+    error(
+        create_service(&control, service_spec("WEB", 1)).await,
+        Code::AlreadyExists,
+        "name conflicts with an existing object: service WEB already exists",
+    );
+    let mut spec = service_spec("a", 1);
+    spec.endpoint = ports(&[(80, Protocol::Tcp, PublishMode::Ingress)]);
+    let missing = "service needs ingress network, but no ingress network is present";
+    error(create_service(&control, spec).await, Code::FailedPrecondition, missing);
+    let network = ingress_network(&control).await;
+    let mut spec = service_spec("a", 1);
+    spec.task.networks = vec![NetworkAttachmentConfig { target: network.id.clone(), ..Default::default() }];
+    error(
+        create_service(&control, spec.clone()).await,
+        Code::InvalidArgument,
+        "Service cannot be explicitly attached to the ingress network \"ingress\"",
+    );
+    spec.task.networks[0].target = "unknown".into();
+    create_service(&control, spec).await.unwrap();
+}
+
+#[tokio::test]
+async fn ports_in_use_are_refused_by_mode() {
+    use PublishMode::{Host, Ingress};
+    let control = control();
+    ingress_network(&control).await;
+    let mut spec = service_spec("taken", 1);
+    let (tcp, udp) = (Protocol::Tcp, Protocol::Udp);
+    spec.endpoint = ports(&[(80, tcp, Ingress), (90, tcp, Host)]);
+    let taken = create_service(&control, spec).await.unwrap();
+    let check = async |port, protocol, mode, how: Option<&str>| {
+        let mut spec = service_spec("new", 1);
+        spec.endpoint = ports(&[(port, protocol, mode)]);
+        let answer = create_service(&control, spec).await;
+        match how {
+            None => {
+                let service_id = answer.unwrap().id.clone();
+                let request = RemoveServiceRequest { service_id };
+                control.rpc().remove_service(Request::new(request)).await.unwrap();
+            }
+            Some(how) => error(
+                answer,
+                Code::InvalidArgument,
+                &format!("port '{port}' is already in use by service 'taken' ({}) as {how}", taken.id),
+            ),
+        }
+    };
+    check(80, tcp, Ingress, Some("an ingress port")).await;
+    check(80, tcp, Host, Some("an ingress port")).await;
+    check(90, tcp, Ingress, Some("a host-published port")).await;
+    check(90, tcp, Host, None).await;
+    check(80, udp, Ingress, None).await;
+    check(0, tcp, Ingress, None).await;
+}
+
+#[tokio::test]
+async fn allocated_ports_count_and_ones_own_do_not() {
+    let control = control();
+    ingress_network(&control).await;
+    let mut other = Service { id: "other".into(), spec: service_spec("other", 1), ..Default::default() };
+    let given = ports(&[(30000, Protocol::Tcp, PublishMode::Ingress)]).unwrap().ports;
+    other.endpoint = Some(Endpoint { ports: given, ..Default::default() }.into());
+    put(&control, other).await;
+    let mut spec = service_spec("new", 1);
+    spec.endpoint = ports(&[(30000, Protocol::Tcp, PublishMode::Ingress)]);
+    let text = "port '30000' is already in use by service 'other' (other) as an ingress port";
+    error(create_service(&control, spec.clone()).await, Code::InvalidArgument, text);
+    let plain = create_service(&control, service_spec("new", 1)).await.unwrap();
+    error(update(&control, &plain, spec.clone(), Rollback::None).await, Code::InvalidArgument, text);
+    spec.endpoint = ports(&[(81, Protocol::Tcp, PublishMode::Ingress)]);
+    let updated = update(&control, &plain, spec.clone(), Rollback::None).await.unwrap();
+    spec.endpoint = ports(&[(81, Protocol::Tcp, PublishMode::Host)]);
+    update(&control, &updated, spec, Rollback::None).await.unwrap();
+}
+
+#[tokio::test]
+async fn references_must_exist_under_their_names() {
+    let control = control();
+    put(&control, secret("s1", "one")).await;
+    let reference = |id: &str, name: &str| SecretReference {
+        secret_id: id.into(),
+        secret_name: name.into(),
+        target: Some(secret_reference::Target::File(FileTarget { name: name.into(), ..Default::default() })),
+    };
+    let mut spec = service_spec("web", 1);
+    container(&mut spec).secrets =
+        vec![reference("s1", "one"), reference("s1", "other"), reference("x", "y")];
+    error(create_service(&control, spec.clone()).await, Code::InvalidArgument, "secrets not found: other, y");
+    container(&mut spec).secrets.truncate(2);
+    error(create_service(&control, spec.clone()).await, Code::InvalidArgument, "secret not found: other");
+    container(&mut spec).secrets.truncate(1);
+    container(&mut spec).configs = vec![ConfigReference {
+        config_id: "c".into(),
+        config_name: "conf".into(),
+        target: Some(config_reference::Target::Runtime(RuntimeTarget {})),
+    }];
+    error(create_service(&control, spec.clone()).await, Code::InvalidArgument, "config not found: conf");
+    container(&mut spec).configs.clear();
+    create_service(&control, spec).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_cluster_has_a_limit_of_tasks() {
+    let control = control();
+    error(
+        create_service(&control, service_spec("a", 1 << 40)).await,
+        Code::InvalidArgument,
+        "number of replicas is 1099511627776, more than the 10000000 tasks that a cluster can have",
+    );
+    let first = create_service(&control, service_spec("a", 6_000_000)).await.unwrap();
+    error(
+        create_service(&control, service_spec("b", 5_000_000)).await,
+        Code::InvalidArgument,
+        "the services of this cluster would have 11000000 tasks, more than the 10000000 that it can have",
+    );
+    update(&control, &first, service_spec("a", 7_000_000), Rollback::None).await.unwrap();
+}
+
+#[tokio::test]
+async fn processes_get_their_constraint_on_every_write() {
+    use prost::{Message as _, Name as _};
+    let control = control();
+    let process = swarm_api::swarmd::ProcessSpec { command: text("sleep"), ..Default::default() };
+    let mut spec = service_spec("native", 1);
+    spec.task.runtime = Some(task_spec::Runtime::Generic(GenericRuntimeSpec {
+        kind: "process".into(),
+        payload: Some(prost_types::Any {
+            type_url: swarm_api::swarmd::ProcessSpec::type_url(),
+            value: process.encode_to_vec(),
+        }),
+    }));
+    let guard = vec!["engine.labels.swarmd.runtime.process==1".to_owned()];
+    let service = create_service(&control, spec.clone()).await.unwrap();
+    assert_eq!(service.spec.task.placement.as_ref().unwrap().constraints, guard);
+    let mine = Placement { constraints: text("node.role==worker"), ..Default::default() };
+    spec.task.placement = Some(mine);
+    let service = update(&control, &service, spec.clone(), Rollback::None).await.unwrap();
+    assert_eq!(service.spec.task.placement.as_ref().unwrap().constraints[1..], guard);
+    let missing = ResourceReference { resource_id: "s".into(), resource_type: ResourceType::Secret as i32 };
+    spec.task.resource_references = vec![missing];
+    let answer = update(&control, &service, spec, Rollback::None).await;
+    error(answer, Code::InvalidArgument, "secret not found: s");
+}
+
+#[tokio::test]
+async fn an_update_keeps_what_was_before_it() {
+    let control = control();
+    let first = create_service(&control, service_spec("web", 1)).await.unwrap();
+    let second = update(&control, &first, service_spec("web", 3), Rollback::None).await.unwrap();
+    assert_eq!(second.spec, service_spec("web", 3));
+    assert_eq!(second.spec_version, Some(first.meta.version));
+    assert_eq!(second.previous_spec, Some(service_spec("web", 1)));
+    assert_eq!(second.previous_spec_version, Some(Version { index: 0 }));
+    let back = update(&control, &second, service_spec("web", 9), Rollback::Previous).await.unwrap();
+    assert_eq!(back.spec, service_spec("web", 1));
+    assert_eq!(back.spec_version, Some(Version { index: 0 }));
+    assert_eq!(back.previous_spec, Some(service_spec("web", 3)));
+    assert_eq!(back.previous_spec_version, Some(first.meta.version));
+    let status = back.update_status.as_ref().unwrap();
+    assert_eq!(status.state(), UpdateState::RollbackStarted);
+    assert_eq!(status.message, "manually requested rollback");
+    assert!(status.started_at.is_some());
+    let again = update(&control, &back, service_spec("web", 4), Rollback::None).await.unwrap();
+    assert_eq!(again.update_status, None);
+}
+
+#[tokio::test]
+async fn updates_are_refused_in_order() {
+    let control = control();
+    let service = create_service(&control, service_spec("web", 1)).await.unwrap();
+    let bare = UpdateServiceRequest { service_id: service.id.clone(), ..Default::default() };
+    refused(
+        control.rpc().update_service(Request::new(bare)).await,
+        Code::InvalidArgument,
+        "invalid argument",
+    );
+    let unknown = Service { id: "nope".into(), ..Default::default() };
+    let same = || service_spec("web", 1);
+    error(update(&control, &unknown, same(), Rollback::None).await, Code::NotFound, "service nope not found");
+    let mut spec = same();
+    spec.mode = Some(Mode::Global(GlobalService {}));
+    spec.annotations.name = "other".into();
+    error(
+        update(&control, &service, spec.clone(), Rollback::None).await,
+        Code::Unimplemented,
+        "service mode change is not allowed",
+    );
+    spec.mode = same().mode;
+    error(
+        update(&control, &service, spec, Rollback::None).await,
+        Code::Unimplemented,
+        "renaming services is not supported",
+    );
+    error(
+        update(&control, &service, same(), Rollback::Previous).await,
+        Code::FailedPrecondition,
+        &format!("service {} does not have a previous spec", service.id),
+    );
+    #[allow(deprecated)]
+    let moved = ServiceSpec { networks: vec![NetworkAttachmentConfig::default()], ..same() };
+    error(
+        update(&control, &service, moved, Rollback::None).await,
+        Code::Unimplemented,
+        "changing network in service is not supported",
+    );
+    update(&control, &service, service_spec("web", 2), Rollback::None).await.unwrap();
+    error(
+        update(&control, &service, service_spec("web", 3), Rollback::None).await,
+        Code::Unknown,
+        "update out of sequence",
+    );
+}
+
+#[tokio::test]
+async fn services_are_read_and_removed_by_id() {
+    let control = control();
+    let get = async |id: &str, insert_defaults| {
+        let request = GetServiceRequest { service_id: id.into(), insert_defaults };
+        control.rpc().get_service(Request::new(request)).await
+    };
+    let remove = async |id: &str| {
+        control.rpc().remove_service(Request::new(RemoveServiceRequest { service_id: id.into() })).await
+    };
+    refused(get("", false).await, Code::InvalidArgument, "invalid argument");
+    refused(get("x", false).await, Code::NotFound, "service x not found");
+    refused(remove("").await, Code::InvalidArgument, "invalid argument");
+    refused(remove("x").await, Code::NotFound, "service x not found");
+    let service = create_service(&control, service_spec("web", 1)).await.unwrap();
+    assert_eq!(get(&service.id, false).await.unwrap().into_inner().service, Some(service.clone()));
+    remove(&service.id).await.unwrap();
+    assert!(control.store.view().services().is_empty());
+}
+
+#[tokio::test]
+async fn defaults_are_inserted_into_the_answer_only() {
+    let control = control();
+    let service = create_service(&control, service_spec("web", 1)).await.unwrap();
+    let request = GetServiceRequest { service_id: service.id.clone(), insert_defaults: true };
+    let mut spec = control
+        .rpc()
+        .get_service(Request::new(request))
+        .await
+        .unwrap()
+        .into_inner()
+        .service
+        .unwrap()
+        .spec
+        .clone();
+    let seconds = |seconds| prost_types::Duration { seconds, nanos: 0 };
+    assert_eq!(container(&mut spec).stop_grace_period, Some(seconds(10)));
+    assert_eq!(container(&mut spec).pull_options, Some(Default::default()));
+    assert_eq!(container(&mut spec).dns_config, Some(Default::default()));
+    let restart = spec.task.restart.unwrap();
+    assert_eq!(
+        (restart.condition(), restart.delay),
+        (restart_policy::RestartCondition::Any, Some(seconds(5)))
+    );
+    assert_eq!(spec.task.resources, Some(Default::default()));
+    assert_eq!(spec.task.placement, Some(Default::default()));
+    for config in [spec.update.unwrap(), spec.rollback.unwrap()] {
+        assert_eq!((config.parallelism, config.monitor), (1, Some(seconds(5))));
+    }
+    assert_eq!(control.store.view().services().get(&service.id), Some(&service));
+}
+
+#[tokio::test]
+async fn a_zero_restart_condition_stays_none() {
+    let mut spec = service_spec("web", 1);
+    spec.task.restart = Some(RestartPolicy::default());
+    spec.update = Some(UpdateConfig::default());
+    service_defaults::insert(&mut spec);
+    let restart = spec.task.restart.unwrap();
+    assert_eq!(restart.condition(), restart_policy::RestartCondition::None);
+    assert_eq!(restart.delay.unwrap().seconds, 5);
+    let update = spec.update.unwrap();
+    assert_eq!((update.parallelism, update.monitor.unwrap().seconds), (0, 5));
+}
+
+#[tokio::test]
+async fn services_are_filtered() {
+    use list_services_request::Filters;
+    let control = control();
+    for (name, label) in [("alpha", "a"), ("beta", "b"), ("Alp", "a")] {
+        let mut spec = service_spec(name, 0);
+        spec.annotations.labels.insert("k".into(), label.into());
+        create_service(&control, spec).await.unwrap();
+    }
+    let list = async |filters: Filters| {
+        let request = ListServicesRequest { filters: Some(filters) };
+        let services =
+            control.rpc().list_services(Request::new(request)).await.unwrap().into_inner().services;
+        let mut names: Vec<String> = services.iter().map(|s| s.spec.annotations.name.clone()).collect();
+        names.sort();
+        names
+    };
+    let label = |key: &str, value: &str| BTreeMap::from([(key.to_owned(), value.to_owned())]);
+    assert_eq!(list(Filters::default()).await, ["Alp", "alpha", "beta"]);
+    assert_eq!(list(Filters { names: text("alpha"), ..Default::default() }).await, ["alpha"]);
+    assert!(list(Filters { names: text("ALPHA"), ..Default::default() }).await.is_empty());
+    assert_eq!(list(Filters { name_prefixes: text("alp"), ..Default::default() }).await, ["alpha"]);
+    assert_eq!(list(Filters { labels: label("k", "a"), ..Default::default() }).await, ["Alp", "alpha"]);
+    assert_eq!(list(Filters { labels: label("k", ""), ..Default::default() }).await.len(), 3);
+    assert!(list(Filters { labels: label("x", ""), ..Default::default() }).await.is_empty());
+    assert_eq!(list(Filters { runtimes: text("container"), ..Default::default() }).await.len(), 3);
+    assert!(list(Filters { runtimes: text("plugin"), ..Default::default() }).await.is_empty());
+    let both = Filters { names: text("alpha"), labels: label("k", "b"), ..Default::default() };
+    assert!(list(both).await.is_empty());
+    let id = control.store.view().services().by_name("beta").next().unwrap().id.clone();
+    let prefixes = Filters { id_prefixes: vec![id[..20].into(), id.clone()], ..Default::default() };
+    assert_eq!(list(prefixes).await, ["beta"]);
+}
+
+#[tokio::test]
+async fn statuses_are_counted_in_the_order_asked_for() {
+    let control = control();
+    let web = create_service(&control, service_spec("web", 3)).await.unwrap();
+    let mut spec = service_spec("all", 0);
+    spec.mode = Some(Mode::Global(GlobalService {}));
+    let all = create_service(&control, spec.clone()).await.unwrap();
+    spec.annotations.name = "job".into();
+    spec.mode = Some(Mode::ReplicatedJob(ReplicatedJob { max_concurrent: 2, total_completions: 5 }));
+    let job = create_service(&control, spec).await.unwrap();
+    let task = |id: &str, service: &str, state: TaskState, desired: TaskState, iteration: u64| Task {
+        id: id.into(),
+        service_id: service.into(),
+        status: TaskStatus { state: state as i32, ..Default::default() },
+        desired_state: desired as i32,
+        job_iteration: Some(Version { index: iteration }),
+        ..Default::default()
+    };
+    use TaskState::{Complete, Failed, Running, Shutdown};
+    for task in [
+        task("1", &web.id, Running, Running, 0),
+        task("2", &web.id, Running, Shutdown, 0),
+        task("3", &web.id, Failed, Running, 0),
+        task("4", &all.id, Running, Running, 0),
+        task("5", &all.id, Failed, Running, 0),
+        task("6", &job.id, Running, Complete, 0),
+        task("7", &job.id, Complete, Complete, 0),
+        task("8", &job.id, Complete, Complete, 9),
+        task("9", "gone", Running, Running, 0),
+    ] {
+        put(&control, task).await;
+    }
+    let services = vec!["gone".into(), job.id.clone(), web.id.clone(), all.id.clone(), "unknown".into()];
+    let request = ListServiceStatusesRequest { services };
+    let statuses =
+        control.rpc().list_service_statuses(Request::new(request)).await.unwrap().into_inner().statuses;
+    let counts: Vec<_> =
+        statuses.iter().map(|s| (s.desired_tasks, s.running_tasks, s.completed_tasks)).collect();
+    assert_eq!(counts, [(0, 1, 0), (2, 1, 1), (3, 2, 0), (2, 1, 0), (0, 0, 0)]);
+    assert_eq!(statuses[4].service_id, "unknown");
+}

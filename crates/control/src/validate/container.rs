@@ -1,0 +1,110 @@
+//! Container specs.
+
+use std::collections::BTreeSet;
+
+use prost_types::Duration;
+use swarm_api::extensions;
+use swarm_api::v1::{ContainerSpec, HealthConfig};
+
+use super::{duration, image, templates};
+use crate::error::{Error, Result};
+
+/// Shortest time that a health check can be told, in nanoseconds.
+const MIN_HEALTH: i64 = 1_000_000;
+
+/// Templates, image, mounts, health check, labels of ours.
+pub(crate) fn check(container: &ContainerSpec) -> Result<()> {
+    // Mount points are compared as the agent will see them.
+    let expanded = templates::container(container)?;
+    let container = expanded.as_ref().unwrap_or(container);
+    if container.image.is_empty() {
+        return Err(Error::argument("ContainerSpec: image reference must be provided"));
+    }
+    if !image::is_reference(&container.image) {
+        return Err(Error::argument(format!(
+            "ContainerSpec: {:?} is not a valid repository/tag",
+            container.image
+        )));
+    }
+    let mut targets = BTreeSet::new();
+    for mount in &container.mounts {
+        if !targets.insert(mount.target.as_str()) {
+            return Err(Error::argument(format!("ContainerSpec: duplicate mount point: {}", mount.target)));
+        }
+    }
+    container.healthcheck.as_ref().map_or(Ok(()), health)?;
+    if let Some(label) = extensions::unknown(container.labels.keys()) {
+        return Err(Error::argument(format!(
+            "ContainerSpec: label {label:?} is not known; labels that begin with {:?} are reserved",
+            extensions::PREFIX
+        )));
+    }
+    Ok(())
+}
+
+fn health(config: &HealthConfig) -> Result<()> {
+    let at_least = |what: &str, duration: Option<&Duration>| -> Result<()> {
+        let nanos = duration.map_or(Ok(0), duration::nanos)?;
+        if nanos != 0 && nanos < MIN_HEALTH {
+            return Err(Error::argument(format!(
+                "ContainerSpec: {what} in HealthConfig cannot be less than 1ms"
+            )));
+        }
+        Ok(())
+    };
+    at_least("Interval", config.interval.as_ref())?;
+    at_least("Timeout", config.timeout.as_ref())?;
+    if config.retries < 0 {
+        return Err(Error::argument("ContainerSpec: Retries in HealthConfig cannot be negative"));
+    }
+    at_least("StartPeriod", config.start_period.as_ref())?;
+    at_least("StartInterval", config.start_interval.as_ref())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use swarm_api::v1::Mount;
+
+    fn check_with(change: impl FnOnce(&mut ContainerSpec), text: &str) {
+        let mut container = ContainerSpec { image: "redis".into(), ..Default::default() };
+        assert_eq!(check(&container), Ok(()));
+        change(&mut container);
+        let error = check(&container).unwrap_err();
+        assert_eq!(error.code(), tonic::Code::InvalidArgument);
+        assert!(error.to_string().contains(text), "{error}");
+    }
+
+    #[test]
+    fn bad_containers_are_refused() {
+        let ms = |n| Some(Duration { seconds: 0, nanos: n });
+        check_with(|c| c.image.clear(), "image reference must be provided");
+        check_with(|c| c.image = "UPPER".into(), "\"UPPER\" is not a valid repository/tag");
+        check_with(
+            |c| c.mounts = vec![Mount { target: "/x".into(), ..Default::default() }; 2],
+            "duplicate mount point: /x",
+        );
+        check_with(|c| c.env = vec!["{{bad}}".into(), "A={{.Nope}}".into()], "no field Nope");
+        check_with(|c| c.hostname = "{{.Nope}}".into(), "no field Nope");
+        let health = |h: HealthConfig| move |c: &mut ContainerSpec| c.healthcheck = Some(h);
+        check_with(
+            health(HealthConfig { interval: ms(999_999), ..Default::default() }),
+            "Interval in HealthConfig",
+        );
+        check_with(health(HealthConfig { timeout: ms(1), ..Default::default() }), "Timeout in HealthConfig");
+        check_with(health(HealthConfig { retries: -1, ..Default::default() }), "Retries");
+        check_with(health(HealthConfig { start_period: ms(-1), ..Default::default() }), "StartPeriod");
+        check_with(health(HealthConfig { start_interval: ms(1), ..Default::default() }), "StartInterval");
+        check_with(
+            |c| _ = c.labels.insert("swarmd.nonsense".into(), "1".into()),
+            "\"swarmd.nonsense\" is not known",
+        );
+    }
+
+    #[test]
+    fn names_of_variables_are_no_templates() {
+        let container =
+            ContainerSpec { image: "redis".into(), env: vec!["{{bad}}".into()], ..Default::default() };
+        assert_eq!(check(&container), Ok(()));
+    }
+}

@@ -1,0 +1,169 @@
+//! Checks of specs that need nothing but the spec, in the order in which the contract reports them.
+
+mod container;
+pub(crate) mod duration;
+mod endpoint;
+mod image;
+pub(crate) mod name;
+mod process;
+mod references;
+mod resources;
+pub(crate) mod subnet;
+mod templates;
+
+use prost::Message as _;
+use swarm_api::v1::service_spec::Mode;
+use swarm_api::v1::{RestartPolicy, ServiceSpec, TaskSpec, UpdateConfig, task_spec};
+use swarm_api::{defaults, extensions};
+
+use crate::error::{Error, Result};
+
+/// Everything that can be said of a service's spec by itself.
+pub(crate) fn service(spec: &ServiceSpec) -> Result<()> {
+    let size = spec.encoded_len();
+    if size > defaults::MAX_SPEC_BYTES {
+        return Err(Error::argument(format!(
+            "the service spec has {size} bytes, more than the {} that are allowed",
+            defaults::MAX_SPEC_BYTES
+        )));
+    }
+    name::dns(&spec.annotations.name)?;
+    if let Some(label) = extensions::unknown(spec.annotations.labels.keys()) {
+        return Err(Error::argument(format!(
+            "label {label:?} is not known; labels that begin with {:?} are reserved",
+            extensions::PREFIX
+        )));
+    }
+    task(&spec.task)?;
+    let job = mode(spec)?;
+    if job {
+        if spec.update.is_some() {
+            return Err(Error::argument("job-mode services may not have update config"));
+        }
+    } else if let Some(config) = &spec.update {
+        update(config)?;
+    }
+    spec.endpoint.as_ref().map_or(Ok(()), endpoint::check)
+}
+
+fn task(task: &TaskSpec) -> Result<()> {
+    task.resources.as_ref().map_or(Ok(()), resources::check)?;
+    task.restart.as_ref().map_or(Ok(()), restart)?;
+    if let Some(placement) = &task.placement {
+        constraints(&placement.constraints)?;
+    }
+    let container = match &task.runtime {
+        Some(task_spec::Runtime::Container(container)) => Some(container),
+        _ => None,
+    };
+    if let Some(container) = container {
+        references::secrets(container)?;
+        references::configs(container)?;
+    }
+    match &task.runtime {
+        None => Err(Error::argument("TaskSpec: missing runtime")),
+        Some(task_spec::Runtime::Attachment(_)) => {
+            Err(Error::unimplemented("RuntimeSpec: unimplemented runtime in service spec"))
+        }
+        Some(task_spec::Runtime::Container(spec)) => container::check(spec),
+        Some(task_spec::Runtime::Generic(generic)) => {
+            if generic.kind.len() < 3 {
+                return Err(Error::argument(format!("Generic runtime: Invalid name {:?}", generic.kind)));
+            }
+            if ["container", "attachment"].iter().any(|reserved| generic.kind.eq_ignore_ascii_case(reserved))
+            {
+                return Err(Error::argument(format!(
+                    "Generic runtime: {:?} is a reserved name",
+                    generic.kind
+                )));
+            }
+            match &generic.payload {
+                None => return Err(Error::argument("Generic runtime is missing payload")),
+                Some(payload) if payload.type_url.is_empty() => {
+                    return Err(Error::argument("Generic runtime is missing payload type"));
+                }
+                Some(payload) if payload.value.is_empty() => {
+                    return Err(Error::argument("Generic runtime has an empty payload"));
+                }
+                Some(_) => {}
+            }
+            if generic.kind == extensions::PROCESS_RUNTIME {
+                process::check(generic)
+            } else if generic.kind.eq_ignore_ascii_case(extensions::PROCESS_RUNTIME) {
+                Err(Error::argument(format!(
+                    "Generic runtime: write {:?} in lower case",
+                    extensions::PROCESS_RUNTIME
+                )))
+            } else {
+                Ok(())
+            }
+        }
+    }
+}
+
+fn restart(policy: &RestartPolicy) -> Result<()> {
+    duration::optional("TaskSpec: restart-delay", policy.delay.as_ref())?;
+    duration::optional("TaskSpec: restart-window", policy.window.as_ref())
+}
+
+/// Each constraint of the list can be parsed.
+fn constraints(constraints: &[String]) -> Result<()> {
+    swarm_placement::Constraint::parse_all(constraints)
+        .map(drop)
+        .map_err(|error| Error::argument(error.to_string()))
+}
+
+/// The mode is there and its numbers fit. Returns whether it is a job.
+fn mode(spec: &ServiceSpec) -> Result<bool> {
+    let fits = |what: &str, number: u64| -> Result<()> {
+        if number > i64::MAX as u64 {
+            return Err(Error::argument(format!("{what} must be below 2^63, and is {number}")));
+        }
+        if number > defaults::MAX_TASKS {
+            return Err(Error::argument(format!(
+                "{what} is {number}, more than the {} tasks that a cluster can have",
+                defaults::MAX_TASKS
+            )));
+        }
+        Ok(())
+    };
+    match &spec.mode {
+        None => Err(Error::argument("ServiceSpec: mode must be provided")),
+        Some(Mode::Replicated(replicated)) => fits("number of replicas", replicated.replicas).map(|()| false),
+        Some(Mode::Global(_)) => Ok(false),
+        Some(Mode::ReplicatedJob(job)) => {
+            fits("max concurrent", job.max_concurrent)?;
+            fits("total completions", job.total_completions)?;
+            Ok(true)
+        }
+        Some(Mode::GlobalJob(_)) => Ok(true),
+    }
+}
+
+fn update(config: &UpdateConfig) -> Result<()> {
+    duration::not_negative("TaskSpec: update-delay", &config.delay)?;
+    duration::optional("TaskSpec: update-monitor", config.monitor.as_ref())?;
+    if !(0.0..=1.0).contains(&config.max_failure_ratio) {
+        return Err(Error::argument(
+            "TaskSpec: update-maxfailureratio cannot be less than 0 or bigger than 1",
+        ));
+    }
+    Ok(())
+}
+
+/// Adds what our extensions need: the constraint that a native process runs only where it can.
+pub(crate) fn complete(spec: &mut ServiceSpec) {
+    let process = matches!(&spec.task.runtime, Some(task_spec::Runtime::Generic(generic))
+        if generic.kind == extensions::PROCESS_RUNTIME);
+    let guarded = || {
+        let constraints = spec.task.placement.iter().flat_map(|p| &p.constraints);
+        constraints.into_iter().any(|constraint| constraint == extensions::PROCESS_CONSTRAINT)
+    };
+    if process && !guarded() {
+        let placement = spec.task.placement.get_or_insert_default();
+        placement.constraints.push(extensions::PROCESS_CONSTRAINT.to_owned());
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,158 @@
+//! Native processes: the generic runtime of kind `process`.
+
+use prost::{Message as _, Name as _};
+use swarm_api::swarmd::ProcessSpec;
+use swarm_api::v1::GenericRuntimeSpec;
+
+use super::{duration, templates};
+use crate::error::{Error, Result};
+
+/// Resources that setrlimit(2) knows, without their prefix.
+const RLIMITS: &[&str] = &[
+    "as",
+    "core",
+    "cpu",
+    "data",
+    "fsize",
+    "locks",
+    "memlock",
+    "msgqueue",
+    "nice",
+    "nofile",
+    "nproc",
+    "rss",
+    "rtprio",
+    "rttime",
+    "sigpending",
+    "stack",
+];
+
+/// Signals by name, without their prefix.
+const SIGNALS: &[&str] = &[
+    "ABRT", "ALRM", "BUS", "CHLD", "CONT", "FPE", "HUP", "ILL", "INT", "IO", "KILL", "PIPE", "PROF", "PWR",
+    "QUIT", "SEGV", "STKFLT", "STOP", "SYS", "TERM", "TRAP", "TSTP", "TTIN", "TTOU", "URG", "USR1", "USR2",
+    "VTALRM", "WINCH", "XCPU", "XFSZ",
+];
+
+/// The payload is a process that can be started, in the one encoding that peers would write too.
+pub(crate) fn check(generic: &GenericRuntimeSpec) -> Result<()> {
+    let payload = generic.payload.as_ref().ok_or_else(|| refuse("payload must be provided"))?;
+    if payload.type_url.rsplit('/').next() != Some(ProcessSpec::full_name().as_str()) {
+        return Err(refuse(&format!(
+            "payload must be a {}, not {:?}",
+            ProcessSpec::full_name(),
+            payload.type_url
+        )));
+    }
+    let process = ProcessSpec::decode(payload.value.as_slice())
+        .map_err(|error| refuse(&format!("payload can't be decoded: {error}")))?;
+    if process.encode_to_vec() != payload.value {
+        return Err(refuse("payload is not encoded deterministically"));
+    }
+    spec(&process)
+}
+
+fn spec(process: &ProcessSpec) -> Result<()> {
+    if process.command.first().is_none_or(String::is_empty) {
+        return Err(refuse("command must be provided"));
+    }
+    let texts =
+        process.command.iter().chain(&process.args).chain(&process.env).chain([&process.dir, &process.user]);
+    if texts.into_iter().any(|text| text.contains('\0')) {
+        return Err(refuse("a text contains a NUL character"));
+    }
+    for entry in &process.env {
+        let name = entry.split('=').next().unwrap_or_default();
+        if name.is_empty() {
+            return Err(refuse(&format!("environment entry {entry:?} has no name")));
+        }
+    }
+    templates::env(&process.env)?;
+    if !process.dir.is_empty() && !process.dir.starts_with('/') {
+        return Err(refuse(&format!("working directory {:?} is not absolute", process.dir)));
+    }
+    if !process.stop_signal.is_empty() && !is_signal(&process.stop_signal) {
+        return Err(refuse(&format!("unknown stop signal {:?}", process.stop_signal)));
+    }
+    duration::optional("ProcessSpec: stop grace period", process.stop_grace_period.as_ref())?;
+    for limit in &process.rlimits {
+        if RLIMITS.binary_search(&limit.name.as_str()).is_err() {
+            return Err(refuse(&format!("unknown limit {:?}", limit.name)));
+        }
+        if limit.soft > limit.hard {
+            return Err(refuse(&format!("soft limit of {} is above the hard one", limit.name)));
+        }
+    }
+    Ok(())
+}
+
+/// A number from 1 to 64, or a name with or without `SIG`.
+fn is_signal(text: &str) -> bool {
+    if let Ok(number) = text.parse::<u8>() {
+        return (1..=64).contains(&number);
+    }
+    let upper = text.to_ascii_uppercase();
+    SIGNALS.binary_search(&upper.strip_prefix("SIG").unwrap_or(&upper)).is_ok()
+}
+
+fn refuse(reason: &str) -> Error {
+    Error::argument(format!("ProcessSpec: {reason}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use swarm_api::swarmd::process_spec::Rlimit;
+
+    fn generic(process: &ProcessSpec) -> GenericRuntimeSpec {
+        GenericRuntimeSpec {
+            kind: "process".into(),
+            payload: Some(prost_types::Any {
+                type_url: ProcessSpec::type_url(),
+                value: process.encode_to_vec(),
+            }),
+        }
+    }
+
+    fn check_with(change: impl FnOnce(&mut ProcessSpec), text: &str) {
+        let mut process = ProcessSpec { command: vec!["sleep".into()], ..Default::default() };
+        assert_eq!(check(&generic(&process)), Ok(()));
+        change(&mut process);
+        let error = check(&generic(&process)).unwrap_err();
+        assert_eq!(error.code(), tonic::Code::InvalidArgument);
+        assert!(error.to_string().contains(text), "{error}");
+    }
+
+    #[test]
+    fn bad_processes_are_refused() {
+        check_with(|p| p.command.clear(), "command must be provided");
+        check_with(|p| p.command = vec![String::new()], "command must be provided");
+        check_with(|p| p.args = vec!["a\0b".into()], "NUL");
+        check_with(|p| p.env = vec!["=x".into()], "has no name");
+        check_with(|p| p.env = vec!["A={{.Nope}}".into()], "no field Nope");
+        check_with(|p| p.dir = "relative".into(), "is not absolute");
+        check_with(|p| p.stop_signal = "SIGNOPE".into(), "unknown stop signal");
+        check_with(|p| p.stop_signal = "65".into(), "unknown stop signal");
+        check_with(
+            |p| p.stop_grace_period = Some(prost_types::Duration { seconds: -1, nanos: 0 }),
+            "stop grace period cannot be negative",
+        );
+        let limit = |name: &str, soft, hard| vec![Rlimit { name: name.into(), soft, hard }];
+        check_with(|p| p.rlimits = limit("nope", 1, 1), "unknown limit");
+        check_with(|p| p.rlimits = limit("nofile", 2, 1), "above the hard one");
+        assert!(["SIGTERM", "term", "9", "USR1"].iter().all(|s| is_signal(s)));
+        assert!(RLIMITS.is_sorted() && SIGNALS.is_sorted());
+    }
+
+    #[test]
+    fn payloads_are_of_our_type_and_encoded_in_one_way_only() {
+        let mut spec = generic(&ProcessSpec { command: vec!["a".into()], ..Default::default() });
+        // The number of log files, written although it is the default.
+        spec.payload.as_mut().unwrap().value.extend([0x58, 0x00]);
+        assert!(check(&spec).unwrap_err().to_string().contains("deterministically"));
+        spec.payload.as_mut().unwrap().value = vec![0xff];
+        assert!(check(&spec).unwrap_err().to_string().contains("can't be decoded"));
+        spec.payload.as_mut().unwrap().type_url = "types.docker.com/RuntimePlugin".into();
+        assert!(check(&spec).unwrap_err().to_string().contains("must be a swarmd.v1.ProcessSpec"));
+    }
+}

@@ -1,0 +1,147 @@
+//! The connection to an engine.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bollard::{API_DEFAULT_VERSION, BollardRequest, Docker};
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::{Connect, HttpConnector};
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use tokio::sync::Semaphore;
+
+use crate::error::{self, Error};
+
+/// Where an engine listens unless told otherwise.
+pub const DEFAULT_ADDRESS: &str = "unix:///var/run/docker.sock";
+
+/// Time for the head of an answer. A busy engine may take a minute to create a container.
+const TIMEOUT: Duration = Duration::from_secs(120);
+/// Time for the first answer of all, so that a wrong address is reported soon.
+const FIRST_ANSWER: Duration = Duration::from_secs(10);
+/// Idle connections kept, and how long.
+const IDLE_CONNECTIONS: usize = 16;
+const IDLE_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// One engine, shared by all controllers.
+pub(crate) struct Engine {
+    pub(crate) docker: Docker,
+    /// As users know it, for messages.
+    pub(crate) address: String,
+    /// Creations and starts that run at the same time: an engine slows down when it is given more.
+    pub(crate) heavy: Semaphore,
+}
+
+impl Engine {
+    /// Connects, and settles on the newest version of the interface that both sides know.
+    pub(crate) async fn connect(address: &str, parallelism: usize) -> Result<Arc<Engine>, Error> {
+        let address = if address.is_empty() { DEFAULT_ADDRESS } else { address };
+        let docker = open(address)?;
+        let unreachable = |reason| Error::Unreachable { address: address.to_owned(), reason };
+        let docker = match tokio::time::timeout(FIRST_ANSWER, docker.negotiate_version()).await {
+            Ok(Ok(docker)) => docker,
+            Ok(Err(error)) => return Err(unreachable(error::chain(&error))),
+            Err(_) => return Err(unreachable(format!("no answer within {} s", FIRST_ANSWER.as_secs()))),
+        };
+        Ok(Arc::new(Engine {
+            docker,
+            address: address.to_owned(),
+            heavy: Semaphore::new(parallelism.max(1)),
+        }))
+    }
+
+    /// A handle whose requests may take this long, for those that wait by nature.
+    pub(crate) fn patient(&self, time: Duration) -> Docker {
+        self.docker.clone().with_timeout(time.saturating_add(TIMEOUT))
+    }
+}
+
+/// A handle for an address; connects to nothing yet.
+fn open(address: &str) -> Result<Docker, Error> {
+    let bad = |reason: &str| Error::BadAddress { address: address.to_owned(), reason: reason.to_owned() };
+    match address.split_once("://") {
+        None if address.starts_with('/') => unix(address),
+        Some(("unix", path)) if path.starts_with('/') => unix(path),
+        Some(("unix", _)) => return Err(bad("the path of a UNIX socket is absolute: unix:///path")),
+        Some(("tcp" | "http", host)) if !host.trim_end_matches('/').is_empty() => {
+            let mut connector = HttpConnector::new();
+            connector.set_nodelay(true);
+            connector.set_keepalive(Some(Duration::from_secs(30)));
+            connector.set_connect_timeout(Some(FIRST_ANSWER));
+            pooled(connector, &format!("http://{}", host.trim_end_matches('/')))
+        }
+        _ => return Err(bad("expected unix:///path, an absolute path, or tcp://host:port")),
+    }
+    .map_err(|error| bad(&error::chain(&error)))
+}
+
+fn unix(path: &str) -> Result<Docker, bollard::errors::Error> {
+    // The connector finds the socket's path in the place of the host, in hexadecimal.
+    pooled(hyperlocal::UnixConnector, &format!("unix://{}", hex::encode(path)))
+}
+
+/// The library's own transports open a connection per request; this one keeps them.
+fn pooled<C>(connector: C, address: &str) -> Result<Docker, bollard::errors::Error>
+where
+    C: Connect + Clone + Send + Sync + 'static,
+{
+    let client = Client::builder(TokioExecutor::new())
+        .pool_timer(TokioTimer::new())
+        .pool_idle_timeout(IDLE_TIMEOUT)
+        .pool_max_idle_per_host(IDLE_CONNECTIONS)
+        .build(connector);
+    let transport = move |mut request: BollardRequest| {
+        url_safe_credentials(&mut request);
+        let client = client.clone();
+        async move { client.request(request).await.map_err(bollard::errors::Error::from) }
+    };
+    Docker::connect_with_custom_transport(transport, Some(address), TIMEOUT.as_secs(), API_DEFAULT_VERSION)
+}
+
+/// Engines want the URL-safe alphabet of base64 in this header, the library writes the standard one.
+fn url_safe_credentials(request: &mut BollardRequest) {
+    let Some(value) = request.headers_mut().get_mut("X-Registry-Auth") else { return };
+    let safe = value.as_bytes().iter().map(|byte| match byte {
+        b'+' => b'-',
+        b'/' => b'_',
+        other => *other,
+    });
+    if let Ok(mut safe) = bollard_header(safe.collect()) {
+        safe.set_sensitive(true);
+        *value = safe;
+    }
+}
+
+fn bollard_header(bytes: Vec<u8>) -> Result<http::HeaderValue, http::header::InvalidHeaderValue> {
+    http::HeaderValue::from_maybe_shared(bytes::Bytes::from(bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_checked() {
+        for good in ["unix:///run/x.sock", "/run/x.sock", "tcp://10.0.0.1:2375", "http://engine:2375/"] {
+            assert!(open(good).is_ok(), "{good}");
+        }
+        for bad in ["unix://run/x.sock", "docker.sock", "tcp://", "ssh://host", "https://host:2376"] {
+            let error = open(bad).err().map(|error| error.to_string()).unwrap_or_default();
+            assert!(error.contains(bad), "{bad}: {error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn absent_engine_is_named() {
+        let error = Engine::connect("unix:///nonexistent/docker.sock", 1).await.err().unwrap().to_string();
+        assert!(error.contains("unix:///nonexistent/docker.sock"), "{error}");
+        assert!(error.contains("No such file or directory"), "{error}");
+    }
+
+    #[test]
+    fn credentials_are_sent_in_the_url_safe_alphabet() {
+        let mut request = BollardRequest::new(bollard::body_full(bytes::Bytes::new()));
+        request.headers_mut().insert("X-Registry-Auth", http::HeaderValue::from_static("a+/b=="));
+        url_safe_credentials(&mut request);
+        assert_eq!(request.headers()["X-Registry-Auth"], "a-_b==");
+    }
+}

@@ -1,0 +1,171 @@
+//! One engine as an executor.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bollard::query_parameters::{ListContainersOptionsBuilder, RemoveContainerOptionsBuilder};
+use parking_lot::Mutex;
+use swarm_agent::{Controller, ControllerError, Dependencies, Executor, ExecutorDescription};
+use swarm_api::Shared;
+use swarm_api::v1::{EncryptionKey, Node, Task};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::client::Engine;
+use crate::controller::DockerController;
+use crate::describe::describe;
+use crate::error::{self, Error};
+use crate::events::Events;
+use crate::image::Images;
+use crate::spec::{self, NODE_ID_LABEL, TASK_ID_LABEL};
+
+/// What all controllers of one engine share.
+pub(crate) struct Parts {
+    pub(crate) engine: Arc<Engine>,
+    pub(crate) images: Images,
+    pub(crate) events: Events,
+}
+
+/// Runs tasks as containers of one engine.
+pub struct DockerExecutor {
+    parts: Arc<Parts>,
+    node: Mutex<Option<Shared<Node>>>,
+    /// Stops the listener of the node id that is in force.
+    listener: Mutex<Option<CancellationToken>>,
+    tracker: TaskTracker,
+    stop: CancellationToken,
+}
+
+impl DockerExecutor {
+    /// Connects to the engine at `unix:///path`, an absolute path, `tcp://host:port`, or (empty) the usual socket.
+    ///
+    /// # Errors
+    /// [`Error`], naming the address, if it is malformed or no engine answers there.
+    pub async fn connect(address: &str) -> Result<Self, Error> {
+        // A start is mostly the engine's own processor time; a few more than cores hide its waits for the disk.
+        let cores = std::thread::available_parallelism().map_or(2, usize::from);
+        Self::connect_with(address, (cores * 4).clamp(4, 32)).await
+    }
+
+    /// As [`DockerExecutor::connect`], with at most so many creations and starts at the same time.
+    ///
+    /// # Errors
+    /// As [`DockerExecutor::connect`].
+    pub async fn connect_with(address: &str, parallelism: usize) -> Result<Self, Error> {
+        let engine = Engine::connect(address, parallelism).await?;
+        let (tracker, stop) = (TaskTracker::new(), CancellationToken::new());
+        let images = Images::new(engine.clone(), tracker.clone(), stop.clone());
+        Ok(DockerExecutor {
+            parts: Arc::new(Parts { engine, images, events: Events::default() }),
+            node: Mutex::default(),
+            listener: Mutex::default(),
+            tracker,
+            stop,
+        })
+    }
+
+    /// Stops listening and pulling. Containers go on.
+    pub async fn close(&self) {
+        self.stop.cancel();
+        self.tracker.close();
+        self.tracker.wait().await;
+    }
+
+    /// Listens to the events of the node's containers from now on.
+    fn listen(&self, node_id: &str) {
+        let stop = self.stop.child_token();
+        if let Some(former) = self.listener.lock().replace(stop.clone()) {
+            former.cancel();
+        }
+        let (parts, node_id) = (self.parts.clone(), node_id.to_owned());
+        self.tracker.spawn(async move { parts.events.listen(&parts.engine, &node_id, &stop).await });
+    }
+}
+
+impl Drop for DockerExecutor {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+#[async_trait]
+impl Executor for DockerExecutor {
+    fn runtimes(&self) -> Vec<String> {
+        vec!["container".to_owned()]
+    }
+
+    async fn describe(&self) -> Result<ExecutorDescription, ControllerError> {
+        let engine = &self.parts.engine;
+        let failed = |error| error::of_step("asking the engine for its description", &engine.address, &error);
+        let info = engine.docker.info().await.map_err(failed)?;
+        let plugins = engine.docker.list_plugins(None).await.unwrap_or_else(|error| {
+            tracing::warn!(reason = error::chain(&error), "can't list the engine's plug-ins");
+            Vec::new()
+        });
+        Ok(describe(info, plugins))
+    }
+
+    async fn configure(&self, node: &Shared<Node>) -> Result<(), ControllerError> {
+        let former = self.node.lock().replace(node.clone());
+        if former.is_none_or(|former| former.id != node.id) {
+            self.listen(&node.id);
+        }
+        Ok(())
+    }
+
+    async fn set_network_keys(&self, _: &[EncryptionKey]) -> Result<(), ControllerError> {
+        // The engine's own networks between hosts are not used.
+        Ok(())
+    }
+
+    fn controller(
+        &self,
+        task: &Shared<Task>,
+        _: Arc<dyn Dependencies>,
+    ) -> Result<Arc<dyn Controller>, ControllerError> {
+        let plan = {
+            let node = self.node.lock();
+            let description = node.as_ref().and_then(|node| node.description.as_ref());
+            spec::plan(task, description)?
+        };
+        Ok(Arc::new(DockerController::new(self.parts.clone(), task, plan)))
+    }
+
+    async fn sweep(&self, known_tasks: &[String]) -> Result<(), ControllerError> {
+        let Some(node_id) = self.node.lock().as_ref().map(|node| node.id.clone()).filter(|id| !id.is_empty())
+        else {
+            return Err(ControllerError::Fatal("can't sweep before the node's id is known".to_owned()));
+        };
+        let engine = &self.parts.engine;
+        let failed = |error| error::of_step("removing old containers", &engine.address, &error);
+        let own = format!("{NODE_ID_LABEL}={node_id}");
+        let filters = HashMap::from([("label", vec![own.as_str()])]);
+        let options = ListContainersOptionsBuilder::new().all(true).filters(&filters).build();
+        let containers = engine.docker.list_containers(Some(options)).await.map_err(failed)?;
+        let known: HashSet<&str> = known_tasks.iter().map(String::as_str).collect();
+        for container in containers {
+            let labels = container.labels.unwrap_or_default();
+            // The engine's filter is believed, and checked: what follows can't be undone.
+            if labels.get(NODE_ID_LABEL) != Some(&node_id) {
+                continue;
+            }
+            let (Some(id), Some(task_id)) = (container.id, labels.get(TASK_ID_LABEL)) else { continue };
+            if known.contains(task_id.as_str()) {
+                continue;
+            }
+            tracing::info!(
+                task.id = task_id,
+                node.id = node_id,
+                container = id,
+                "removing a container left behind"
+            );
+            let options = RemoveContainerOptionsBuilder::new().force(true).v(true).build();
+            match engine.docker.remove_container(&id, Some(options)).await {
+                Err(error) if !matches!(error::status(&error), Some(404 | 409)) => return Err(failed(error)),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+}

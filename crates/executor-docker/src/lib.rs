@@ -1,0 +1,24 @@
+//! Runs tasks as containers of a Docker Engine, over its HTTP interface.
+//!
+//! - [`DockerExecutor`]: one engine; says what the node has, makes controllers, sweeps.
+//! - `controller`: one task's container. Its name is the handle for everything, so that a restarted daemon finds
+//!   it again; what the engine says of the container is the only state.
+//! - `spec`: a task as the body of the request that creates its container, a pure function.
+//! - `image`: whether and how an image is pulled, once for all tasks that want it.
+//! - `events`: one event stream for all containers. Events are hints only: who is told looks at the container.
+//! - `client`: the connection; `error`: what an engine's answer means for a task.
+
+mod client;
+mod controller;
+mod describe;
+mod error;
+mod events;
+mod executor;
+mod image;
+mod logs;
+mod spec;
+
+pub use client::DEFAULT_ADDRESS;
+pub use error::Error;
+pub use executor::DockerExecutor;
+pub use spec::{ContainerPlan, plan};

@@ -1,0 +1,134 @@
+//! An executor on the real engine, and tasks for it.
+#![allow(dead_code, clippy::unwrap_used)]
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bollard::Docker;
+use swarm_agent::{Controller, Dependencies, DependencyError, Executor};
+use swarm_api::v1::{Annotations, Config, ContainerSpec, Node, Secret, Task, TaskSpec, task_spec};
+use swarm_api::{Shared, id};
+use swarm_executor_docker::DockerExecutor;
+
+pub(crate) const LONG: Duration = Duration::from_secs(60);
+
+/// Tasks here refer to no secrets and configs.
+struct Nothing;
+
+impl Dependencies for Nothing {
+    fn secret(&self, _: &Task, id: &str) -> Result<Shared<Secret>, DependencyError> {
+        Err(DependencyError { kind: "secret", id: id.to_owned(), refused: false })
+    }
+    fn config(&self, _: &Task, id: &str) -> Result<Shared<Config>, DependencyError> {
+        Err(DependencyError { kind: "config", id: id.to_owned(), refused: false })
+    }
+}
+
+/// One node of a cluster that nobody else knows; what it leaves behind is removed when it is dropped.
+pub(crate) struct Lab {
+    pub(crate) executor: DockerExecutor,
+    pub(crate) node_id: String,
+    pub(crate) image: String,
+    pub(crate) docker: Docker,
+}
+
+impl Lab {
+    pub(crate) async fn new() -> Lab {
+        Self::with_parallelism(8).await
+    }
+
+    pub(crate) async fn with_parallelism(parallelism: usize) -> Lab {
+        let docker = Docker::connect_with_unix_defaults().expect("these tests need a Docker Engine");
+        let docker = docker.negotiate_version().await.expect("these tests need a Docker Engine");
+        let image = swarm_testkit::image::busybox(&docker).await.expect("a test image");
+        let executor =
+            DockerExecutor::connect_with("", parallelism).await.expect("these tests need a Docker Engine");
+        let lab = Lab { executor, node_id: id::random(), image, docker };
+        lab.executor.configure(&lab.node()).await.unwrap();
+        lab
+    }
+
+    pub(crate) fn node(&self) -> Shared<Node> {
+        Node { id: self.node_id.clone(), ..Default::default() }.into()
+    }
+
+    /// A restarted daemon.
+    pub(crate) async fn restarted(&self) -> DockerExecutor {
+        let executor = DockerExecutor::connect("").await.unwrap();
+        executor.configure(&self.node()).await.unwrap();
+        executor
+    }
+
+    pub(crate) fn spec(&self, command: &str) -> ContainerSpec {
+        ContainerSpec {
+            image: self.image.clone(),
+            command: vec!["/bin/sh".into(), "-c".into(), command.into()],
+            stop_grace_period: Some(prost_types::Duration { seconds: 2, nanos: 0 }),
+            ..Default::default()
+        }
+    }
+
+    pub(crate) fn task(&self, spec: ContainerSpec) -> Task {
+        Task {
+            id: id::random(),
+            service_id: "s".into(),
+            node_id: self.node_id.clone(),
+            slot: 1,
+            service_annotations: Annotations { name: "exectest".into(), ..Default::default() }.into(),
+            spec: TaskSpec { runtime: Some(task_spec::Runtime::Container(spec)), ..Default::default() }
+                .into(),
+            ..Default::default()
+        }
+    }
+
+    pub(crate) fn controller(&self, task: &Task) -> Arc<dyn Controller> {
+        controller(&self.executor, task)
+    }
+
+    pub(crate) fn run(&self, command: &str) -> Arc<dyn Controller> {
+        self.controller(&self.task(self.spec(command)))
+    }
+
+    /// Ends the test: removes everything of this node, which `sweep` must be able to.
+    pub(crate) async fn done(self) {
+        self.executor.sweep(&[]).await.unwrap();
+        assert_eq!(self.containers().await, 0, "sweep leaves nothing");
+        self.executor.close().await;
+    }
+
+    /// Removes all containers, so that their image can go.
+    pub(crate) async fn executor_sweep(&self) {
+        self.executor.sweep(&[]).await.unwrap();
+    }
+
+    /// Containers of this node, running or not.
+    pub(crate) async fn containers(&self) -> usize {
+        let label = format!("com.docker.swarm.node.id={}", self.node_id);
+        let filters = std::collections::HashMap::from([("label", vec![label])]);
+        let options = bollard::query_parameters::ListContainersOptionsBuilder::new()
+            .all(true)
+            .filters(&filters)
+            .build();
+        self.docker.list_containers(Some(options)).await.unwrap().len()
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            // A failed test leaves nothing either; the engine is asked by its own client, since this is no
+            // place to wait for a future.
+            let filter = format!("label=com.docker.swarm.node.id={}", self.node_id);
+            let script = format!("docker rm -fv $(docker ps -aq --filter {filter}) >/dev/null 2>&1");
+            let _ = std::process::Command::new("sh").args(["-c", &script]).status();
+        }
+    }
+}
+
+pub(crate) fn controller(executor: &DockerExecutor, task: &Task) -> Arc<dyn Controller> {
+    executor.controller(&task.clone().into(), Arc::new(Nothing)).expect("a controller")
+}
+
+pub(crate) async fn within<F: Future>(future: F) -> F::Output {
+    tokio::time::timeout(LONG, future).await.expect("an answer in time")
+}

@@ -1,0 +1,387 @@
+//! Tasks on the real engine. Without one these tests fail.
+
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::time::Duration;
+
+use common::{Lab, controller, within};
+use swarm_agent::{Controller, ControllerError, Executor, LogLine, LogOptions, LogStream};
+use swarm_api::v1::port_config::PublishMode;
+use swarm_api::v1::{ContainerSpec, Endpoint, HealthConfig, PortConfig};
+use swarm_testkit::wait::until;
+
+const SLEEP: &str = "trap 'exit 7' TERM; while :; do sleep 100 & wait $!; done";
+
+#[track_caller]
+fn fatal(result: Result<(), ControllerError>) -> String {
+    match result {
+        Err(ControllerError::Fatal(text)) => text,
+        other => panic!("not final: {other:?}"),
+    }
+}
+
+fn exit(code: i32) -> Result<(), ControllerError> {
+    Err(ControllerError::Exit { code, cause: None })
+}
+
+async fn logs(controller: &dyn Controller, options: LogOptions) -> Vec<LogLine> {
+    let (sink, mut lines) = tokio::sync::mpsc::channel(4);
+    let collect = async {
+        let mut all = Vec::new();
+        while let Some(line) = lines.recv().await {
+            all.push(line);
+        }
+        all
+    };
+    let (done, lines) = within(async { tokio::join!(controller.logs(options, sink), collect) }).await;
+    done.unwrap();
+    lines
+}
+
+/// For messages: lengths instead of long lines.
+fn brief(lines: &[LogLine]) -> Vec<(std::time::SystemTime, LogStream, usize)> {
+    lines.iter().map(|line| (line.timestamp, line.stream, line.data.len())).collect()
+}
+
+fn texts(lines: &[LogLine]) -> Vec<&str> {
+    lines.iter().map(|line| std::str::from_utf8(&line.data).unwrap()).collect()
+}
+
+#[tokio::test]
+async fn task_runs_to_its_end_and_says_how() {
+    let lab = Lab::new().await;
+    for (command, expected) in
+        [("true", Ok(())), ("exit 3", exit(3)), ("sh -c 'kill -9 $$'; exit $?", exit(137))]
+    {
+        let task = lab.run(command);
+        within(task.prepare()).await.unwrap();
+        assert_eq!(task.container_status().await.unwrap().pid, 0);
+        within(task.start()).await.unwrap();
+        assert_eq!(within(task.wait()).await, expected, "{command}");
+        let code = match expected {
+            Err(ControllerError::Exit { code, .. }) => code,
+            _ => 0,
+        };
+        let status = task.container_status().await.unwrap();
+        assert_eq!((status.exit_code, status.pid, status.container_id.len()), (code, 0, 64));
+        within(task.remove()).await.unwrap();
+        assert_eq!(task.container_status().await, None);
+        within(task.remove()).await.unwrap();
+    }
+    lab.done().await;
+}
+
+#[tokio::test]
+async fn a_running_task_has_a_process_and_waits_are_woken_by_its_end() {
+    let lab = Lab::new().await;
+    let task = lab.run("sleep 1; exit 4");
+    task.prepare().await.unwrap();
+    task.start().await.unwrap();
+    assert!(task.container_status().await.unwrap().pid > 0);
+    // Cancelling a wait and calling it again is allowed at any moment.
+    assert!(tokio::time::timeout(Duration::from_millis(100), task.wait()).await.is_err());
+    assert_eq!(within(task.wait()).await, exit(4));
+    lab.done().await;
+}
+
+#[tokio::test]
+async fn shutdown_asks_then_kills() {
+    let lab = Lab::new().await;
+    for (command, expected) in [(SLEEP, 7), ("trap '' TERM; while :; do sleep 1; done", 137)] {
+        let task = lab.run(command);
+        task.prepare().await.unwrap();
+        task.start().await.unwrap();
+        // The shell has set its trap once it has a child.
+        until_child(&lab, task.as_ref()).await;
+        within(task.shutdown()).await.unwrap();
+        let status = task.container_status().await.unwrap();
+        assert_eq!((status.exit_code, status.pid), (expected, 0), "{command}");
+        within(task.shutdown()).await.unwrap();
+    }
+    lab.done().await;
+}
+
+async fn until_child(lab: &Lab, task: &dyn Controller) {
+    let id = task.container_status().await.unwrap().container_id;
+    let asked = || async {
+        let top = lab.docker.top_processes(&id, None::<bollard::query_parameters::TopOptions>).await?;
+        anyhow::ensure!(top.processes.unwrap_or_default().len() > 1);
+        Ok(())
+    };
+    until("the shell's child", common::LONG, asked).await.unwrap();
+}
+
+#[tokio::test]
+async fn stop_signal_of_the_spec_is_sent() {
+    let lab = Lab::new().await;
+    let spec = ContainerSpec {
+        stop_signal: "SIGUSR1".into(),
+        ..lab.spec("trap 'exit 9' USR1; while :; do sleep 100 & wait $!; done")
+    };
+    let task = lab.controller(&lab.task(spec));
+    task.prepare().await.unwrap();
+    task.start().await.unwrap();
+    until_child(&lab, task.as_ref()).await;
+    within(task.shutdown()).await.unwrap();
+    assert_eq!(task.container_status().await.unwrap().exit_code, 9);
+    lab.done().await;
+}
+
+#[tokio::test]
+async fn terminate_kills_and_may_come_at_any_time() {
+    let lab = Lab::new().await;
+    let task = lab.run(SLEEP);
+    within(task.terminate()).await.unwrap();
+    within(task.shutdown()).await.unwrap();
+    task.prepare().await.unwrap();
+    within(task.terminate()).await.unwrap();
+    task.start().await.unwrap();
+    within(task.terminate()).await.unwrap();
+    assert_eq!(within(task.wait()).await, exit(137));
+    lab.done().await;
+}
+
+#[tokio::test]
+async fn restarted_daemon_adopts_the_container_at_every_stage() {
+    let lab = Lab::new().await;
+    let task = lab.task(lab.spec("sleep 1; exit 5"));
+    controller(&lab.executor, &task).prepare().await.unwrap();
+
+    let second = lab.restarted().await;
+    let adopted = controller(&second, &task);
+    assert_eq!(adopted.prepare().await, Err(ControllerError::AlreadyPrepared));
+    adopted.start().await.unwrap();
+    let pid = adopted.container_status().await.unwrap().pid;
+
+    let third = lab.restarted().await;
+    let adopted = controller(&third, &task);
+    assert_eq!(adopted.start().await, Err(ControllerError::AlreadyStarted));
+    assert_eq!(adopted.container_status().await.unwrap().pid, pid, "the same process");
+    assert_eq!(within(adopted.wait()).await, exit(5));
+
+    let fourth = lab.restarted().await;
+    let adopted = controller(&fourth, &task);
+    assert_eq!(adopted.start().await, Err(ControllerError::AlreadyStarted), "it is not started again");
+    assert_eq!(within(adopted.wait()).await, exit(5));
+    assert_eq!(lab.containers().await, 1);
+    for executor in [second, third, fourth] {
+        executor.close().await;
+    }
+    lab.done().await;
+}
+
+#[tokio::test]
+async fn a_name_taken_by_something_else_is_not_adopted() {
+    let lab = Lab::new().await;
+    let task = lab.task(lab.spec("true"));
+    let mut other = task.clone();
+    other.id = swarm_api::id::random();
+    let name = swarm_api::naming::task_name(&task);
+    other.annotations.name = name.clone();
+    controller(&lab.executor, &other).prepare().await.unwrap();
+    let text = fatal(controller(&lab.executor, &task).prepare().await);
+    assert!(text.starts_with(&format!("the container name {name} is in use by the container ")), "{text}");
+    lab.done().await;
+}
+
+#[tokio::test]
+async fn sweep_leaves_known_tasks_and_other_nodes_alone() {
+    let (lab, foreign) = (Lab::new().await, Lab::new().await);
+    let (kept, orphan, theirs) =
+        (lab.task(lab.spec(SLEEP)), lab.task(lab.spec(SLEEP)), foreign.task(foreign.spec(SLEEP)));
+    for (lab, task) in [(&lab, &kept), (&lab, &orphan), (&foreign, &theirs)] {
+        let controller = lab.controller(task);
+        controller.prepare().await.unwrap();
+        controller.start().await.unwrap();
+    }
+    within(lab.executor.sweep(std::slice::from_ref(&kept.id))).await.unwrap();
+    assert!(lab.controller(&kept).container_status().await.unwrap().pid > 0);
+    assert_eq!(lab.controller(&orphan).container_status().await, None);
+    assert!(foreign.controller(&theirs).container_status().await.unwrap().pid > 0);
+    foreign.done().await;
+    lab.done().await;
+}
+
+#[tokio::test]
+async fn identity_and_process_options_reach_the_container() {
+    let lab = Lab::new().await;
+    let spec = ContainerSpec {
+        env: vec!["A={{.Task.Slot}}-{{.Service.Name}}".into()],
+        dir: "/tmp".into(),
+        user: "app".into(),
+        groups: vec!["extra".into()],
+        hostname: "h-{{.Task.Slot}}".into(),
+        read_only: true,
+        ..lab.spec("echo $A $PWD $(id -u) $(id -G) $(hostname); touch /x 2>/dev/null || echo read-only")
+    };
+    let task = lab.controller(&lab.task(spec));
+    task.prepare().await.unwrap();
+    task.start().await.unwrap();
+    within(task.wait()).await.unwrap();
+    let lines = logs(task.as_ref(), LogOptions::default()).await;
+    assert_eq!(texts(&lines), ["1-exectest /tmp 1000 1000 2000 h-1", "read-only"]);
+    lab.done().await;
+}
+
+#[tokio::test]
+async fn logs_keep_order_streams_and_long_lines() {
+    let lab = Lab::new().await;
+    let task = lab.run("echo one; sleep 0.2; echo two >&2; sleep 0.2; printf '%040000d\\n' 0; printf tail");
+    let following = {
+        let task = task.clone();
+        tokio::spawn(
+            async move { logs(task.as_ref(), LogOptions { follow: true, ..Default::default() }).await },
+        )
+    };
+    task.prepare().await.unwrap();
+    task.start().await.unwrap();
+    within(task.wait()).await.unwrap();
+    let all = logs(task.as_ref(), LogOptions::default()).await;
+    let long = "0".repeat(40_000);
+    assert!(texts(&all) == ["one", "two", long.as_str(), "tail"], "{:?}", brief(&all));
+    assert_eq!(all[1].stream, LogStream::Stderr);
+    assert!(all.windows(2).all(|pair| pair[0].timestamp <= pair[1].timestamp));
+    let followed = within(following).await.unwrap();
+    assert!(followed == all, "a follower that came first sees the same, not {:?}", brief(&followed));
+
+    let with = |options| logs(task.as_ref(), options);
+    let tail = with(LogOptions { tail: Some(1), ..Default::default() }).await;
+    assert_eq!(texts(&tail), ["tail"]);
+    let errors = with(LogOptions { streams: vec![LogStream::Stderr], ..Default::default() }).await;
+    assert_eq!(texts(&errors), ["two"]);
+    let since = with(LogOptions { since: Some(all[2].timestamp), ..Default::default() }).await;
+    assert_eq!(since, all[2..]);
+    lab.done().await;
+}
+
+#[tokio::test]
+async fn terminal_output_is_one_stream_of_lines() {
+    let lab = Lab::new().await;
+    let task = lab.controller(&lab.task(ContainerSpec { tty: true, ..lab.spec("echo a; echo b >&2") }));
+    task.prepare().await.unwrap();
+    task.start().await.unwrap();
+    within(task.wait()).await.unwrap();
+    let lines = logs(task.as_ref(), LogOptions::default()).await;
+    assert_eq!(texts(&lines), ["a", "b"]);
+    assert!(lines.iter().all(|line| line.stream == LogStream::Stdout));
+    lab.done().await;
+}
+
+#[tokio::test]
+async fn host_ports_are_published_and_reported() {
+    let lab = Lab::new().await;
+    let mut task = lab.task(lab.spec(SLEEP));
+    let port = PortConfig { target_port: 80, publish_mode: PublishMode::Host.into(), ..Default::default() };
+    task.endpoint = Some(Endpoint { ports: vec![port], ..Default::default() }.into());
+    let first = lab.controller(&task);
+    assert_eq!(first.port_status().await, None);
+    first.prepare().await.unwrap();
+    first.start().await.unwrap();
+    let ports = first.port_status().await.unwrap().ports;
+    assert_eq!((ports[0].target_port, ports[0].publish_mode()), (80, PublishMode::Host));
+    assert!(ports[0].published_port > 0);
+
+    // The same port again: the engine's text reaches the user.
+    let mut second = lab.task(lab.spec(SLEEP));
+    second.endpoint = Some(Endpoint { ports: ports.clone(), ..Default::default() }.into());
+    let second = lab.controller(&second);
+    second.prepare().await.unwrap();
+    let text = fatal(second.start().await);
+    assert!(text.starts_with("starting container failed: ") && text.contains("already allocated"), "{text}");
+    lab.done().await;
+}
+
+#[tokio::test]
+async fn start_waits_for_health_and_ends_the_unhealthy() {
+    let lab = Lab::new().await;
+    let check = |test: &str, start_period| {
+        let period = |seconds, nanos| Some(prost_types::Duration { seconds, nanos });
+        Some(HealthConfig {
+            test: vec!["CMD-SHELL".into(), test.into()],
+            interval: period(0, 200_000_000),
+            start_period: period(start_period, 0),
+            retries: 1,
+            ..Default::default()
+        })
+    };
+    // Failures within the first half minute don't count.
+    let spec = ContainerSpec {
+        healthcheck: check("test -e /tmp/up", 30),
+        ..lab.spec("sleep 1; touch /tmp/up; sleep 100")
+    };
+    let good = lab.controller(&lab.task(spec));
+    good.prepare().await.unwrap();
+    let began = std::time::Instant::now();
+    within(good.start()).await.unwrap();
+    assert!(began.elapsed() > Duration::from_millis(900), "started only once healthy");
+
+    let bad = lab.controller(&lab.task(ContainerSpec { healthcheck: check("false", 0), ..lab.spec(SLEEP) }));
+    bad.prepare().await.unwrap();
+    assert_eq!(
+        within(bad.start()).await,
+        Err(ControllerError::Exit { code: 7, cause: Some("dockerexec: unhealthy container".into()) })
+    );
+    lab.done().await;
+}
+
+#[tokio::test]
+async fn what_the_engine_refuses_is_final_and_says_why() {
+    let lab = Lab::new().await;
+    let missing = lab.controller(
+        &lab.task(ContainerSpec { image: "127.0.0.1:9/nobody/nothing:1".into(), ..lab.spec("") }),
+    );
+    let text = fatal(within(missing.prepare()).await);
+    assert!(text.starts_with("pulling image 127.0.0.1:9/nobody/nothing:1 failed: "), "{text}");
+
+    let id = format!("sha256:{}", "0".repeat(64));
+    let missing = lab.controller(&lab.task(ContainerSpec { image: id, ..lab.spec("") }));
+    let text = fatal(within(missing.prepare()).await);
+    assert!(text.starts_with("No such image: sha256:000"), "{text}");
+
+    let command = ContainerSpec { command: vec!["/nowhere".into()], ..lab.spec("") };
+    let task = lab.controller(&lab.task(command));
+    task.prepare().await.unwrap();
+    let text = fatal(within(task.start()).await);
+    assert!(text.starts_with("starting container failed: ") && text.contains("/nowhere"), "{text}");
+    assert_eq!(task.container_status().await.unwrap().exit_code, 127);
+    lab.done().await;
+}
+
+#[tokio::test]
+async fn container_removed_by_somebody_is_noticed() {
+    let lab = Lab::new().await;
+    let task = lab.run(SLEEP);
+    task.prepare().await.unwrap();
+    task.start().await.unwrap();
+    let id = task.container_status().await.unwrap().container_id;
+    let waiting = {
+        let task = task.clone();
+        tokio::spawn(async move { task.wait().await })
+    };
+    let options = bollard::query_parameters::RemoveContainerOptionsBuilder::new().force(true).build();
+    lab.docker.remove_container(&id, Some(options)).await.unwrap();
+    // Killed first, then gone: which of the two is seen is a race.
+    match within(waiting).await.unwrap() {
+        Err(ControllerError::Fatal(text)) => assert_eq!(text, "dockerexec: container destroyed"),
+        other => assert_eq!(other, exit(137)),
+    }
+    assert!(task.start().await.is_err());
+    lab.done().await;
+}
+
+#[tokio::test]
+async fn engine_describes_its_host() {
+    let lab = Lab::new().await;
+    let description = lab.executor.describe().await.unwrap();
+    let resources = description.resources.unwrap();
+    assert!(resources.nano_cpus >= 1_000_000_000 && resources.memory_bytes > 0);
+    assert_eq!(
+        (description.os.as_deref(), lab.executor.runtimes()),
+        (Some("linux"), vec!["container".into()])
+    );
+    assert!(!description.engine_version.is_empty() && !description.architecture.unwrap().is_empty());
+    assert!(description.plugins.iter().any(|p| p.r#type == "Network" && p.name == "bridge"));
+    lab.done().await;
+}

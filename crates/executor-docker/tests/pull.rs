@@ -1,0 +1,124 @@
+//! Pulling images by a real engine from a registry on this host.
+
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::{STANDARD, URL_SAFE};
+use bollard::query_parameters::RemoveImageOptionsBuilder;
+use common::{Lab, within};
+use swarm_agent::ControllerError;
+use swarm_api::id;
+use swarm_api::v1::ContainerSpec;
+use swarm_api::v1::container_spec::PullOptions;
+use swarm_testkit::image::busybox_layer;
+use swarm_testkit::registry::Registry;
+
+/// An image of its own for each test, so that none is there from an earlier run.
+fn layer() -> Vec<u8> {
+    busybox_layer().unwrap()
+}
+
+fn spec(lab: &Lab, image: &str) -> ContainerSpec {
+    ContainerSpec { image: image.to_owned(), ..lab.spec("sleep 1000") }
+}
+
+async fn forget(lab: &Lab, image: &str) {
+    let options = RemoveImageOptionsBuilder::new().force(true).build();
+    lab.docker.remove_image(image, Some(options), None).await.unwrap();
+}
+
+/// The command of the image that a container was really made from.
+async fn command_of(lab: &Lab, image: &str) -> Vec<String> {
+    lab.docker.inspect_image(image).await.unwrap().config.unwrap().cmd.unwrap()
+}
+
+#[tokio::test]
+async fn many_tasks_of_one_image_pull_it_once() {
+    let lab = Lab::new().await;
+    let registry = Registry::start(None).await.unwrap();
+    let name = id::random();
+    registry.push(&name, "1", layer(), &["/bin/true"]).unwrap();
+    let image = format!("{}/{name}:1", registry.address());
+    let tasks: Vec<_> = (0..5).map(|_| lab.controller(&lab.task(spec(&lab, &image)))).collect();
+    for result in within(futures::future::join_all(tasks.iter().map(|task| task.prepare()))).await {
+        result.unwrap();
+    }
+    let once = registry.resolved();
+    assert!(once > 0);
+    within(lab.controller(&lab.task(spec(&lab, &image))).prepare()).await.unwrap();
+    assert_eq!(registry.resolved(), once, "the result holds for a while");
+    tasks[0].start().await.unwrap();
+    lab.executor_sweep().await;
+    forget(&lab, &image).await;
+    lab.done().await;
+}
+
+#[tokio::test]
+async fn a_moved_tag_is_followed_and_an_absent_registry_is_not_needed() {
+    let lab = Lab::new().await;
+    let registry = Registry::start(None).await.unwrap();
+    let name = id::random();
+    let image = format!("{}/{name}:1", registry.address());
+    registry.push(&name, "1", layer(), &["/bin/true"]).unwrap();
+    within(lab.controller(&lab.task(spec(&lab, &image))).prepare()).await.unwrap();
+    registry.push(&name, "1", layer(), &["/bin/false"]).unwrap();
+    // A daemon that remembers nothing.
+    let again = lab.restarted().await;
+    within(common::controller(&again, &lab.task(spec(&lab, &image))).prepare()).await.unwrap();
+    assert_eq!(command_of(&lab, &image).await, ["/bin/false"]);
+    drop(registry);
+    let alone = lab.restarted().await;
+    within(common::controller(&alone, &lab.task(spec(&lab, &image))).prepare()).await.unwrap();
+    lab.executor_sweep().await;
+    forget(&lab, &image).await;
+    lab.done().await;
+}
+
+#[tokio::test]
+async fn a_digest_that_is_here_is_not_asked_for() {
+    let lab = Lab::new().await;
+    let registry = Registry::start(None).await.unwrap();
+    let name = id::random();
+    let digest = registry.push(&name, "1", layer(), &["/bin/true"]).unwrap();
+    let image = format!("{}/{name}@{digest}", registry.address());
+    within(lab.controller(&lab.task(spec(&lab, &image))).prepare()).await.unwrap();
+    let asked = registry.resolved();
+    assert!(asked > 0);
+    let again = lab.restarted().await;
+    within(common::controller(&again, &lab.task(spec(&lab, &image))).prepare()).await.unwrap();
+    assert_eq!(registry.resolved(), asked);
+    lab.executor_sweep().await;
+    forget(&lab, &image).await;
+    lab.done().await;
+}
+
+#[tokio::test]
+async fn credentials_reach_the_registry_and_wrong_ones_are_named() {
+    let lab = Lab::new().await;
+    // Encodes with a character that the two alphabets of base64 write differently.
+    let password = "p>?>?>?~~~";
+    let header = format!("Basic {}", STANDARD.encode(format!("user:{password}")));
+    let registry = Registry::start(Some(header)).await.unwrap();
+    let name = id::random();
+    registry.push(&name, "1", layer(), &["/bin/true"]).unwrap();
+    let image = format!("{}/{name}:1", registry.address());
+    let with = |password: &str| {
+        let json = format!("{{\"username\":\"user\",\"password\":\"{password}\",\"serveraddress\":\"x\"}}");
+        let pull_options = Some(PullOptions { registry_auth: URL_SAFE.encode(json) });
+        lab.controller(&lab.task(ContainerSpec { pull_options, ..spec(&lab, &image) }))
+    };
+    for wrong in [with("wrong"), lab.controller(&lab.task(spec(&lab, &image)))] {
+        let Err(ControllerError::Fatal(text)) = within(wrong.prepare()).await else {
+            panic!("it was let in")
+        };
+        assert!(text.starts_with(&format!("pulling image {image} failed: ")), "{text}");
+        assert!(!text.contains("wrong"), "{text}");
+    }
+    assert!(registry.refused() > 0);
+    within(with(password).prepare()).await.unwrap();
+    lab.executor_sweep().await;
+    forget(&lab, &image).await;
+    lab.done().await;
+}

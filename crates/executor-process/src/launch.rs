@@ -1,0 +1,308 @@
+//! A task as instructions for its shim.
+
+use std::ffi::CString;
+
+use nix::sys::resource::Resource;
+use nix::sys::signal::Signal;
+use nix::unistd::{Gid, Group, Uid, User, getgrouplist};
+use prost::{Message, Name};
+use serde::{Deserialize, Serialize};
+use swarm_agent::ControllerError;
+use swarm_agent::template::{Context, resource_env};
+use swarm_api::swarmd::ProcessSpec;
+use swarm_api::v1::{NodeDescription, Task, task_spec};
+use swarm_api::{defaults, duration, naming};
+
+use crate::cgroup::{Cgroups, TaskGroup};
+
+/// The kind of generic runtime whose tasks are processes.
+pub const RUNTIME: &str = swarm_api::extensions::PROCESS_RUNTIME;
+/// Environment variable that every process of a task inherits, so that it can be found.
+pub(crate) const MARKER: &str = "SWARMD_TASK_ID";
+
+const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+const DEFAULT_LOG_SIZE: u64 = 10 * 1024 * 1024;
+const MIN_LOG_SIZE: u64 = 64 * 1024;
+const DEFAULT_LOG_FILES: u32 = 3;
+const MAX_LOG_FILES: u32 = 100;
+
+/// What a shim is to do; the file `launch.json` in a task's directory.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Launch {
+    pub(crate) task_id: String,
+    pub(crate) node_id: String,
+    /// Program and arguments; never empty.
+    pub(crate) argv: Vec<String>,
+    /// The whole environment.
+    pub(crate) env: Vec<(String, String)>,
+    /// Working directory; the task's own if absent.
+    pub(crate) dir: Option<String>,
+    /// Whom to become; nobody else if absent.
+    pub(crate) identity: Option<Identity>,
+    pub(crate) rlimits: Vec<Rlimit>,
+    /// Number of the signal that asks the process to end.
+    pub(crate) stop_signal: i32,
+    pub(crate) stop_grace_ms: u64,
+    pub(crate) log_max_size: u64,
+    pub(crate) log_max_files: u32,
+    /// Control groups, where the host has them.
+    pub(crate) group: Option<TaskGroup>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Identity {
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+    /// Supplementary groups.
+    pub(crate) groups: Vec<u32>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Rlimit {
+    /// As in the spec: `nofile`, `core`, …
+    pub(crate) name: String,
+    pub(crate) soft: u64,
+    pub(crate) hard: u64,
+}
+
+fn fatal(text: impl Into<String>) -> ControllerError {
+    ControllerError::Fatal(text.into())
+}
+
+/// The spec inside a task's generic runtime.
+pub(crate) fn process_spec(task: &Task) -> Result<ProcessSpec, ControllerError> {
+    let Some(task_spec::Runtime::Generic(generic)) = &task.spec.runtime else {
+        return Err(ControllerError::UnsupportedRuntime);
+    };
+    if !generic.kind.eq_ignore_ascii_case(RUNTIME) {
+        return Err(ControllerError::UnsupportedRuntime);
+    }
+    let payload = generic.payload.as_ref().ok_or_else(|| fatal("process: the runtime has no payload"))?;
+    let expected = ProcessSpec::full_name();
+    if payload.type_url.rsplit('/').next() != Some(expected.as_str()) {
+        return Err(fatal(format!("process: the payload is a {:?}, expected {expected}", payload.type_url)));
+    }
+    ProcessSpec::decode(payload.value.as_slice())
+        .map_err(|error| fatal(format!("process: malformed payload: {error}")))
+}
+
+/// Works out the instructions. Users and groups are looked up here, so that mistakes show early.
+pub(crate) fn launch(
+    task: &Task,
+    node: Option<&NodeDescription>,
+    cgroups: Option<&Cgroups>,
+) -> Result<Launch, ControllerError> {
+    let spec = process_spec(task)?;
+    check_id(&task.id)?;
+    let argv: Vec<String> = spec.command.iter().chain(&spec.args).cloned().collect();
+    if argv.first().is_none_or(String::is_empty) {
+        return Err(fatal("process: command required"));
+    }
+    let texts = argv.iter().chain(&spec.env).chain([&spec.dir, &spec.user]);
+    if texts.into_iter().any(|text| text.contains('\0')) {
+        return Err(fatal("process: a NUL byte in command, environment, directory or user"));
+    }
+    if !spec.dir.is_empty() && !spec.dir.starts_with('/') {
+        return Err(fatal(format!("process: the working directory must be an absolute path: {}", spec.dir)));
+    }
+    let (identity, home) = identity(&spec)?;
+    let stop_signal = parse_signal(&spec.stop_signal)?;
+    let rlimits = rlimits(&spec)?;
+    let context = Context::new(task, node);
+    let env = context.expand_env(&spec.env).map_err(|error| fatal(error.to_string()))?;
+    let limits =
+        task.spec.resources.as_ref().and_then(|resources| resources.limits.clone()).unwrap_or_default();
+    let grace = spec.stop_grace_period.as_ref().map_or(defaults::STOP_GRACE_PERIOD, duration::to_std);
+    let mut launch = Launch {
+        task_id: task.id.clone(),
+        node_id: task.node_id.clone(),
+        argv,
+        env: environment(task, &env, home),
+        dir: (!spec.dir.is_empty()).then_some(spec.dir),
+        identity,
+        rlimits,
+        stop_signal: stop_signal as i32,
+        stop_grace_ms: u64::try_from(grace.as_millis()).unwrap_or(u64::MAX),
+        log_max_size: if spec.log_max_size == 0 {
+            DEFAULT_LOG_SIZE
+        } else {
+            spec.log_max_size.max(MIN_LOG_SIZE)
+        },
+        log_max_files: match spec.log_max_files {
+            0 => DEFAULT_LOG_FILES,
+            files => files.min(MAX_LOG_FILES),
+        },
+        group: cgroups.map(|cgroups| {
+            cgroups.for_task(&task.id, limits.nano_cpus, limits.memory_bytes, spec.pids_limit)
+        }),
+    };
+    let by_group = launch.group.as_ref().is_some_and(TaskGroup::limits_memory);
+    if limits.memory_bytes > 0 && !by_group && !launch.rlimits.iter().any(|limit| limit.name == "as") {
+        // No control group: the size of the address space is the next best bound.
+        let bytes = limits.memory_bytes.unsigned_abs();
+        launch.rlimits.push(Rlimit { name: "as".to_owned(), soft: bytes, hard: bytes });
+    }
+    Ok(launch)
+}
+
+/// A task id is the name of its directory.
+pub(crate) fn check_id(id: &str) -> Result<(), ControllerError> {
+    if !id.is_empty() && id.len() <= 128 && id.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
+        return Ok(());
+    }
+    Err(fatal(format!("process: unusable task id {id:?}")))
+}
+
+/// Defaults, then the spec's, then what nobody may change.
+fn environment(task: &Task, env: &[String], home: Option<User>) -> Vec<(String, String)> {
+    let mut all: Vec<(String, String)> = vec![("PATH".to_owned(), DEFAULT_PATH.to_owned())];
+    if let Some(user) = home {
+        all.push(("HOME".to_owned(), user.dir.to_string_lossy().into_owned()));
+        all.push(("USER".to_owned(), user.name.clone()));
+        all.push(("LOGNAME".to_owned(), user.name));
+    }
+    let resources = resource_env(&task.assigned_generic_resources);
+    // An entry without a value is the name of one that is to be absent.
+    for entry in env.iter().chain(&resources) {
+        let (name, value) = match entry.split_once('=') {
+            Some((name, value)) => (name, Some(value)),
+            None => (entry.as_str(), None),
+        };
+        all.retain(|(known, _)| known != name);
+        if let (Some(value), false) = (value, name.is_empty()) {
+            all.push((name.to_owned(), value.to_owned()));
+        }
+    }
+    for (name, value) in [
+        (MARKER, task.id.clone()),
+        ("SWARMD_TASK_NAME", naming::task_name(task)),
+        ("SWARMD_TASK_SLOT", task.slot.to_string()),
+        ("SWARMD_SERVICE_ID", task.service_id.clone()),
+        ("SWARMD_SERVICE_NAME", task.service_annotations.name.clone()),
+        ("SWARMD_NODE_ID", task.node_id.clone()),
+    ] {
+        all.retain(|(known, _)| known != name);
+        all.push((name.to_owned(), value));
+    }
+    all
+}
+
+/// Whom the process is to run as, and the account it came from.
+fn identity(spec: &ProcessSpec) -> Result<(Option<Identity>, Option<User>), ControllerError> {
+    if spec.user.is_empty() && spec.groups.is_empty() {
+        return Ok((None, None));
+    }
+    let (name, group) = match spec.user.split_once(':') {
+        Some((name, group)) => (name, Some(group)),
+        None => (spec.user.as_str(), None),
+    };
+    let looked_up = |error: nix::Error| fatal(format!("process: looking up user {name:?}: {error}"));
+    let account = match name.parse::<u32>() {
+        Ok(uid) => User::from_uid(Uid::from_raw(uid)).map_err(looked_up)?,
+        Err(_) if name.is_empty() => None,
+        Err(_) => match User::from_name(name).map_err(looked_up)? {
+            Some(account) => Some(account),
+            None => return Err(fatal(format!("process: no user {name:?} on this node"))),
+        },
+    };
+    let uid = match (&account, name.parse::<u32>()) {
+        (Some(account), _) => account.uid,
+        (None, Ok(uid)) => Uid::from_raw(uid),
+        (None, Err(_)) => Uid::effective(),
+    };
+    let gid = match (group.filter(|group| !group.is_empty()), &account) {
+        (Some(group), _) => lookup_group(group)?,
+        (None, Some(account)) => account.gid,
+        (None, None) => Gid::effective(),
+    };
+    let mut groups = Vec::new();
+    // A user given by name brings its groups along, unless a group was named.
+    if let (Some(account), None, Err(_)) = (&account, group, name.parse::<u32>())
+        && let Ok(name) = CString::new(account.name.as_str())
+    {
+        groups.extend(getgrouplist(&name, gid).unwrap_or_default());
+    }
+    for group in &spec.groups {
+        groups.push(lookup_group(group)?);
+    }
+    let mut groups: Vec<u32> = groups.into_iter().map(Gid::as_raw).collect();
+    groups.sort_unstable();
+    groups.dedup();
+    if !Uid::effective().is_root()
+        && (uid != Uid::effective() || gid != Gid::effective() || !spec.groups.is_empty())
+    {
+        return Err(fatal(format!(
+            "process: this node's daemon is not root and can't run a task as {:?}",
+            spec.user
+        )));
+    }
+    Ok((Some(Identity { uid: uid.as_raw(), gid: gid.as_raw(), groups }), account))
+}
+
+fn lookup_group(group: &str) -> Result<Gid, ControllerError> {
+    if let Ok(gid) = group.parse::<u32>() {
+        return Ok(Gid::from_raw(gid));
+    }
+    match Group::from_name(group) {
+        Ok(Some(found)) => Ok(found.gid),
+        Ok(None) => Err(fatal(format!("process: no group {group:?} on this node"))),
+        Err(error) => Err(fatal(format!("process: looking up group {group:?}: {error}"))),
+    }
+}
+
+/// `SIGTERM`, `TERM`, `15`; nothing is SIGTERM.
+fn parse_signal(text: &str) -> Result<Signal, ControllerError> {
+    if text.is_empty() {
+        return Ok(Signal::SIGTERM);
+    }
+    let upper = text.to_uppercase();
+    let parsed = match upper.parse::<i32>() {
+        Ok(number) => Signal::try_from(number).ok(),
+        Err(_) if upper.starts_with("SIG") => upper.parse().ok(),
+        Err(_) => format!("SIG{upper}").parse().ok(),
+    };
+    parsed.ok_or_else(|| fatal(format!("process: unknown stop signal {text:?}")))
+}
+
+fn rlimits(spec: &ProcessSpec) -> Result<Vec<Rlimit>, ControllerError> {
+    let one = |limit: &swarm_api::swarmd::process_spec::Rlimit| {
+        if resource(&limit.name).is_none() {
+            return Err(fatal(format!("process: unknown resource limit {:?}", limit.name)));
+        }
+        if limit.soft > limit.hard {
+            return Err(fatal(format!(
+                "process: limit {}: soft {} above hard {}",
+                limit.name, limit.soft, limit.hard
+            )));
+        }
+        Ok(Rlimit { name: limit.name.clone(), soft: limit.soft, hard: limit.hard })
+    };
+    spec.rlimits.iter().map(one).collect()
+}
+
+/// A resource by its name in setrlimit(2), in lower case and without its prefix.
+pub(crate) fn resource(name: &str) -> Option<Resource> {
+    Some(match name {
+        "as" => Resource::RLIMIT_AS,
+        "core" => Resource::RLIMIT_CORE,
+        "cpu" => Resource::RLIMIT_CPU,
+        "data" => Resource::RLIMIT_DATA,
+        "fsize" => Resource::RLIMIT_FSIZE,
+        "locks" => Resource::RLIMIT_LOCKS,
+        "memlock" => Resource::RLIMIT_MEMLOCK,
+        "msgqueue" => Resource::RLIMIT_MSGQUEUE,
+        "nice" => Resource::RLIMIT_NICE,
+        "nofile" => Resource::RLIMIT_NOFILE,
+        "nproc" => Resource::RLIMIT_NPROC,
+        "rss" => Resource::RLIMIT_RSS,
+        "rtprio" => Resource::RLIMIT_RTPRIO,
+        "rttime" => Resource::RLIMIT_RTTIME,
+        "sigpending" => Resource::RLIMIT_SIGPENDING,
+        "stack" => Resource::RLIMIT_STACK,
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+#[path = "launch_tests.rs"]
+mod tests;

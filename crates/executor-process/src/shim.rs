@@ -1,0 +1,100 @@
+//! The supervisor of one task: a process of its own that outlives the daemon.
+//!
+//! It is single-threaded on purpose: the command is killed by the kernel when the *thread* that started it ends.
+
+mod exec;
+mod supervise;
+
+use std::path::Path;
+use std::process::ExitCode;
+
+/// First argument of a shim; the second is the task's directory.
+pub(crate) const SHIM_ARG: &str = "__swarmd-task-shim";
+/// First argument of the step between shim and command.
+const EXEC_ARG: &str = "__swarmd-task-exec";
+
+/// What a shim tells its daemon, in one line, before it goes its own way.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Word {
+    /// The command runs.
+    Started,
+    /// The command can't be started; written down.
+    Failed,
+    /// Another shim has the task, or had it.
+    Taken,
+}
+
+impl Word {
+    fn text(&self) -> &'static str {
+        match self {
+            Word::Started => "started",
+            Word::Failed => "failed",
+            Word::Taken => "taken",
+        }
+    }
+
+    pub(crate) fn parse(line: &str) -> Option<Word> {
+        [Word::Started, Word::Failed, Word::Taken].into_iter().find(|word| word.text() == line.trim_end())
+    }
+}
+
+/// A request to a running shim.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Request {
+    /// Send the signal to the process group; kill it after the time.
+    Stop { signal: i32, grace_ms: u64 },
+    /// Kill the process group now.
+    Kill,
+}
+
+impl Request {
+    /// As it stands in the pipe; short enough to be written at once.
+    pub(crate) fn line(&self) -> String {
+        match self {
+            Request::Stop { signal, grace_ms } => format!("stop {signal} {grace_ms}\n"),
+            Request::Kill => "kill\n".to_owned(),
+        }
+    }
+
+    fn parse(line: &str) -> Option<Request> {
+        let mut words = line.split_whitespace();
+        match words.next()? {
+            "kill" => Some(Request::Kill),
+            "stop" => Some(Request::Stop {
+                signal: words.next()?.parse().ok()?,
+                grace_ms: words.next()?.parse().ok()?,
+            }),
+            _ => None,
+        }
+    }
+}
+
+/// Runs as a shim if this process was started as one. A daemon calls it first in `main`, before it starts
+/// threads, and returns the exit code if there is one.
+pub fn maybe_run_shim() -> Option<ExitCode> {
+    let mut args = std::env::args_os().skip(1);
+    let first = args.next()?;
+    let run = match first.to_str() {
+        Some(SHIM_ARG) => supervise::run,
+        Some(EXEC_ARG) => exec::run,
+        _ => return None,
+    };
+    let Some(directory) = args.next() else { return Some(ExitCode::FAILURE) };
+    Some(run(Path::new(&directory)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_and_requests_survive_the_pipe() {
+        for word in [Word::Started, Word::Failed, Word::Taken] {
+            assert_eq!(Word::parse(&format!("{}\n", word.text())), Some(word));
+        }
+        for request in [Request::Kill, Request::Stop { signal: 15, grace_ms: 10 }] {
+            assert_eq!(Request::parse(&request.line()), Some(request));
+        }
+        assert_eq!((Request::parse("stop"), Request::parse("")), (None, None));
+    }
+}

@@ -1,0 +1,661 @@
+//! Tasks as real processes of this host.
+
+#![allow(clippy::unwrap_used)]
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::{Pid, Uid};
+use prost::{Message, Name};
+use swarm_agent::{
+    Controller, ControllerError, Dependencies, DependencyError, Executor, LogLine, LogOptions, LogStream,
+};
+use swarm_api::swarmd::{ProcessSpec, process_spec::Rlimit};
+use swarm_api::v1::{
+    Annotations, Config, GenericRuntimeSpec, Node, ResourceRequirements, Resources, Secret, Task, TaskSpec,
+    task_spec,
+};
+use swarm_api::{Shared, id};
+use swarm_executor_process::ProcessExecutor;
+use swarm_testkit::wait::until;
+
+const LONG: Duration = Duration::from_secs(60);
+const SLEEP: &str = "exec sleep 1000";
+
+struct Nothing;
+
+impl Dependencies for Nothing {
+    fn secret(&self, _: &Task, id: &str) -> Result<Shared<Secret>, DependencyError> {
+        Err(DependencyError { kind: "secret", id: id.to_owned(), refused: false })
+    }
+    fn config(&self, _: &Task, id: &str) -> Result<Shared<Config>, DependencyError> {
+        Err(DependencyError { kind: "config", id: id.to_owned(), refused: false })
+    }
+}
+
+/// A node's state directory, and the daemon that uses it at the moment.
+struct Lab {
+    state: tempfile::TempDir,
+    executor: ProcessExecutor,
+}
+
+fn executor(state: &Path) -> ProcessExecutor {
+    let shim = env!("CARGO_BIN_EXE_swarm-process-shim");
+    ProcessExecutor::with_shim(state, shim.into()).unwrap()
+}
+
+impl Lab {
+    fn new() -> Lab {
+        let state = tempfile::tempdir().unwrap();
+        Lab { executor: executor(state.path()), state }
+    }
+
+    /// Another daemon takes over; the first one is gone without a word.
+    fn restart(&mut self) {
+        self.executor = executor(self.state.path());
+    }
+
+    fn task(&self, spec: &ProcessSpec) -> Task {
+        let payload = prost_types::Any { type_url: ProcessSpec::type_url(), value: spec.encode_to_vec() };
+        let runtime = GenericRuntimeSpec { kind: "process".into(), payload: Some(payload) };
+        Task {
+            id: id::random(),
+            service_id: "s".into(),
+            node_id: "n".into(),
+            slot: 1,
+            service_annotations: Annotations { name: "proctest".into(), ..Default::default() }.into(),
+            spec: TaskSpec { runtime: Some(task_spec::Runtime::Generic(runtime)), ..Default::default() }
+                .into(),
+            ..Default::default()
+        }
+    }
+
+    fn controller(&self, task: &Task) -> Arc<dyn Controller> {
+        self.executor.controller(&task.clone().into(), Arc::new(Nothing)).unwrap()
+    }
+
+    fn run(&self, script: &str) -> Arc<dyn Controller> {
+        self.controller(&self.task(&shell(script)))
+    }
+
+    fn dir(&self, task: &Task) -> std::path::PathBuf {
+        self.state.path().join("processes").join(&task.id)
+    }
+
+    /// Ends the test: nothing may be left of any task.
+    async fn done(self) {
+        within(self.executor.sweep(&[])).await.unwrap();
+        let left: Vec<_> = std::fs::read_dir(self.state.path().join("processes")).unwrap().collect();
+        assert!(left.is_empty(), "{left:?}");
+        self.executor.close().await;
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            // A failed test leaves no process behind: each is known by the directory it was given.
+            for entry in
+                std::fs::read_dir(self.state.path().join("processes")).into_iter().flatten().flatten()
+            {
+                for pid in processes_of(&entry.file_name().to_string_lossy()) {
+                    let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+                }
+            }
+        }
+    }
+}
+
+fn shell(script: &str) -> ProcessSpec {
+    ProcessSpec {
+        command: vec!["sh".into(), "-c".into(), script.into()],
+        stop_grace_period: Some(prost_types::Duration { seconds: 2, nanos: 0 }),
+        ..Default::default()
+    }
+}
+
+async fn within<F: Future>(future: F) -> F::Output {
+    tokio::time::timeout(LONG, future).await.expect("an answer in time")
+}
+
+fn exit(code: i32) -> Result<(), ControllerError> {
+    Err(ControllerError::Exit { code, cause: None })
+}
+
+#[track_caller]
+fn fatal(result: Result<(), ControllerError>) -> String {
+    match result {
+        Err(ControllerError::Fatal(text)) => text,
+        other => panic!("not final: {other:?}"),
+    }
+}
+
+/// Living processes of a task, its shim not counted, by the variable that all of them inherit.
+fn processes_of(task_id: &str) -> BTreeSet<i32> {
+    let marker = format!("SWARMD_TASK_ID={task_id}").into_bytes();
+    let pids = std::fs::read_dir("/proc").unwrap().flatten();
+    pids.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok())
+        .filter(|pid| {
+            let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+            environment.split(|byte| *byte == 0).any(|entry| entry == marker)
+        })
+        .collect()
+}
+
+async fn pid_of(controller: &dyn Controller) -> i32 {
+    controller.container_status().await.unwrap().pid
+}
+
+/// The shim of a task: the parent of its process.
+async fn shim_of(controller: &dyn Controller) -> Pid {
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid_of(controller).await)).unwrap();
+    let parent = stat.rsplit_once(") ").unwrap().1.split(' ').nth(1).unwrap();
+    Pid::from_raw(parent.parse().unwrap())
+}
+
+async fn until_processes(task: &Task, count: usize) {
+    let looked = || async {
+        let found = processes_of(&task.id);
+        anyhow::ensure!(found.len() == count, "{} has {found:?}", task.id);
+        Ok(())
+    };
+    until(&format!("{count} processes"), LONG, looked).await.unwrap();
+}
+
+async fn start(controller: &dyn Controller) {
+    within(controller.prepare()).await.unwrap();
+    within(controller.start()).await.unwrap();
+}
+
+async fn logs(controller: &dyn Controller, options: LogOptions) -> Vec<LogLine> {
+    let (sink, mut lines) = tokio::sync::mpsc::channel(4);
+    let collect = async {
+        let mut all = Vec::new();
+        while let Some(line) = lines.recv().await {
+            all.push(line);
+        }
+        all
+    };
+    let (done, lines) = within(async { tokio::join!(controller.logs(options, sink), collect) }).await;
+    done.unwrap();
+    lines
+}
+
+fn texts(lines: &[LogLine]) -> Vec<&str> {
+    lines.iter().map(|line| std::str::from_utf8(&line.data).unwrap()).collect()
+}
+
+async fn output(controller: &dyn Controller) -> Vec<String> {
+    logs(controller, LogOptions::default())
+        .await
+        .iter()
+        .map(|l| String::from_utf8_lossy(&l.data).into_owned())
+        .collect()
+}
+
+#[tokio::test]
+async fn task_runs_to_its_end_and_says_how() {
+    let lab = Lab::new();
+    for (script, expected, code) in [
+        ("true", Ok(()), 0),
+        ("exit 3", exit(3), 3),
+        ("kill -9 $$", exit(137), 137),
+        ("kill -15 $$", exit(143), 143),
+    ] {
+        let task = lab.run(script);
+        assert_eq!(task.container_status().await, None);
+        within(task.prepare()).await.unwrap();
+        assert_eq!(task.prepare().await, Err(ControllerError::AlreadyPrepared));
+        within(task.start()).await.unwrap();
+        assert_eq!(within(task.wait()).await, expected, "{script}");
+        assert_eq!(within(task.start()).await, Err(ControllerError::AlreadyStarted));
+        let status = task.container_status().await.unwrap();
+        assert_eq!((status.pid, status.exit_code), (0, code));
+        within(task.remove()).await.unwrap();
+        within(task.remove()).await.unwrap();
+        assert_eq!(task.container_status().await, None);
+    }
+    lab.done().await;
+}
+
+#[tokio::test]
+async fn a_wait_may_be_cancelled_and_is_woken_by_the_end() {
+    let lab = Lab::new();
+    let task = lab.run("sleep 0.5; exit 4");
+    start(task.as_ref()).await;
+    assert!(pid_of(task.as_ref()).await > 0);
+    assert!(tokio::time::timeout(Duration::from_millis(50), task.wait()).await.is_err());
+    assert_eq!(within(task.wait()).await, exit(4));
+    lab.done().await;
+}
+
+#[tokio::test]
+async fn environment_directory_and_arguments_are_the_tasks() {
+    let lab = Lab::new();
+    let mut spec = shell("echo $0 $1 $PWD $A $SWARMD_TASK_NAME; env | wc -l");
+    spec.args = vec!["zero".into(), "{{one}}".into()];
+    spec.env = vec!["A={{.Task.Slot}}-{{.Service.Name}}".into()];
+    spec.dir = "/tmp".into();
+    let record = lab.task(&spec);
+    let task = lab.controller(&record);
+    start(task.as_ref()).await;
+    within(task.wait()).await.unwrap();
+    let lines = output(task.as_ref()).await;
+    assert_eq!(lines[0], format!("zero {{{{one}}}} /tmp 1-proctest proctest.1.{}", record.id));
+    // PATH, A, six of the identity, and PWD, which the shell adds.
+    assert_eq!(lines[1].trim(), "9", "nothing of the daemon's environment");
+
+    let own = lab.controller(&lab.task(&shell("pwd; echo x > file; ls")));
+    start(own.as_ref()).await;
+    within(own.wait()).await.unwrap();
+    let lines = output(own.as_ref()).await;
+    assert!(lines[0].ends_with("/work") && lines[1] == "file", "{lines:?}");
+    lab.done().await;
+}
+
+#[tokio::test]
+async fn signals_of_the_command_are_not_the_daemons() {
+    let lab = Lab::new();
+    let task = lab.run("(yes; echo $? >&2) | head -n 1");
+    start(task.as_ref()).await;
+    within(task.wait()).await.unwrap();
+    let lines: BTreeSet<_> = output(task.as_ref()).await.into_iter().collect();
+    assert_eq!(lines, ["141", "y"].map(str::to_owned).into(), "a closed pipe ends the writer");
+
+    // Without a shell, which has signals of its own.
+    let command = ["grep", "-E", "Sig(Blk|Ign)", "/proc/self/status"].map(str::to_owned).to_vec();
+    let task = lab.controller(&lab.task(&ProcessSpec { command, ..Default::default() }));
+    start(task.as_ref()).await;
+    within(task.wait()).await.unwrap();
+    for line in output(task.as_ref()).await {
+        let mask = u64::from_str_radix(line.split_whitespace().nth(1).unwrap(), 16).unwrap();
+        // 32 and 33 are the C library's.
+        assert_eq!(mask & !0x1_8000_0000, 0, "{line}");
+    }
+    lab.done().await;
+}
+
+#[tokio::test]
+async fn user_groups_and_limits_are_set() {
+    assert!(Uid::effective().is_root(), "this test needs root");
+    let lab = Lab::new();
+    let mut spec = shell(
+        "id -u; id -g; id -G; ulimit -n; touch ok && echo writable; cat /proc/1/environ || echo hidden",
+    );
+    spec.user = "4711:4712".into();
+    spec.groups = vec!["4713".into()];
+    spec.rlimits = vec![Rlimit { name: "nofile".into(), soft: 64, hard: 64 }];
+    let task = lab.controller(&lab.task(&spec));
+    start(task.as_ref()).await;
+    within(task.wait()).await.unwrap();
+    let lines =
+        logs(task.as_ref(), LogOptions { streams: vec![LogStream::Stdout], ..Default::default() }).await;
+    assert_eq!(texts(&lines), ["4711", "4712", "4712 4713", "64", "writable", "hidden"]);
+    lab.done().await;
+}
+
+#[tokio::test]
+async fn what_can_not_be_started_says_why_also_after_a_restart() {
+    let mut lab = Lab::new();
+    let spec = |command: &str| ProcessSpec { command: vec![command.into()], ..Default::default() };
+    let file = lab.state.path().join("plain");
+    std::fs::write(&file, "").unwrap();
+    let plain = file.to_str().unwrap().to_owned();
+    let cases = [
+        (spec("no-such-program"), 127, "executing no-such-program: No such file"),
+        (spec(&plain), 126, "Permission denied"),
+        (
+            ProcessSpec { dir: "/nonexistent".into(), ..spec("true") },
+            126,
+            "changing to the directory /nonexistent: ",
+        ),
+    ];
+    for (spec, code, part) in cases {
+        let record = lab.task(&spec);
+        let task = lab.controller(&record);
+        within(task.prepare()).await.unwrap();
+        for _ in 0..2 {
+            let text = fatal(within(lab.controller(&record).start()).await);
+            assert!(text.starts_with("starting process failed: ") && text.contains(part), "{text}");
+            assert_eq!(lab.controller(&record).container_status().await.unwrap().exit_code, code);
+            lab.restart();
+        }
+    }
+    lab.done().await;
+}
+
+#[tokio::test]
+async fn shutdown_asks_the_group_then_kills_all_of_it() {
+    let lab = Lab::new();
+    let polite = lab.task(&shell("trap 'exit 7' TERM; echo up; sleep 1000"));
+    let task = lab.controller(&polite);
+    start(task.as_ref()).await;
+    until_lines(task.as_ref(), 1).await;
+    within(task.shutdown()).await.unwrap();
+    assert_eq!(within(task.wait()).await, exit(7));
+    assert_eq!(processes_of(&polite.id), BTreeSet::new());
+
+    // One that does not listen, with a child that left the group and the session.
+    let stubborn =
+        lab.task(&shell("trap '' TERM; setsid sleep 1000 & sleep 1000 & while :; do sleep 1; done"));
+    let task = lab.controller(&stubborn);
+    start(task.as_ref()).await;
+    until_processes(&stubborn, 4).await;
+    let began = std::time::Instant::now();
+    within(task.shutdown()).await.unwrap();
+    assert!(began.elapsed() >= Duration::from_secs(2), "the grace period is given");
+    assert_eq!(within(task.wait()).await, exit(137));
+    assert_eq!(processes_of(&stubborn.id), BTreeSet::new());
+    within(task.shutdown()).await.unwrap();
+    lab.done().await;
+}
+
+async fn until_lines(task: &dyn Controller, count: usize) {
+    let looked = || async {
+        anyhow::ensure!(output(task).await.len() >= count);
+        Ok(())
+    };
+    until("output", LONG, looked).await.unwrap();
+}
+
+#[tokio::test]
+async fn stop_signal_of_the_spec_is_sent() {
+    let lab = Lab::new();
+    let mut spec = shell("trap 'exit 9' USR1; echo up; while :; do sleep 0.05; done");
+    spec.stop_signal = "SIGUSR1".into();
+    let task = lab.controller(&lab.task(&spec));
+    start(task.as_ref()).await;
+    until_lines(task.as_ref(), 1).await;
+    within(task.shutdown()).await.unwrap();
+    assert_eq!(within(task.wait()).await, exit(9));
+    lab.done().await;
+}
+
+#[tokio::test]
+async fn what_the_command_leaves_behind_ends_with_it() {
+    let lab = Lab::new();
+    let record = lab.task(&shell("setsid sleep 1000 & sleep 1000 & exit 5"));
+    let task = lab.controller(&record);
+    start(task.as_ref()).await;
+    assert_eq!(within(task.wait()).await, exit(5));
+    assert_eq!(processes_of(&record.id), BTreeSet::new());
+    lab.done().await;
+}
+
+#[tokio::test]
+async fn terminate_and_shutdown_may_come_at_any_time() {
+    let lab = Lab::new();
+    let task = lab.run(SLEEP);
+    within(task.terminate()).await.unwrap();
+    within(task.shutdown()).await.unwrap();
+    start(task.as_ref()).await;
+    within(task.terminate()).await.unwrap();
+    assert_eq!(within(task.wait()).await, exit(137));
+
+    // Once it was to be ended, it does not start any more.
+    let task = lab.run(SLEEP);
+    within(task.prepare()).await.unwrap();
+    within(task.shutdown()).await.unwrap();
+    assert_eq!(within(task.start()).await, Err(ControllerError::AlreadyStarted));
+    assert_eq!(fatal(within(task.wait()).await), "the process was never started");
+    lab.done().await;
+}
+
+#[tokio::test]
+async fn restarted_daemon_finds_the_process_its_output_and_its_end() {
+    let mut lab = Lab::new();
+    let record = lab.task(&shell("echo before; read -r _ < fifo; echo after; exit 6"));
+    let task = lab.controller(&record);
+    within(task.prepare()).await.unwrap();
+    nix::unistd::mkfifo(&lab.dir(&record).join("work/fifo"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+    within(task.start()).await.unwrap();
+    let pid = pid_of(task.as_ref()).await;
+    lab.restart();
+    let adopted = lab.controller(&record);
+    assert_eq!(adopted.prepare().await, Err(ControllerError::AlreadyPrepared));
+    assert_eq!(within(adopted.start()).await, Err(ControllerError::AlreadyStarted));
+    assert_eq!(pid_of(adopted.as_ref()).await, pid, "the same process");
+    // It ends while no daemon looks.
+    std::fs::write(lab.dir(&record).join("work/fifo"), "\n").unwrap();
+    until_processes(&record, 0).await;
+    lab.restart();
+    let adopted = lab.controller(&record);
+    assert_eq!(within(adopted.start()).await, Err(ControllerError::AlreadyStarted));
+    assert_eq!(within(adopted.wait()).await, exit(6));
+    assert_eq!(output(adopted.as_ref()).await, ["before", "after"]);
+    lab.done().await;
+}
+
+#[tokio::test]
+async fn lost_shim_takes_the_whole_task_along() {
+    let lab = Lab::new();
+    let record = lab.task(&shell("setsid sleep 1000 & sleep 1000 & wait"));
+    let task = lab.controller(&record);
+    start(task.as_ref()).await;
+    until_processes(&record, 3).await;
+    let waiting = {
+        let task = task.clone();
+        tokio::spawn(async move { task.wait().await })
+    };
+    kill(shim_of(task.as_ref()).await, Signal::SIGKILL).unwrap();
+    let Err(ControllerError::Exit { code: 137, cause: Some(cause) }) = within(waiting).await.unwrap() else {
+        panic!("not lost");
+    };
+    assert!(cause.starts_with("the supervisor of the process was lost"), "{cause}");
+    assert_eq!(processes_of(&record.id), BTreeSet::new());
+    assert_eq!(
+        within(task.start()).await,
+        Err(ControllerError::AlreadyStarted),
+        "it does not run a second time"
+    );
+    lab.done().await;
+}
+
+#[tokio::test]
+async fn a_task_whose_state_directory_was_deleted_ends() {
+    let lab = Lab::new();
+    let record = lab.task(&shell(SLEEP));
+    let task = lab.controller(&record);
+    start(task.as_ref()).await;
+    until_processes(&record, 1).await;
+    std::fs::remove_dir_all(lab.dir(&record)).unwrap();
+    until_processes(&record, 0).await;
+    lab.done().await;
+}
+
+/// A shim is killed after a random time, again and again, while a daemon tries to get the task started. Whatever
+/// the moment was: the command runs at most once, and the daemon always learns what became of it.
+#[tokio::test]
+async fn killed_at_any_point_a_task_neither_runs_twice_nor_is_forgotten() {
+    let lab = Lab::new();
+    let count = lab.state.path().join("runs");
+    let (mut never, mut once) = (0, 0);
+    for round in 0..60_u64 {
+        let _ = std::fs::remove_file(&count);
+        let record = lab.task(&shell(&format!("echo run >> {}; exec sleep 1000", count.display())));
+        let task = lab.controller(&record);
+        within(task.prepare()).await.unwrap();
+        let shim = std::process::Command::new(env!("CARGO_BIN_EXE_swarm-process-shim"))
+            .args(["__swarmd-task-shim".as_ref(), lab.dir(&record).as_os_str()])
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::null())
+            .spawn();
+        let mut shim = shim.unwrap();
+        // From before its first instruction to well after the command runs.
+        tokio::time::sleep(Duration::from_micros(round * 400)).await;
+        shim.kill().unwrap();
+        shim.wait().unwrap();
+        let ran_before = std::fs::read_to_string(&count).unwrap_or_default().lines().count();
+        assert!(ran_before <= 1);
+
+        // A new daemon goes on where the task's record says: the start is tried again.
+        match within(task.start()).await {
+            Ok(()) => {
+                until_lines_of(&count, 1).await;
+                assert_eq!(processes_of(&record.id).len(), 1, "round {round}");
+                within(task.terminate()).await.unwrap();
+                never += 1;
+            }
+            Err(ControllerError::AlreadyStarted) => {
+                assert!(within(task.wait()).await.is_err(), "its end is known");
+                once += 1;
+            }
+            other => panic!("round {round}: {other:?}"),
+        }
+        assert_eq!(processes_of(&record.id), BTreeSet::new(), "round {round}");
+        let runs = std::fs::read_to_string(&count).unwrap_or_default().lines().count();
+        assert!(runs <= 1, "round {round}: ran {runs} times");
+        within(task.remove()).await.unwrap();
+    }
+    assert!(never > 0 && once > 0, "both sides of the point of no return were hit: {never}, {once}");
+    lab.done().await;
+}
+
+async fn until_lines_of(file: &Path, count: usize) {
+    let looked = || async {
+        anyhow::ensure!(std::fs::read_to_string(file).unwrap_or_default().lines().count() == count);
+        Ok(())
+    };
+    until("the command's trace", LONG, looked).await.unwrap();
+}
+
+#[tokio::test]
+async fn many_starts_at_once_start_it_once() {
+    let lab = Lab::new();
+    let count = lab.state.path().join("runs");
+    let record = lab.task(&shell(&format!("echo run >> {}; exec sleep 1000", count.display())));
+    lab.controller(&record).prepare().await.unwrap();
+    let starts: Vec<_> = (0..8).map(|_| lab.controller(&record)).collect();
+    let results = within(futures::future::join_all(starts.iter().map(|task| task.start()))).await;
+    assert_eq!(results.iter().filter(|result| result.is_ok()).count(), 1, "{results:?}");
+    assert!(
+        results.iter().all(|r| matches!(r, Ok(()) | Err(ControllerError::AlreadyStarted))),
+        "{results:?}"
+    );
+    until_lines_of(&count, 1).await;
+    assert_eq!(processes_of(&record.id).len(), 1);
+    lab.done().await;
+}
+
+#[tokio::test]
+async fn a_start_that_was_cancelled_is_not_forgotten() {
+    let lab = Lab::new();
+    for micros in (0..20_000).step_by(1_000) {
+        let record = lab.task(&shell(SLEEP));
+        let task = lab.controller(&record);
+        task.prepare().await.unwrap();
+        let _ = tokio::time::timeout(Duration::from_micros(micros), task.start()).await;
+        // The shim may be on its way; the removal must not be overtaken by it.
+        within(task.remove()).await.unwrap();
+        assert_eq!(task.container_status().await, None);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        assert_eq!(processes_of(&record.id), BTreeSet::new(), "after {micros} µs");
+    }
+    lab.done().await;
+}
+
+#[tokio::test]
+async fn sweep_ends_what_nobody_knows() {
+    let mut lab = Lab::new();
+    let (known, orphan, ended) = (lab.task(&shell(SLEEP)), lab.task(&shell(SLEEP)), lab.task(&shell("true")));
+    for task in [&known, &orphan, &ended] {
+        start(lab.controller(task).as_ref()).await;
+    }
+    within(lab.controller(&ended).wait()).await.unwrap();
+    std::fs::create_dir_all(lab.state.path().join("processes/halfmade/work")).unwrap();
+    lab.restart();
+    lab.executor.configure(&Node { id: "n".into(), ..Default::default() }.into()).await.unwrap();
+    within(lab.executor.sweep(std::slice::from_ref(&known.id))).await.unwrap();
+    assert_eq!((processes_of(&known.id).len(), processes_of(&orphan.id).len()), (1, 0));
+    let left: Vec<_> = std::fs::read_dir(lab.state.path().join("processes")).unwrap().flatten().collect();
+    assert_eq!((left.len(), left[0].file_name().to_str()), (1, Some(known.id.as_str())));
+    lab.done().await;
+}
+
+#[tokio::test]
+async fn logs_keep_order_streams_and_long_lines() {
+    let lab = Lab::new();
+    let task = lab.run("echo one; sleep 0.1; echo two >&2; sleep 0.1; printf '%040000d\\n' 0; printf tail");
+    let following = {
+        let task = task.clone();
+        tokio::spawn(
+            async move { logs(task.as_ref(), LogOptions { follow: true, ..Default::default() }).await },
+        )
+    };
+    start(task.as_ref()).await;
+    within(task.wait()).await.unwrap();
+    let all = logs(task.as_ref(), LogOptions::default()).await;
+    let long = "0".repeat(40_000);
+    assert!(texts(&all) == ["one", "two", long.as_str(), "tail"], "{} lines", all.len());
+    assert_eq!(all[1].stream, LogStream::Stderr);
+    assert!(all.windows(2).all(|pair| pair[0].timestamp <= pair[1].timestamp));
+    assert!(within(following).await.unwrap() == all, "a follower that came first sees the same");
+
+    let with = |options| logs(task.as_ref(), options);
+    let tail = with(LogOptions { tail: Some(1), ..Default::default() }).await;
+    assert_eq!(texts(&tail), ["tail"]);
+    assert_eq!(with(LogOptions { tail: Some(0), ..Default::default() }).await, []);
+    let errors = with(LogOptions { streams: vec![LogStream::Stderr], ..Default::default() }).await;
+    assert_eq!(texts(&errors), ["two"]);
+    let since = with(LogOptions { since: Some(all[2].timestamp), ..Default::default() }).await;
+    assert!(since == all[2..]);
+    lab.done().await;
+}
+
+#[tokio::test]
+async fn much_output_is_rotated_and_followed_without_a_gap() {
+    let lab = Lab::new();
+    let mut spec = shell(
+        "i=0; while [ $i -lt 20000 ]; do echo line $i of some length to fill the file; i=$((i+1)); done",
+    );
+    spec.log_max_size = 1;
+    spec.log_max_files = 2;
+    let record = lab.task(&spec);
+    let task = lab.controller(&record);
+    start(task.as_ref()).await;
+    within(task.wait()).await.unwrap();
+    let lines = output(task.as_ref()).await;
+    assert!(lines.len() > 100 && lines.len() < 20_000, "{}", lines.len());
+    assert_eq!(lines.last().unwrap(), "line 19999 of some length to fill the file");
+    let size = |name: &str| std::fs::metadata(lab.dir(&record).join(name)).unwrap().len();
+    // A file may exceed its size by what came in at once.
+    assert!(size("log") + size("log.1") < 2 << 20);
+    assert!(!lab.dir(&record).join("log.2").exists());
+    lab.done().await;
+}
+
+#[tokio::test]
+async fn memory_limit_ends_the_greedy() {
+    let lab = Lab::new();
+    let mut record = lab.task(&shell("exec tail /dev/zero"));
+    let limits = Resources { memory_bytes: 32 << 20, ..Default::default() };
+    record.spec.resources = Some(ResourceRequirements { limits: Some(limits), ..Default::default() });
+    let task = lab.controller(&record);
+    start(task.as_ref()).await;
+    let result = within(task.wait()).await;
+    // By the kernel where there are control groups, by a failed allocation where there are none.
+    match &result {
+        Err(ControllerError::Exit { code: 137, cause: Some(cause) }) => assert_eq!(cause, "out of memory"),
+        Err(ControllerError::Exit { .. }) => {}
+        other => panic!("it got what it wanted: {other:?}"),
+    }
+    lab.done().await;
+}
+
+#[tokio::test]
+async fn instructions_are_for_the_owner_only() {
+    use std::os::unix::fs::PermissionsExt;
+    let lab = Lab::new();
+    let record = lab.task(&shell("true"));
+    let task = lab.controller(&record);
+    start(task.as_ref()).await;
+    within(task.wait()).await.unwrap();
+    for entry in std::fs::read_dir(lab.dir(&record)).unwrap().flatten() {
+        let mode = entry.metadata().unwrap().permissions().mode();
+        assert_eq!(mode & 0o077, 0, "{:?} {mode:o}", entry.path());
+    }
+    lab.done().await;
+}

@@ -1,0 +1,55 @@
+//! What keeps a manager from starting, or ends it.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// Errors of a manager. Their texts are for operators.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The control socket can't be bound.
+    #[error("can't listen on the control socket {}: {source}", path.display())]
+    ControlSocket {
+        /// Where it should be.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// The remote API's address can't be bound.
+    #[error("can't listen on {addr}: {source}; give another address with --listen-remote-api")]
+    RemoteApi {
+        /// The address.
+        addr: String,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// Keys and certificates.
+    #[error(transparent)]
+    Pki(#[from] swarm_pki::Error),
+    /// The raft node could not be started, or ended.
+    #[error("can't initialize raft node: {0}")]
+    Raft(#[from] swarm_raft::Error),
+    /// A part of the daemon failed in a way that is a defect of its own.
+    #[error("{0} failed unexpectedly; please report this with the log")]
+    Panicked(&'static str),
+    /// The raft node could not go on.
+    #[error("raft node ended: {0}")]
+    RaftEnded(Arc<swarm_raft::Error>),
+    /// This member was removed from the raft group.
+    #[error("this manager was removed from the cluster")]
+    Removed,
+    /// The log holds no cluster, and the key that a new one would be made with is gone.
+    #[error("this cluster was begun but never finished")]
+    Unfinished,
+    /// A listener ended.
+    #[error("serving {what} ended: {source}")]
+    Serve {
+        /// Which one.
+        what: &'static str,
+        /// Why.
+        source: tonic::transport::Error,
+    },
+    /// The store refused something that must be possible.
+    #[error(transparent)]
+    Store(#[from] swarm_store::Error),
+}

@@ -1,0 +1,85 @@
+//! What only the leader runs, from the moment at which leadership begins to its end.
+
+use std::sync::Arc;
+
+use swarm_dispatcher::Dispatcher;
+use swarm_reconcile::Reconciler;
+use swarm_store::Store;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing::{Instrument as _, error, info, info_span};
+
+use crate::bootstrap::Bootstrap;
+use crate::brain::run_brain;
+use crate::ca::CaServer;
+use crate::keys;
+use crate::roles::RoleManager;
+
+/// Everything that starts and stops with leadership.
+pub(crate) struct Leader {
+    pub(crate) store: Arc<Store>,
+    pub(crate) bootstrap: Bootstrap,
+    pub(crate) dispatcher: Arc<Dispatcher>,
+    pub(crate) ca: Arc<CaServer>,
+}
+
+impl Leader {
+    /// Leads until cancelled, and returns when everything has ended. Errors of a part are logged and end that part
+    /// only: the others are still worth having.
+    pub(crate) async fn lead(&self, cancel: CancellationToken) {
+        if let Err(error) = self.bootstrap.run(&self.store).await {
+            error!(%error, "the cluster's objects could not be written");
+            return;
+        }
+        // Nodes must show themselves to this leader before anything is placed on them.
+        if let Err(error) = self.dispatcher.mark_unknown().await {
+            error!(%error, "the nodes' states could not be written");
+            return;
+        }
+        let mut parts = JoinSet::new();
+        {
+            let (store, cancel) = (self.store.clone(), cancel.clone());
+            parts.spawn(async move { keys::run(&store, cancel).await }.instrument(info_span!("keys")));
+        }
+        {
+            let (dispatcher, cancel) = (self.dispatcher.clone(), cancel.clone());
+            parts.spawn(async move {
+                if let Err(error) = dispatcher.run(cancel).await {
+                    error!(%error, "the dispatcher ended");
+                }
+            });
+        }
+        {
+            let (ca, cancel) = (self.ca.clone(), cancel.clone());
+            parts.spawn(async move {
+                if let Err(error) = ca.run(cancel).await {
+                    error!(%error, "the CA server ended");
+                }
+            });
+        }
+        {
+            let (store, cancel) = (self.store.clone(), cancel.clone());
+            parts.spawn(async move {
+                if let Err(error) = run_brain(store, reconcilers(), cancel).await {
+                    info!(%error, "the reconcilers ended");
+                }
+            });
+        }
+        while let Some(ended) = parts.join_next().await {
+            if let Err(error) = ended {
+                error!(%error, "a part of the leader failed");
+            }
+        }
+    }
+}
+
+/// In the order in which they see each other's decisions within one turn.
+fn reconcilers() -> Vec<Box<dyn Reconciler>> {
+    let mut all = swarm_orchestrator::reconcilers();
+    all.push(Box::<swarm_allocator::Allocator>::default());
+    all.push(Box::new(swarm_scheduler::Scheduler::new()));
+    all.push(Box::new(swarm_scheduler::ConstraintEnforcer::new()));
+    all.push(Box::new(swarm_orchestrator::Reaper::default()));
+    all.push(Box::new(RoleManager::default()));
+    all
+}

@@ -1,0 +1,26 @@
+//! A manager: a member of the raft group that answers the cluster's APIs and, while it leads, runs everything
+//! that decides.
+//!
+//! - [`Manager`]: listeners, raft, store and services put together.
+//! - [`auth`]: who may call what, and who a handler's caller is.
+//! - [`bootstrap`]: what the first leader of a new cluster writes.
+//! - [`ca`]: admits nodes and signs their certificates.
+//! - [`run_brain`]: runs the leader's reconcilers.
+//! - [`keys`]: the network keys in the cluster object. [`roles`]: the observed roles of nodes.
+//! - [`control_socket`]: the socket that `swarmctl` talks to.
+
+pub mod auth;
+pub mod bootstrap;
+mod brain;
+pub mod ca;
+pub mod control_socket;
+mod error;
+pub mod keys;
+mod leader;
+mod manager;
+mod membership;
+pub mod roles;
+
+pub use brain::run_brain;
+pub use error::Error;
+pub use manager::{Config, Manager};

@@ -1,0 +1,18 @@
+//! A node: who it is, its agent, and its manager when its role says so.
+//!
+//! - [`Node`]: starts and stops everything on one host. [`Config`]: what it is started with.
+//! - Inside: `identity` loads, makes or asks for certificates, `join` speaks to the cluster that is joined,
+//!   `state` keeps the state directory, `connector` leads the agent to managers.
+
+mod config;
+mod connector;
+mod error;
+mod identity;
+mod join;
+mod node;
+mod state;
+
+pub use config::{Config, Join};
+pub use error::Error;
+pub use join::JoinError;
+pub use node::Node;

@@ -1,0 +1,98 @@
+//! What the whole brain takes: `cargo bench -p swarm-orchestrator`. Numbers are CPU time of this process (Linux), the
+//! store (without a log) included.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+use std::time::Duration;
+
+use swarm_api::v1::{NodeDescription, Resources, TaskState, node_status};
+use swarm_reconcile::Reconciler;
+use swarm_reconcile::sim::{Sim, node, service};
+
+fn leader() -> Vec<Box<dyn Reconciler>> {
+    let mut all = swarm_orchestrator::reconcilers();
+    all.push(Box::<swarm_allocator::Allocator>::default());
+    all.push(Box::<swarm_scheduler::Scheduler>::default());
+    all.push(Box::<swarm_scheduler::ConstraintEnforcer>::default());
+    all.push(Box::<swarm_orchestrator::Reaper>::default());
+    all
+}
+
+/// CPU time of the only thread.
+fn cpu() -> Duration {
+    let stat = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap();
+    Duration::from_nanos(stat.split(' ').next().unwrap().parse().unwrap())
+}
+
+fn timed(what: &str, per: usize, f: impl FnOnce()) {
+    let begin = cpu();
+    f();
+    let took = cpu() - begin;
+    let each = took / u32::try_from(per).unwrap();
+    println!("{what:<60} {took:>12.3?}   {each:>10.2?} each");
+}
+
+fn main() {
+    let nodes = 1_000;
+    let tasks = std::env::var("TASKS").ok().and_then(|t| t.parse().ok()).unwrap_or(100_000u64);
+    let mut sim = Sim::new(|tx| {
+        for n in 0..nodes {
+            let mut node = node(&format!("node-{n:05}"));
+            node.description = Some(NodeDescription {
+                resources: Some(Resources {
+                    nano_cpus: 1 << 40,
+                    memory_bytes: 1 << 40,
+                    ..Default::default()
+                }),
+                ..Default::default()
+            });
+            tx.create(node).unwrap();
+        }
+        tx.create(service("web", 0)).unwrap();
+    });
+    sim.lead(leader());
+    sim.think();
+    let count = usize::try_from(tasks).unwrap();
+    println!("{nodes} nodes, one service scaled to {tasks} tasks");
+    timed("created, allocated, assigned and written", count, || {
+        sim.scale("web", tasks);
+        sim.think();
+    });
+    let assigned = sim.view().tasks().by_observed_state(TaskState::Assigned).count();
+    assert_eq!(assigned, count);
+    println!("{} transactions", sim.decisions);
+    timed("reported RUNNING by agents, one transaction per node", count, || {
+        let ids: Vec<String> = sim.view().nodes().iter().map(|n| n.id.clone()).collect();
+        for node in &ids {
+            sim.write(|tx| {
+                let tasks: Vec<_> = tx.tasks().by_node(node).cloned().collect();
+                for mut task in tasks {
+                    task.status.state = TaskState::Running as i32;
+                    tx.update(task).unwrap();
+                }
+            });
+        }
+    });
+    timed("taken in by the brain", count, || sim.think());
+    let ids: Vec<String> = sim.view().tasks().iter().take(1000).map(|t| t.id.clone()).collect();
+    timed("1,000 tasks fail one by one and are replaced", ids.len(), || {
+        for id in &ids {
+            sim.report(id, TaskState::Failed, "");
+            sim.think();
+        }
+    });
+    timed("a turn with nothing to do", 100_000, || {
+        for _ in 0..100_000 {
+            sim.turn();
+        }
+    });
+    sim.pass(Duration::from_secs(10));
+    sim.think();
+    timed("a node goes down", tasks as usize / nodes, || {
+        sim.edit_node("node-00007", |n| n.status.state = node_status::State::Down as i32);
+        sim.think();
+    });
+    timed("a new leader learns everything", count, || {
+        sim.lead(leader());
+        sim.think();
+    });
+}

@@ -1,0 +1,52 @@
+//! New tasks (`orchestration.md` §2.7).
+
+use swarm_api::Shared;
+use swarm_api::v1::{Driver, Endpoint, Service, Task, TaskState};
+use swarm_reconcile::{Ctx, Guard, Patch, Write};
+use swarm_store::Tables;
+
+use crate::place::Place;
+use crate::spec::version;
+
+/// Makes tasks of one service; what all of them share is made once.
+pub(crate) struct Recipe<'a> {
+    service: &'a Service,
+    endpoint: Shared<Endpoint>,
+    log_driver: Option<Driver>,
+}
+
+impl<'a> Recipe<'a> {
+    pub(crate) fn new(tables: &Tables, service: &'a Service) -> Recipe<'a> {
+        let of_cluster = || tables.cluster()?.spec.task_defaults.log_driver.clone();
+        Recipe {
+            service,
+            endpoint: Endpoint { spec: service.spec.endpoint.clone(), ..Default::default() }.into(),
+            log_driver: service.spec.task.log_driver.clone().or_else(of_cluster),
+        }
+    }
+
+    /// A task for a place, to be written as long as the service has this spec.
+    pub(crate) fn create(&self, ctx: &mut Ctx<'_>, place: &Place, desired: TaskState) -> (String, Patch) {
+        let service = self.service;
+        let id = ctx.ids.next();
+        let mut task = Task {
+            id: id.clone(),
+            spec: service.spec.task.clone(),
+            spec_version: service.spec_version,
+            service_id: service.id.clone(),
+            service_annotations: service.spec.annotations.clone(),
+            slot: place.slot(),
+            node_id: place.node().to_owned(),
+            endpoint: Some(self.endpoint.clone()),
+            log_driver: self.log_driver.clone(),
+            desired_state: desired as i32,
+            ..Default::default()
+        };
+        task.meta.created_at = Some(ctx.now.wall.into());
+        task.status.state = TaskState::New as i32;
+        task.status.message = "created".into();
+        task.status.timestamp = Some(ctx.now.wall.into());
+        let guard = Guard::ServiceSpec(service.id.clone(), version(service));
+        (id, Patch::new(Write::Create(task.into())).guard(guard))
+    }
+}

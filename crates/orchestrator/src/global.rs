@@ -1,0 +1,360 @@
+//! Global services: one task on every node that may have one (`orchestration.md` §6).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use swarm_api::v1::{Node, Service, Task, TaskState, node_spec};
+use swarm_api::{Object, Shared};
+use swarm_placement::{Constraint, all_hold, constraints_of};
+use swarm_reconcile::{Ctx, Decision, Reconciler};
+use swarm_store::{Event, Tables};
+
+use crate::dirty::is_dirty;
+use crate::place::{Place, by_place, fills};
+use crate::plan::Plan;
+use crate::restart::{Restarter, shut_down};
+use crate::spec::{
+    Mode, has_ended, heard_at, is_down, is_drained, is_live, is_stranded, loses_tasks, mode, restart,
+};
+use crate::update::{Updates, remove, thin_out};
+
+/// Groups in one turn after which nothing further is begun.
+const MOST: usize = 10_000;
+
+/// Creates, restarts, updates and removes the tasks of global services.
+///
+/// Beyond the original it makes a task again that was deleted by hand, leaves the tasks of a node that is gone to
+/// the reaper, and brings tasks back to a node that was drained whatever their restart policy
+/// (`orchestration.md` §20.24, §20.25).
+#[derive(Debug, Default)]
+pub struct Global {
+    restarter: Restarter,
+    updates: Updates,
+    /// Every global service, with its constraints.
+    services: BTreeMap<String, Vec<Constraint>>,
+    dirty_services: BTreeSet<String>,
+    /// Nodes to look at; those that came back to use take what their tasks lack at once.
+    dirty_nodes: BTreeMap<String, bool>,
+    /// Places to look at, by service and node.
+    dirty_places: BTreeSet<(String, String)>,
+    ended: BTreeSet<String>,
+    crowded: BTreeSet<(String, String)>,
+}
+
+fn service<'a>(tables: &'a Tables, id: &str) -> Option<&'a Shared<Service>> {
+    let service = tables.services().get(id).filter(|s| !s.pending_delete)?;
+    (mode(&service.spec)? == Mode::Global).then_some(service)
+}
+
+fn is_paused(node: &Node) -> bool {
+    node.spec.availability() == node_spec::Availability::Pause
+}
+
+/// What a node is to a global service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fit {
+    /// It is to have a task.
+    Serves,
+    /// What is there stays as it is.
+    Paused,
+    /// It is no place for the service.
+    Unwanted,
+    /// It can't keep tasks at all.
+    Lost,
+}
+
+fn fit(constraints: &[Constraint], node: Option<&Shared<Node>>) -> Fit {
+    match node {
+        Some(node) if loses_tasks(Some(node)) => Fit::Lost,
+        Some(node) if !all_hold(constraints, node) => Fit::Unwanted,
+        Some(node) if is_paused(node) => Fit::Paused,
+        Some(_) => Fit::Serves,
+        None => Fit::Lost,
+    }
+}
+
+/// The tasks that fill a node's place. One that was stopped on request fills nothing: it is not its own end that
+/// keeps it from running.
+fn filled<'a>(tables: &Tables, service: &Service, tasks: &[&'a Shared<Task>]) -> Vec<&'a Shared<Task>> {
+    let mut filled = fills(tables, service, tasks);
+    filled.retain(|t| is_live(t) || (has_ended(t) && t.status.state() != TaskState::Shutdown));
+    filled
+}
+
+impl Global {
+    fn task_changed(&mut self, tables: &Tables, old: Option<&Task>, task: &Task) {
+        if !self.services.contains_key(&task.service_id) {
+            return;
+        }
+        if is_live(task) && (has_ended(task) || is_stranded(tables, task)) {
+            self.ended.insert(task.id.clone());
+        }
+        let runs = |t: &Task| t.status.state() == TaskState::Running && is_live(t);
+        if runs(task) && !old.is_some_and(runs) {
+            self.crowded.insert((task.service_id.clone(), task.node_id.clone()));
+        }
+    }
+
+    fn service_changed(&mut self, service: &Service) {
+        if mode(&service.spec) == Some(Mode::Global) {
+            let constraints = constraints_of(service.spec.task.placement.as_ref());
+            self.services.insert(service.id.clone(), constraints);
+            self.dirty_services.insert(service.id.clone());
+        }
+    }
+
+    fn constraints(&self, service: &str) -> &[Constraint] {
+        self.services.get(service).map_or(&[], Vec::as_slice)
+    }
+
+    fn create(
+        &mut self,
+        ctx: &mut Ctx<'_>,
+        tables: &Tables,
+        service: &Service,
+        place: &Place,
+        plan: &mut Plan<'_>,
+        mut patches: Vec<swarm_reconcile::Patch>,
+    ) {
+        let (task, create) =
+            self.restarter.replacement(ctx, tables, service, place, Duration::ZERO, |_| true);
+        tracing::info!(task.id = task, service.id = service.id, node.id = place.node(), "task is created");
+        patches.insert(0, create);
+        plan.push(&service.id, place, patches);
+    }
+
+    fn restart(&mut self, ctx: &mut Ctx<'_>, base: &Tables, plan: &mut Plan<'_>) {
+        for id in std::mem::take(&mut self.ended) {
+            let Some(task) = base.tasks().get(&id) else { continue };
+            let place = Place::Node(task.node_id.clone());
+            let tables = plan.tables_for_place(&task.service_id, &place);
+            let Some(task) = tables.tasks().get(&id).filter(|t| is_live(t)) else { continue };
+            let Some(service) = service(&tables, &task.service_id) else { continue };
+            let node = tables.nodes().get(&task.node_id);
+            if node.is_none() {
+                plan.push_task(&place, task, remove(task));
+            } else if fit(self.constraints(&service.id), node) != Fit::Serves {
+                tracing::info!(
+                    task.id = id,
+                    service.id = service.id,
+                    node.id = task.node_id,
+                    "task leaves its node"
+                );
+                plan.push_task(&place, task, shut_down(task));
+            } else if let Some(group) = self.restarter.restart(ctx, &tables, service, task) {
+                plan.push(&service.id, &place, group.patches);
+            }
+        }
+    }
+
+    /// Compares a service with all nodes; what has to be replaced is left to a rolling update.
+    fn reconcile_service(&mut self, ctx: &mut Ctx<'_>, id: &str, plan: &mut Plan<'_>) {
+        let tables = plan.tables_for(id);
+        let Some(service) = service(&tables, id) else {
+            self.updates.forget(id);
+            return;
+        };
+        let constraints = self.constraints(id).to_vec();
+        let mut places = by_place(&tables, service);
+        let mut live = BTreeMap::new();
+        for node in tables.nodes().iter() {
+            let place = Place::Node(node.id.clone());
+            let tasks = places.remove(&place).unwrap_or_default();
+            match fit(&constraints, Some(node)) {
+                Fit::Paused => {}
+                Fit::Lost | Fit::Unwanted => leave(&place, &tasks, plan),
+                Fit::Serves => match filled(&tables, service, &tasks) {
+                    tasks if tasks.is_empty() => {
+                        self.create(ctx, &tables, service, &place, plan, Vec::new());
+                    }
+                    tasks => drop(live.insert(place, tasks)),
+                },
+            }
+        }
+        for (place, tasks) in places {
+            leave(&place, &tasks, plan);
+        }
+        self.updates.refresh(ctx, &tables, service, &live, plan);
+    }
+
+    /// Sees to it that one place is filled. If its node came back, what is outdated there is replaced at once,
+    /// without an update's pace; otherwise that is the update's business.
+    fn reconcile_place(
+        &mut self,
+        ctx: &mut Ctx<'_>,
+        id: &str,
+        node: &str,
+        came_back: bool,
+        plan: &mut Plan<'_>,
+    ) {
+        let place = Place::Node(node.to_owned());
+        let tables = plan.tables_for_place(id, &place);
+        let Some(service) = service(&tables, id) else { return };
+        let tasks = place.tasks(&tables, id);
+        match fit(self.constraints(id), tables.nodes().get(node)) {
+            // Tasks on a node that no longer suits are the enforcer's business: it rejects them and says why.
+            Fit::Paused | Fit::Unwanted => {}
+            Fit::Lost => leave(&place, &tasks, plan),
+            Fit::Serves => {
+                let filled = filled(&tables, service, &tasks);
+                if !came_back && !filled.is_empty() {
+                    return;
+                }
+                let clean = filled.iter().find(|t| !is_dirty(&tables, service, t));
+                let others = filled.iter().filter(|t| is_live(t) && clean.is_none_or(|c| c.id != t.id));
+                let patches: Vec<_> = others.map(|t| shut_down(t)).collect();
+                if clean.is_none() {
+                    self.create(ctx, &tables, service, &place, plan, patches);
+                } else if !patches.is_empty() {
+                    plan.push(id, &place, patches);
+                }
+            }
+        }
+    }
+
+    fn reconcile_node(
+        &mut self,
+        ctx: &mut Ctx<'_>,
+        base: &Tables,
+        node: &str,
+        came_back: bool,
+        plan: &mut Plan<'_>,
+    ) {
+        if base.nodes().get(node).is_some() {
+            for id in self.services.keys().cloned().collect::<Vec<_>>() {
+                self.reconcile_place(ctx, &id, node, came_back, plan);
+            }
+            return;
+        }
+        // Its tasks, history as well, have no place any more.
+        let place = Place::Node(node.to_owned());
+        for task in base.tasks().by_node(node).filter(|t| self.services.contains_key(&t.service_id)) {
+            if task.desired_state < TaskState::Remove as i32 {
+                plan.push_task(&place, task, remove(task));
+            }
+        }
+    }
+}
+
+/// Stops a place's tasks.
+fn leave(place: &Place, tasks: &[&Shared<Task>], plan: &mut Plan<'_>) {
+    for task in tasks.iter().filter(|t| t.desired_state < TaskState::Shutdown as i32) {
+        tracing::info!(
+            task.id = task.id,
+            service.id = task.service_id,
+            node.id = place.node(),
+            "task leaves its node"
+        );
+        plan.push_task(place, task, shut_down(task));
+    }
+}
+
+/// Something that decides where global tasks belong.
+fn matters(old: &Node, new: &Node) -> bool {
+    old.spec != new.spec
+        || old.status.state != new.status.state
+        || old.role != new.role
+        || old.status.addr != new.status.addr
+        || old.description != new.description
+}
+
+impl Reconciler for Global {
+    fn name(&self) -> &'static str {
+        "global"
+    }
+
+    fn init(&mut self, ctx: &mut Ctx<'_>, tables: &Tables) {
+        for service in tables.services().iter() {
+            self.service_changed(service);
+        }
+        for task in tables.tasks().iter().filter(|t| is_live(t)) {
+            self.task_changed(tables, None, task);
+            let held =
+                task.desired_state() == TaskState::Ready && task.status.state <= TaskState::Complete as i32;
+            if held && self.services.contains_key(&task.service_id) {
+                let delay = restart(&task.spec).delay;
+                let left = heard_at(task).map_or(Duration::ZERO, |since| ctx.now.remaining(since, delay));
+                let place = Place::Node(task.node_id.clone()).tasks(tables, &task.service_id);
+                self.restarter.hold(ctx, tables, &place, task, left);
+            }
+        }
+    }
+
+    fn observe(&mut self, _: &mut Ctx<'_>, events: &[Event], tables: &Tables) {
+        for event in events {
+            self.restarter.observe(event, tables);
+            self.updates.observe(event, tables);
+            match (event.old(), event.new()) {
+                (Some(Object::Task(task)), None) if is_live(task) => {
+                    if self.updates.is_running(&task.service_id) {
+                        self.dirty_services.insert(task.service_id.clone());
+                    } else if self.services.contains_key(&task.service_id) {
+                        self.dirty_places.insert((task.service_id.clone(), task.node_id.clone()));
+                    }
+                }
+                (Some(Object::Task(old)), Some(Object::Task(new))) => {
+                    self.task_changed(tables, Some(old), new);
+                }
+                (None, Some(Object::Task(task))) => self.task_changed(tables, None, task),
+                (Some(Object::Service(old)), Some(Object::Service(new)))
+                    if old.spec == new.spec
+                        && old.spec_version == new.spec_version
+                        && old.update_status == new.update_status
+                        && old.pending_delete == new.pending_delete => {}
+                (_, Some(Object::Service(service))) => self.service_changed(service),
+                (Some(Object::Service(service)), None) => {
+                    self.services.remove(&service.id);
+                    self.updates.forget(&service.id);
+                }
+                (Some(Object::Node(old)), Some(Object::Node(new))) if !matters(old, new) => {}
+                (old, Some(Object::Node(node))) => {
+                    let idle = |n: &Node| is_drained(n) || is_down(n) || is_paused(n);
+                    let was_idle = matches!(old, Some(Object::Node(old)) if idle(old));
+                    *self.dirty_nodes.entry(node.id.clone()).or_default() |= was_idle && !idle(node);
+                }
+                (Some(Object::Node(node)), None) => drop(self.dirty_nodes.insert(node.id.clone(), false)),
+                _ => (),
+            }
+        }
+    }
+
+    fn decide(&mut self, ctx: &mut Ctx<'_>, tables: &Tables) -> Decision {
+        let mut plan = Plan::new(tables);
+        let mut released = Vec::new();
+        self.ended.extend(self.restarter.release(ctx.now.mono, tables, &mut released));
+        for group in released {
+            if let Some(task) = group.patches.first().and_then(|p| tables.tasks().get(p.write.target().1)) {
+                plan.push(&task.service_id, &Place::Node(task.node_id.clone()), group.patches);
+            }
+        }
+        self.restart(ctx, tables, &mut plan);
+        while plan.len() < MOST
+            && let Some(service) = self.dirty_services.pop_first()
+        {
+            self.reconcile_service(ctx, &service, &mut plan);
+        }
+        while plan.len() < MOST
+            && let Some((node, came_back)) = self.dirty_nodes.pop_first()
+        {
+            self.reconcile_node(ctx, tables, &node, came_back, &mut plan);
+        }
+        while plan.len() < MOST
+            && let Some((service, node)) = self.dirty_places.pop_first()
+        {
+            self.reconcile_place(ctx, &service, &node, false, &mut plan);
+        }
+        for (id, node) in std::mem::take(&mut self.crowded) {
+            let place = Place::Node(node);
+            let tables = plan.tables_for_place(&id, &place);
+            if let Some(service) = service(&tables, &id) {
+                thin_out(&tables, service, &place, &mut plan);
+            }
+        }
+        self.dirty_services.append(&mut self.updates.advance(ctx, &mut self.restarter, &mut plan));
+        let more =
+            !self.dirty_services.is_empty() || !self.dirty_nodes.is_empty() || !self.dirty_places.is_empty();
+        let more = more.then_some(ctx.now.mono);
+        let wake_at = [more, self.restarter.next(), self.updates.next()].into_iter().flatten().min();
+        Decision { groups: plan.into_groups(), wake_at }
+    }
+}

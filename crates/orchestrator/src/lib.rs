@@ -1,0 +1,44 @@
+//! Orchestrators: they compare what services ask for with the tasks there are, and create, restart, replace and
+//! remove tasks. Pure reconcilers; where a task runs is the scheduler's business.
+//!
+//! - [`Replicated`]: services with a number of replicas; restarts and rolling updates are part of it, so that
+//!   one reconciler owns the desired states of a service's tasks.
+//! - [`Global`]: services with one task on every node that suits.
+//! - [`Removal`]: tasks of services that are gone.
+//! - [`Reaper`]: forgets tasks that were removed, and history beyond the limit.
+//!
+//! They run in the order of [`reconcilers`], the allocator and the scheduler between the orchestrators and the
+//! reaper. References like §5.2 are to the project's notes on the original, `orchestration.md`.
+
+mod create;
+mod delay;
+mod dirty;
+mod global;
+mod place;
+mod plan;
+mod reaper;
+mod removal;
+mod replicated;
+mod restart;
+mod spec;
+mod status;
+mod update;
+
+pub use global::Global;
+pub use reaper::Reaper;
+pub use removal::Removal;
+pub use replicated::Replicated;
+
+use swarm_api::v1::{Service, Task};
+use swarm_reconcile::Reconciler;
+use swarm_store::Tables;
+
+/// The orchestrators, in the order in which they run before allocator and scheduler.
+pub fn reconcilers() -> Vec<Box<dyn Reconciler>> {
+    vec![Box::<Removal>::default(), Box::<Replicated>::default(), Box::<Global>::default()]
+}
+
+/// Whether a task is what its service asks for now, so that an update would keep it.
+pub fn is_up_to_date(tables: &Tables, service: &Service, task: &Task) -> bool {
+    !dirty::is_dirty(tables, service, task)
+}

@@ -1,0 +1,77 @@
+//! Where one task of a service belongs: a numbered slot, or a node for global services.
+
+use std::collections::BTreeMap;
+
+use swarm_api::Shared;
+use swarm_api::v1::{Service, Task, TaskState, update_status};
+use swarm_store::Tables;
+
+use crate::restart::should_restart;
+use crate::spec::{Mode, heard_at, is_live, mode};
+
+/// A virtual slot. It exists because tasks name it; several tasks in one are one that is live, and history.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Place {
+    Slot(u64),
+    Node(String),
+}
+
+impl Place {
+    pub(crate) fn of(service: &Service, task: &Task) -> Place {
+        match mode(&service.spec) {
+            Some(Mode::Global | Mode::GlobalJob) => Place::Node(task.node_id.clone()),
+            _ => Place::Slot(task.slot),
+        }
+    }
+
+    /// Its tasks, in the order of their ids.
+    pub(crate) fn tasks<'a>(&self, tables: &'a Tables, service: &str) -> Vec<&'a Shared<Task>> {
+        match self {
+            Place::Slot(slot) => tables.tasks().by_slot(service, *slot).collect(),
+            Place::Node(node) => tables.tasks().by_node(node).filter(|t| t.service_id == service).collect(),
+        }
+    }
+
+    pub(crate) fn slot(&self) -> u64 {
+        match self {
+            Place::Slot(slot) => *slot,
+            Place::Node(_) => 0,
+        }
+    }
+
+    pub(crate) fn node(&self) -> &str {
+        match self {
+            Place::Slot(_) => "",
+            Place::Node(node) => node,
+        }
+    }
+}
+
+/// A service's tasks by place.
+pub(crate) fn by_place<'a>(tables: &'a Tables, service: &Service) -> BTreeMap<Place, Vec<&'a Shared<Task>>> {
+    let mut places = BTreeMap::<_, Vec<_>>::new();
+    for task in tables.tasks().by_service(&service.id) {
+        places.entry(Place::of(service, task)).or_default().push(task);
+    }
+    places
+}
+
+/// The tasks of a place that fill it, and that an update would replace (`orchestration.md` §4): those that are
+/// wanted on; else the newest, if it has ended and is not to be restarted. Nothing: the place is dead.
+pub(crate) fn fills<'a>(
+    tables: &Tables,
+    service: &Service,
+    tasks: &[&'a Shared<Task>],
+) -> Vec<&'a Shared<Task>> {
+    let live: Vec<_> = tasks.iter().copied().filter(|t| is_live(t)).collect();
+    if !live.is_empty() || is_rolling_back(service) {
+        return live;
+    }
+    let kept = tasks.iter().copied().filter(|t| t.desired_state < TaskState::Remove as i32);
+    let newest = kept.max_by_key(|t| (heard_at(t), t.id.clone()));
+    newest.filter(|t| !should_restart(tables, service, t)).into_iter().collect()
+}
+
+pub(crate) fn is_rolling_back(service: &Service) -> bool {
+    service.update_status.as_ref().is_some_and(|s| s.state() == update_status::UpdateState::RollbackStarted)
+}

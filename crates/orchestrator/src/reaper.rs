@@ -1,0 +1,172 @@
+//! Forgets tasks that nobody needs any more (`orchestration.md` §13.1).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::SystemTime;
+
+use swarm_api::v1::update_status::UpdateState;
+use swarm_api::v1::{Service, Task, TaskState};
+use swarm_api::{Kind, Object, Shared, defaults, duration};
+use swarm_reconcile::{Ctx, Decision, Group, Guard, Patch, Reconciler, Write};
+use swarm_store::{Event, Tables};
+
+use crate::place::Place;
+use crate::spec::{has_ended, heard_at, is_live};
+
+/// Most tasks deleted, and most places looked at, in one turn.
+const MOST: usize = 10_000;
+
+/// Deletes tasks that were to be removed and have stopped, and the history of places beyond the retention limit.
+#[derive(Debug, Default)]
+pub struct Reaper {
+    limit: Option<i64>,
+    /// Places that may have too long a history.
+    places: BTreeSet<(String, Place)>,
+    /// Places whose history an update still needs, by service.
+    kept: BTreeMap<String, BTreeSet<Place>>,
+    /// Tasks that may be ready to go.
+    tasks: BTreeSet<String>,
+}
+
+/// The task is to be deleted as soon as nothing of it runs.
+fn is_finished(task: &Task) -> bool {
+    if task.service_id.is_empty() && task.status.reached(TaskState::Orphaned) {
+        return true;
+    }
+    let state = task.status.state;
+    task.desired_state() == TaskState::Remove
+        && (state < TaskState::Assigned as i32 || state >= TaskState::Complete as i32)
+}
+
+fn never_assigned(task: &Task) -> bool {
+    !task.status.reached(TaskState::Assigned)
+}
+
+fn limit(tables: &Tables) -> i64 {
+    tables
+        .cluster()
+        .map_or(defaults::TASK_HISTORY_RETENTION_LIMIT, |c| c.spec.orchestration.task_history_retention_limit)
+}
+
+/// Since when the service's update runs: tasks of it that ended tell the next leader how it went.
+fn updating_since(service: &Service) -> Option<SystemTime> {
+    let status = service.update_status.as_ref()?;
+    let runs = matches!(status.state(), UpdateState::Updating | UpdateState::RollbackStarted);
+    runs.then(|| status.started_at.as_ref().map_or(SystemTime::UNIX_EPOCH, duration::to_system_time))
+}
+
+fn delete(task: &Task) -> Group {
+    let mut patch = Patch::new(Write::Remove(Kind::Task, task.id.clone()));
+    if never_assigned(task) {
+        patch = patch.guard(Guard::TaskBelow(task.id.clone(), TaskState::Assigned));
+    }
+    Group { tag: 0, patches: vec![patch] }
+}
+
+impl Reaper {
+    fn mark(&mut self, tables: &Tables, task: &Task) {
+        if let Some(service) = tables.services().get(&task.service_id) {
+            self.places.insert((service.id.clone(), Place::of(service, task)));
+        }
+    }
+
+    fn task_changed(&mut self, tables: &Tables, old: Option<&Task>, task: &Task) {
+        if is_finished(task) {
+            self.tasks.insert(task.id.clone());
+        }
+        // A new task lengthens the history; one that ended may shorten it.
+        if old.is_none() || (has_ended(task) && !old.is_some_and(has_ended)) {
+            self.mark(tables, task);
+        }
+    }
+
+    fn mark_history(&mut self, tables: &Tables) {
+        let history = tables.tasks().by_desired_state(TaskState::Shutdown);
+        history.for_each(|t| self.mark(tables, t));
+    }
+
+    fn prune(&mut self, tables: &Tables, id: &str, place: Place, groups: &mut Vec<Group>) {
+        let Some(service) = tables.services().get(id) else { return };
+        let attempts = service.spec.task.restart.as_ref().map_or(0, |r| r.max_attempts);
+        // Restarts are counted in what is kept, so keep as many as the policy needs.
+        let limit = if attempts > 0 { attempts.saturating_add(1) } else { self.limit.unwrap_or(0) as u64 };
+        if attempts == 0 && self.limit.is_some_and(|l| l < 0) {
+            return;
+        }
+        let mut tasks = place.tasks(tables, id);
+        let surplus = (tasks.len() as u64).saturating_sub(limit);
+        if surplus == 0 {
+            return;
+        }
+        let since = updating_since(service);
+        let needed = |task: &Task| {
+            since.is_some_and(|since| {
+                task.spec_version == service.spec_version && heard_at(task).is_some_and(|at| at >= since)
+            })
+        };
+        tasks.retain(|t| has_ended(t) || (never_assigned(t) && !is_live(t)));
+        let dead = tasks.len();
+        tasks.retain(|t| !needed(t));
+        if tasks.len() < dead {
+            self.kept.entry(id.to_owned()).or_default().insert(place);
+        }
+        tasks.sort_by_cached_key(|t: &&Shared<Task>| (heard_at(t), t.id.clone()));
+        let old = tasks.into_iter().take(usize::try_from(surplus).unwrap_or(usize::MAX));
+        groups.extend(old.map(|t| delete(t)));
+    }
+}
+
+impl Reconciler for Reaper {
+    fn name(&self) -> &'static str {
+        "reaper"
+    }
+
+    fn init(&mut self, _: &mut Ctx<'_>, tables: &Tables) {
+        self.limit = Some(limit(tables));
+        let finished = tables.tasks().by_desired_state(TaskState::Remove);
+        let finished = finished.chain(tables.tasks().by_observed_state(TaskState::Orphaned));
+        self.tasks = finished.filter(|t| is_finished(t)).map(|t| t.id.clone()).collect();
+        self.mark_history(tables);
+    }
+
+    fn observe(&mut self, _: &mut Ctx<'_>, events: &[Event], tables: &Tables) {
+        for event in events {
+            match (event.old(), event.new()) {
+                (Some(Object::Task(old)), Some(Object::Task(new))) => {
+                    self.task_changed(tables, Some(old), new);
+                }
+                (None, Some(Object::Task(task))) => self.task_changed(tables, None, task),
+                (_, Some(Object::Service(service))) if updating_since(service).is_none() => {
+                    let kept = self.kept.remove(&service.id).unwrap_or_default();
+                    self.places.extend(kept.into_iter().map(|p| (service.id.clone(), p)));
+                }
+                (_, Some(Object::Cluster(_))) => {
+                    let limit = Some(limit(tables));
+                    if self.limit != limit {
+                        self.limit = limit;
+                        self.mark_history(tables);
+                    }
+                }
+                _ => (),
+            }
+        }
+    }
+
+    fn decide(&mut self, ctx: &mut Ctx<'_>, tables: &Tables) -> Decision {
+        let mut groups = Vec::new();
+        while groups.len() < MOST
+            && let Some(id) = self.tasks.pop_first()
+        {
+            groups.extend(tables.tasks().get(&id).filter(|t| is_finished(t)).map(|t| delete(t)));
+        }
+        let mut looked = 0;
+        while groups.len() < MOST
+            && looked < MOST
+            && let Some((service, place)) = self.places.pop_first()
+        {
+            looked += 1;
+            self.prune(tables, &service, place, &mut groups);
+        }
+        let more = !self.tasks.is_empty() || !self.places.is_empty();
+        Decision { groups, wake_at: more.then_some(ctx.now.mono) }
+    }
+}

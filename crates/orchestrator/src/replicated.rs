@@ -1,0 +1,244 @@
+//! Replicated services: as many tasks as the spec asks for, each in a numbered slot (`orchestration.md` §5).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use swarm_api::v1::{Service, Task, TaskState};
+use swarm_api::{Object, Shared};
+use swarm_reconcile::{Ctx, Decision, Now, Reconciler};
+use swarm_store::{Event, Tables};
+
+use crate::place::{Place, by_place, fills, is_rolling_back};
+use crate::plan::Plan;
+use crate::restart::Restarter;
+use crate::spec::{Mode, heard_at, is_live, is_stranded, loses_tasks, mode, restart};
+use crate::update::{Updates, remove, thin_out};
+
+/// Groups in one turn after which no further service is begun, and tasks that one service gets in a turn.
+const MOST: usize = 10_000;
+
+/// Creates, restarts, updates and removes the tasks of replicated services.
+#[derive(Debug, Default)]
+pub struct Replicated {
+    restarter: Restarter,
+    updates: Updates,
+    /// Services to compare with their tasks.
+    dirty: BTreeSet<String>,
+    /// Tasks that have ended or lost their node.
+    ended: BTreeSet<String>,
+    /// Slots in which a task came to run beside others.
+    crowded: BTreeSet<(String, u64)>,
+}
+
+/// The service, if it is replicated and there to stay.
+fn service<'a>(tables: &'a Tables, id: &str) -> Option<(&'a Shared<Service>, u64)> {
+    let service = tables.services().get(id).filter(|s| !s.pending_delete)?;
+    match mode(&service.spec)? {
+        Mode::Replicated(replicas) => Some((service, replicas)),
+        _ => None,
+    }
+}
+
+/// The restart list's rule.
+fn needs_restart(tables: &Tables, task: &Task) -> bool {
+    is_live(task) && (task.status.state().is_terminal() || is_stranded(tables, task))
+}
+
+impl Replicated {
+    fn task_changed(&mut self, tables: &Tables, old: Option<&Task>, task: &Task) {
+        let Some((_, _)) = service(tables, &task.service_id) else { return };
+        if needs_restart(tables, task) {
+            self.ended.insert(task.id.clone());
+        }
+        let runs = |t: &Task| t.status.state() == TaskState::Running && is_live(t);
+        if runs(task) && !old.is_some_and(runs) {
+            self.crowded.insert((task.service_id.clone(), task.slot));
+        }
+    }
+
+    fn node_changed(&mut self, tables: &Tables, node: &str) {
+        if loses_tasks(tables.nodes().get(node)) {
+            let tasks = tables.tasks().by_node(node).filter(|t| is_live(t));
+            let ours = tasks.filter(|t| service(tables, &t.service_id).is_some());
+            self.ended.extend(ours.map(|t| t.id.clone()));
+        }
+    }
+
+    /// Restarts what has ended.
+    fn restart(&mut self, ctx: &mut Ctx<'_>, base: &Tables, plan: &mut Plan<'_>) {
+        for id in std::mem::take(&mut self.ended) {
+            let Some(task) = base.tasks().get(&id) else { continue };
+            let place = Place::Slot(task.slot);
+            let tables = plan.tables_for_place(&task.service_id, &place);
+            let Some(task) = tables.tasks().get(&id).filter(|t| is_live(t)) else { continue };
+            let Some((service, _)) = service(&tables, &task.service_id) else { continue };
+            if let Some(group) = self.restarter.restart(ctx, &tables, service, task) {
+                plan.push(&service.id, &place, group.patches);
+            }
+        }
+    }
+
+    /// Compares a service with its tasks. True if there is more to do than fits in a turn.
+    fn reconcile(&mut self, ctx: &mut Ctx<'_>, id: &str, plan: &mut Plan<'_>) -> bool {
+        let tables = plan.tables_for(id);
+        let Some((service, replicas)) = service(&tables, id) else {
+            self.updates.forget(id);
+            return false;
+        };
+        let wanted = usize::try_from(replicas).unwrap_or(usize::MAX);
+        let (mut live, mut dead) = (BTreeMap::new(), BTreeMap::new());
+        for (place, tasks) in by_place(&tables, service) {
+            match fills(&tables, service, &tasks) {
+                filled if filled.is_empty() => drop(dead.insert(place, tasks)),
+                filled => drop(live.insert(place, filled)),
+            }
+        }
+        let mut more = false;
+        if live.len() > wanted {
+            for place in surplus(&live, wanted) {
+                tracing::info!(service.id = id, slot = place.slot(), "slot is removed");
+                live.remove(&place);
+                for task in place.tasks(&tables, id) {
+                    plan.push_task(&place, task, remove(task));
+                }
+            }
+        }
+        if is_rolling_back(service) {
+            // A rollback brings dead slots back at its own pace, and watches them.
+            while live.len() < wanted
+                && let Some((place, _)) = dead.pop_first()
+            {
+                live.insert(place, Vec::new());
+            }
+        }
+        self.updates.refresh(ctx, &tables, service, &live, plan);
+        let missing = wanted.saturating_sub(live.len());
+        let free = (1..).map(Place::Slot).filter(|place| !live.contains_key(place));
+        for place in free.take(missing.min(MOST)) {
+            dead.remove(&place);
+            let (task, create) =
+                self.restarter.replacement(ctx, &tables, service, &place, Duration::ZERO, |_| true);
+            tracing::info!(task.id = task, service.id = id, slot = place.slot(), "task is created");
+            plan.push(id, &place, vec![create]);
+        }
+        more |= missing > MOST;
+        // Slots that nobody needs: the reaper forgets their tasks once they have stopped. The original deletes
+        // them at once, running or not (`orchestration.md` §20.8).
+        for (place, tasks) in dead {
+            for task in tasks.into_iter().filter(|t| t.desired_state < TaskState::Remove as i32) {
+                plan.push_task(&place, task, remove(task));
+            }
+        }
+        more
+    }
+
+    /// A task that a predecessor held back (`orchestration.md` §10).
+    fn hold_again(&mut self, now: &Now, ctx: &Ctx<'_>, tables: &Tables, task: &Task) {
+        let delay = restart(&task.spec).delay;
+        let left = heard_at(task).map_or(Duration::ZERO, |since| now.remaining(since, delay));
+        let place = Place::Slot(task.slot).tasks(tables, &task.service_id);
+        self.restarter.hold(ctx, tables, &place, task, left);
+    }
+}
+
+/// The slots to give up, so that `wanted` are left: unassigned ones first, then the n-th copies on the most
+/// loaded nodes, then those not running, then higher numbers (`orchestration.md` §5.2).
+fn surplus(live: &BTreeMap<Place, Vec<&Shared<Task>>>, wanted: usize) -> Vec<Place> {
+    let runs = |tasks: &[&Shared<Task>]| tasks.iter().any(|t| t.status.state() == TaskState::Running);
+    let mut slots: Vec<(&Place, &Vec<&Shared<Task>>)> = live.iter().collect();
+    slots.sort_by_key(|(place, tasks)| (!runs(tasks), place.slot()));
+    let mut copies = BTreeMap::<&str, usize>::new();
+    let mut ranked: Vec<(usize, &Place)> = slots
+        .into_iter()
+        .map(|(place, tasks)| match tasks[..] {
+            [task] if !task.node_id.is_empty() => {
+                let copy = copies.entry(&task.node_id).or_default();
+                *copy += 1;
+                (*copy, place)
+            }
+            _ => (usize::MAX, place),
+        })
+        .collect();
+    ranked.sort_by_key(|(copy, _)| *copy); // stable: ties keep their order
+    ranked.into_iter().skip(wanted).map(|(_, place)| place.clone()).collect()
+}
+
+impl Reconciler for Replicated {
+    fn name(&self) -> &'static str {
+        "replicated"
+    }
+
+    fn init(&mut self, ctx: &mut Ctx<'_>, tables: &Tables) {
+        for task in tables.tasks().iter().filter(|t| is_live(t)) {
+            if service(tables, &task.service_id).is_none() {
+                continue;
+            }
+            self.task_changed(tables, None, task);
+            if task.desired_state() == TaskState::Ready && task.status.state <= TaskState::Complete as i32 {
+                self.hold_again(&ctx.now.clone(), ctx, tables, task);
+            }
+        }
+        self.dirty = tables.services().iter().map(|s| s.id.clone()).collect();
+    }
+
+    fn observe(&mut self, _: &mut Ctx<'_>, events: &[Event], tables: &Tables) {
+        for event in events {
+            self.restarter.observe(event, tables);
+            self.updates.observe(event, tables);
+            match (event.old(), event.new()) {
+                (Some(Object::Task(task)), None)
+                    if is_live(task) && service(tables, &task.service_id).is_some() =>
+                {
+                    self.dirty.insert(task.service_id.clone());
+                }
+                (Some(Object::Task(old)), Some(Object::Task(new))) => {
+                    self.task_changed(tables, Some(old), new);
+                }
+                (None, Some(Object::Task(task))) => self.task_changed(tables, None, task),
+                (Some(Object::Service(old)), Some(Object::Service(new)))
+                    if old.spec == new.spec
+                        && old.spec_version == new.spec_version
+                        && old.update_status == new.update_status
+                        && old.pending_delete == new.pending_delete => {}
+                (_, Some(Object::Service(service))) => drop(self.dirty.insert(service.id.clone())),
+                (Some(Object::Service(service)), None) => self.updates.forget(&service.id),
+                (Some(Object::Node(node)), None) | (_, Some(Object::Node(node))) => {
+                    self.node_changed(tables, &node.id);
+                }
+                _ => (),
+            }
+        }
+    }
+
+    fn decide(&mut self, ctx: &mut Ctx<'_>, tables: &Tables) -> Decision {
+        let mut plan = Plan::new(tables);
+        let mut released = Vec::new();
+        self.ended.extend(self.restarter.release(ctx.now.mono, tables, &mut released));
+        for group in released {
+            if let Some(task) = group.patches.first().and_then(|p| tables.tasks().get(p.write.target().1)) {
+                plan.push(&task.service_id, &Place::Slot(task.slot), group.patches);
+            }
+        }
+        self.restart(ctx, tables, &mut plan);
+        let mut later = BTreeSet::new();
+        while plan.len() < MOST
+            && let Some(service) = self.dirty.pop_first()
+        {
+            if self.reconcile(ctx, &service, &mut plan) {
+                later.insert(service);
+            }
+        }
+        self.dirty.append(&mut later);
+        for (id, slot) in std::mem::take(&mut self.crowded) {
+            let place = Place::Slot(slot);
+            let tables = plan.tables_for_place(&id, &place);
+            if let Some((service, _)) = service(&tables, &id) {
+                thin_out(&tables, service, &place, &mut plan);
+            }
+        }
+        self.dirty.append(&mut self.updates.advance(ctx, &mut self.restarter, &mut plan));
+        let more = (!self.dirty.is_empty()).then_some(ctx.now.mono);
+        let wake_at = [more, self.restarter.next(), self.updates.next()].into_iter().flatten().min();
+        Decision { groups: plan.into_groups(), wake_at }
+    }
+}

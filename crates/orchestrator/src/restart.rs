@@ -1,0 +1,210 @@
+//! The restart supervisor: whether and how a task that ended is replaced (`orchestration.md` §7).
+
+use std::time::{Duration, SystemTime};
+
+use swarm_api::Shared;
+use swarm_api::v1::restart_policy::RestartCondition;
+use swarm_api::v1::{Service, Task, TaskState};
+use swarm_reconcile::{Ctx, Group, Guard, Patch, Write};
+use swarm_store::{Event, Tables};
+
+use crate::create::Recipe;
+use crate::delay::Delays;
+use crate::dirty::is_dirty;
+use crate::place::Place;
+use crate::spec::{self, created_at, has_ended, heard_at, is_drained, is_live, may_run};
+
+/// Whether a task that ended is to be replaced, by the policy in its own spec.
+pub(crate) fn should_restart(tables: &Tables, service: &Service, task: &Task) -> bool {
+    let policy = spec::restart(&task.spec);
+    let completed = task.status.state() == TaskState::Complete;
+    let wanted = match policy.condition {
+        RestartCondition::None => false,
+        RestartCondition::OnFailure => !completed,
+        RestartCondition::Any => !(completed && task.job_iteration.is_some()),
+    };
+    if !wanted || policy.max_attempts == 0 {
+        return wanted;
+    }
+    let restarts = restarts(tables, service, task);
+    let counted = match (policy.window, heard_at(task)) {
+        (Some(window), Some(end)) => {
+            let begin = end.checked_sub(window).unwrap_or(SystemTime::UNIX_EPOCH);
+            restarts.iter().filter(|at| begin < **at && **at < end).count()
+        }
+        _ => restarts.len(),
+    };
+    (counted as u64) < policy.max_attempts
+}
+
+/// When the place of a task was restarted under the task's spec version: the creation of each of its tasks but
+/// the first. The reaper keeps as many of them as the policy needs, so nothing is lost with a leader.
+fn restarts(tables: &Tables, service: &Service, task: &Task) -> Vec<SystemTime> {
+    let same = |t: &&Shared<Task>| {
+        t.spec_version == task.spec_version
+            && t.job_iteration == task.job_iteration
+            && t.desired_state < TaskState::Remove as i32
+    };
+    let tasks = Place::of(service, task).tasks(tables, &service.id);
+    let mut times: Vec<SystemTime> = tasks.into_iter().filter(same).map(|t| created_at(t)).collect();
+    times.sort();
+    times.drain(..times.len().min(1));
+    times
+}
+
+/// Replaces tasks, and holds replacements back.
+#[derive(Debug, Default)]
+pub(crate) struct Restarter {
+    delays: Delays,
+}
+
+impl Restarter {
+    /// Takes note of what ends the wait for a task.
+    pub(crate) fn observe(&mut self, event: &Event, tables: &Tables) {
+        use swarm_api::Object;
+        match event {
+            Event::Removed(Object::Task(task)) => {
+                self.delays.cancel(&task.id);
+                self.delays.stopped(&task.id);
+            }
+            Event::Created(Object::Task(task)) | Event::Updated { new: Object::Task(task), .. } => {
+                if !is_live(task) {
+                    self.delays.cancel(&task.id);
+                }
+                if has_ended(task) {
+                    self.delays.stopped(&task.id);
+                }
+            }
+            Event::Removed(Object::Node(node)) => self.node_lost(&node.id, tables),
+            Event::Created(Object::Node(node)) | Event::Updated { new: Object::Node(node), .. }
+                if spec::is_down(node) =>
+            {
+                self.node_lost(&node.id, tables);
+            }
+            _ => (),
+        }
+    }
+
+    fn node_lost(&mut self, node: &str, tables: &Tables) {
+        tables.tasks().by_node(node).for_each(|t| self.delays.stopped(&t.id));
+    }
+
+    /// Shuts a task down that ended or lost its node, and replaces it if its policy says so.
+    pub(crate) fn restart(
+        &mut self,
+        ctx: &mut Ctx<'_>,
+        tables: &Tables,
+        service: &Service,
+        task: &Task,
+    ) -> Option<Group> {
+        if has_ended(task) && self.delays.restart_when_due(&task.id) {
+            return None;
+        }
+        if task.desired_state > TaskState::Complete as i32 {
+            return None;
+        }
+        let place = Place::of(service, task);
+        let mut patches = vec![shut_down(task)];
+        if should_restart(tables, service, task) && !has_successor(tables, service, &place, task) {
+            let node = tables.nodes().get(&task.node_id);
+            let drained = node.is_some_and(|n| is_drained(n));
+            let delay = if drained { Duration::ZERO } else { spec::restart(&task.spec).delay };
+            let leaves = |t: &Task| !is_live(t) || t.id == task.id;
+            let (id, create) = self.replacement(ctx, tables, service, &place, delay, leaves);
+            tracing::info!(
+                task.id = id, replaces = task.id, service.id = service.id, slot = place.slot(),
+                state = task.status.state().name(), err = task.status.err, delay = ?delay, "task is replaced"
+            );
+            patches.push(create);
+        } else {
+            tracing::info!(
+                task.id = task.id,
+                service.id = service.id,
+                slot = place.slot(),
+                state = task.status.state().name(),
+                err = task.status.err,
+                "task has ended and stays so"
+            );
+        }
+        Some(Group { tag: 0, patches })
+    }
+
+    /// A task for a place, held until `delay` is over and nothing may run any more of the tasks that leave it.
+    pub(crate) fn replacement(
+        &mut self,
+        ctx: &mut Ctx<'_>,
+        tables: &Tables,
+        service: &Service,
+        place: &Place,
+        delay: Duration,
+        leaves: impl Fn(&Task) -> bool,
+    ) -> (String, Patch) {
+        let mut leaving = place.tasks(tables, &service.id);
+        leaving.retain(|t| leaves(t));
+        let waits = stopping(tables, &leaving);
+        let at_once = delay.is_zero() && waits.is_empty();
+        let desired = if at_once { TaskState::Running } else { TaskState::Ready };
+        let (id, create) = Recipe::new(tables, service).create(ctx, place, desired);
+        if !at_once {
+            self.delays.hold(&id, ctx.now.mono, delay, waits);
+        }
+        (id, create)
+    }
+
+    /// Holds a task that is there already, until the others in its place have stopped and `delay` is over.
+    pub(crate) fn hold(
+        &mut self,
+        ctx: &Ctx<'_>,
+        tables: &Tables,
+        place: &[&Shared<Task>],
+        task: &Task,
+        delay: Duration,
+    ) {
+        let others: Vec<_> = place.iter().copied().filter(|t| t.id != task.id).collect();
+        let waits = stopping(tables, &others);
+        self.delays.hold(&task.id, ctx.now.mono, delay, waits);
+    }
+
+    /// Releases what is due. Tasks that ended while they were held are returned: they are to be restarted.
+    pub(crate) fn release(&mut self, now: Duration, tables: &Tables, groups: &mut Vec<Group>) -> Vec<String> {
+        let mut ended = Vec::new();
+        for due in self.delays.due(now) {
+            let Some(task) = tables.tasks().get(&due.task) else { continue };
+            if due.restart {
+                ended.push(due.task);
+                continue;
+            }
+            let goal = if task.job_iteration.is_some() { TaskState::Complete } else { TaskState::Running };
+            tracing::debug!(task.id = due.task, service.id = task.service_id, "task may start");
+            let patch = Patch::new(Write::RaiseDesired(due.task.clone(), goal));
+            let patch = patch.guard(Guard::Exists(swarm_api::Kind::Task, due.task));
+            groups.push(Group { tag: 0, patches: vec![patch] });
+        }
+        ended
+    }
+
+    /// When something is due next.
+    pub(crate) fn next(&self) -> Option<Duration> {
+        self.delays.next()
+    }
+}
+
+/// Tasks that may still run, on nodes that can still tell us of their end.
+fn stopping(tables: &Tables, tasks: &[&Shared<Task>]) -> Vec<String> {
+    let node_answers = |t: &Task| tables.nodes().get(&t.node_id).is_some_and(|n| !spec::is_down(n));
+    tasks.iter().filter(|t| may_run(t) && node_answers(t)).map(|t| t.id.clone()).collect()
+}
+
+/// Asks a task to stop, unless somebody did so before.
+pub(crate) fn shut_down(task: &Task) -> Patch {
+    Patch::new(Write::RaiseDesired(task.id.clone(), TaskState::Shutdown))
+        .guard(Guard::DesiredAtMost(task.id.clone(), TaskState::Complete))
+}
+
+/// Another live task of the current spec fills the place already.
+fn has_successor(tables: &Tables, service: &Service, place: &Place, task: &Task) -> bool {
+    place
+        .tasks(tables, &service.id)
+        .into_iter()
+        .any(|t| t.id != task.id && is_live(t) && !has_ended(t) && !is_dirty(tables, service, t))
+}

@@ -1,0 +1,96 @@
+//! What specs and tasks say, with the contract's defaults filled in.
+
+use std::time::{Duration, SystemTime};
+
+use swarm_api::v1::{
+    Node, RestartPolicy, Service, ServiceSpec, Task, TaskSpec, TaskState, node_spec, node_status,
+    restart_policy, service_spec,
+};
+use swarm_api::{Shared, defaults, duration};
+use swarm_store::Tables;
+
+/// What kind of service it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Mode {
+    Replicated(u64),
+    Global,
+    ReplicatedJob,
+    GlobalJob,
+}
+
+pub(crate) fn mode(spec: &ServiceSpec) -> Option<Mode> {
+    Some(match spec.mode.as_ref()? {
+        service_spec::Mode::Replicated(m) => Mode::Replicated(m.replicas),
+        service_spec::Mode::Global(_) => Mode::Global,
+        service_spec::Mode::ReplicatedJob(_) => Mode::ReplicatedJob,
+        service_spec::Mode::GlobalJob(_) => Mode::GlobalJob,
+    })
+}
+
+/// Number of the service's spec; 0 if it has none.
+pub(crate) fn version(service: &Service) -> u64 {
+    service.spec_version.map_or(0, |v| v.index)
+}
+
+/// The orchestrator wants the task on, now or after a delay.
+pub(crate) fn is_live(task: &Task) -> bool {
+    task.desired_state <= TaskState::Running as i32
+}
+
+pub(crate) fn has_ended(task: &Task) -> bool {
+    task.status.state > TaskState::Running as i32
+}
+
+/// On a node, and not seen to have ended: something may run.
+pub(crate) fn may_run(task: &Task) -> bool {
+    task.status.reached(TaskState::Assigned) && !has_ended(task)
+}
+
+/// When the task was last heard of: the manager's time of the report if there is one.
+pub(crate) fn heard_at(task: &Task) -> Option<SystemTime> {
+    let at = task.status.applied_at.as_ref().or(task.status.timestamp.as_ref())?;
+    Some(duration::to_system_time(at))
+}
+
+pub(crate) fn created_at(task: &Task) -> SystemTime {
+    task.meta.created_at.as_ref().map_or(SystemTime::UNIX_EPOCH, duration::to_system_time)
+}
+
+/// Restart policy, with an absent one spelled out.
+pub(crate) struct Restart {
+    pub(crate) condition: restart_policy::RestartCondition,
+    pub(crate) delay: Duration,
+    pub(crate) max_attempts: u64,
+    /// No window: attempts count for ever.
+    pub(crate) window: Option<Duration>,
+}
+
+pub(crate) fn restart(spec: &TaskSpec) -> Restart {
+    let absent =
+        RestartPolicy { condition: restart_policy::RestartCondition::Any as i32, ..Default::default() };
+    let policy = spec.restart.as_ref().unwrap_or(&absent);
+    Restart {
+        condition: policy.condition(),
+        delay: policy.delay.as_ref().map_or(defaults::RESTART_DELAY, duration::to_std),
+        max_attempts: policy.max_attempts,
+        window: policy.window.as_ref().map(duration::to_std).filter(|w| !w.is_zero()),
+    }
+}
+
+pub(crate) fn is_down(node: &Node) -> bool {
+    node.status.state() == node_status::State::Down
+}
+
+pub(crate) fn is_drained(node: &Node) -> bool {
+    node.spec.availability() == node_spec::Availability::Drain
+}
+
+/// Tasks can't stay on such a node: it is gone, DOWN, or drained. UNKNOWN, DISCONNECTED and paused ones keep theirs.
+pub(crate) fn loses_tasks(node: Option<&Shared<Node>>) -> bool {
+    node.is_none_or(|n| is_down(n) || is_drained(n))
+}
+
+/// The task is on a node that can't keep it.
+pub(crate) fn is_stranded(tables: &Tables, task: &Task) -> bool {
+    !task.node_id.is_empty() && loses_tasks(tables.nodes().get(&task.node_id))
+}

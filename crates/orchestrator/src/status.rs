@@ -1,0 +1,94 @@
+//! Changes of a service's update status (`orchestration.md` §8.5, §8.6). Each is done only to the spec that it
+//! was decided for, and all but the first only as long as the status has not been cleared.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use swarm_api::v1::update_config::FailureAction;
+use swarm_api::v1::update_status::UpdateState;
+use swarm_api::v1::{Service, UpdateStatus};
+use swarm_api::{Kind, Object};
+use swarm_reconcile::{Guard, Patch, Write};
+
+use crate::place::is_rolling_back;
+use crate::spec::version;
+
+fn edit(
+    service: &Service,
+    what: &'static str,
+    change: impl Fn(&mut Service) + Send + Sync + 'static,
+) -> Patch {
+    let edit = move |object: &Object| {
+        let Object::Service(service) = object else { return None };
+        let mut changed = service.clone();
+        change(&mut changed);
+        (changed != *service).then_some(Object::Service(changed))
+    };
+    let write = Write::Edit { kind: Kind::Service, id: service.id.clone(), what, edit: Arc::new(edit) };
+    Patch::new(write).guard(Guard::ServiceSpec(service.id.clone(), version(service)))
+}
+
+/// The update has begun.
+pub(crate) fn begin(service: &Service, now: SystemTime) -> Patch {
+    edit(service, "begin update of", move |service| {
+        service.update_status.get_or_insert_with(|| UpdateStatus {
+            state: UpdateState::Updating as i32,
+            message: "update in progress".into(),
+            started_at: Some(now.into()),
+            completed_at: None,
+        });
+    })
+}
+
+/// The update, or the rollback, is done.
+pub(crate) fn complete(service: &Service, now: SystemTime) -> Patch {
+    edit(service, "complete update of", move |service| {
+        let Some(status) = &mut service.update_status else { return };
+        let (state, message) = match status.state() {
+            UpdateState::RollbackStarted => (UpdateState::RollbackCompleted, "rollback completed"),
+            UpdateState::Updating => (UpdateState::Completed, "update completed"),
+            _ => return,
+        };
+        status.state = state as i32;
+        status.message = message.into();
+        status.completed_at = Some(now.into());
+    })
+}
+
+/// The update, or the rollback, is halted because of a task.
+pub(crate) fn pause(service: &Service, task: &str, action: FailureAction) -> Patch {
+    let (state, what) = match (is_rolling_back(service), action) {
+        (true, FailureAction::Pause) => (UpdateState::RollbackPaused, "update"),
+        (true, _) => (UpdateState::RollbackPaused, "rollback"),
+        (false, _) => (UpdateState::Paused, "update"),
+    };
+    let message = format!("{what} paused due to failure or early termination of task {task}");
+    set(service, state, message)
+}
+
+fn set(service: &Service, state: UpdateState, message: String) -> Patch {
+    edit(service, "pause update of", move |service| {
+        if let Some(status) = &mut service.update_status {
+            status.state = state as i32;
+            status.message.clone_from(&message);
+        }
+    })
+}
+
+/// Back to the spec before. Without one there is nothing to go back to: the update is paused and says why, where
+/// the original would stay in UPDATING for good (`orchestration.md` §20.15).
+pub(crate) fn roll_back(service: &Service, task: &str) -> Patch {
+    if service.previous_spec.is_none() {
+        let why = "update paused due to failure or early termination of task";
+        return set(service, UpdateState::Paused, format!("{why} {task}; no previous spec to roll back to"));
+    }
+    let message = format!("update rolled back due to failure or early termination of task {task}");
+    edit(service, "roll back", move |service| {
+        let Some(spec) = service.previous_spec.take() else { return };
+        service.spec = spec;
+        service.spec_version = service.previous_spec_version.take();
+        let status = service.update_status.get_or_insert_default();
+        status.state = UpdateState::RollbackStarted as i32;
+        status.message.clone_from(&message);
+    })
+}

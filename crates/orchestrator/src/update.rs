@@ -1,0 +1,487 @@
+//! The update supervisor: replaces tasks that no longer match their service, place by place, at the pace its
+//! spec sets, and watches what becomes of the new ones (`orchestration.md` §8).
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::{Duration, SystemTime};
+
+use swarm_api::v1::update_config::{FailureAction, UpdateOrder};
+use swarm_api::v1::update_status::UpdateState;
+use swarm_api::v1::{Service, ServiceSpec, Task, TaskState, UpdateConfig};
+use swarm_api::{Object, Shared, duration};
+use swarm_reconcile::{Ctx, Guard, Patch, Write};
+use swarm_store::{Event, Tables};
+
+use crate::create::Recipe;
+use crate::dirty::is_dirty;
+use crate::place::{Place, is_rolling_back};
+use crate::plan::Plan;
+use crate::restart::{Restarter, shut_down};
+use crate::spec::{created_at, has_ended, heard_at, is_live, version};
+use crate::status;
+
+/// How long a new task may wait for a node before it counts as failed. Without a limit one that fits nowhere
+/// would keep the update in UPDATING for ever (`orchestration.md` §20.12).
+const PLACEMENT_LIMIT: Duration = Duration::from_secs(600);
+
+const MONITOR: Duration = Duration::from_secs(5);
+
+/// An update's pace, with the defaults filled in.
+#[derive(Debug, Clone, PartialEq)]
+struct Pace {
+    /// `None`: everything at once.
+    parallelism: Option<usize>,
+    delay: Duration,
+    monitor: Duration,
+    action: FailureAction,
+    ratio: f32,
+    order: UpdateOrder,
+}
+
+impl Pace {
+    fn of(service: &Service) -> Pace {
+        let spec = &service.spec;
+        let config = if is_rolling_back(service) { &spec.rollback } else { &spec.update };
+        let absent = UpdateConfig { parallelism: 1, ..Default::default() };
+        let config = config.as_ref().unwrap_or(&absent);
+        Pace {
+            parallelism: usize::try_from(config.parallelism).ok().filter(|p| *p > 0),
+            delay: duration::to_std(&config.delay),
+            monitor: config.monitor.as_ref().map_or(MONITOR, duration::to_std),
+            action: config.failure_action(),
+            ratio: config.max_failure_ratio,
+            order: config.order(),
+        }
+    }
+
+    /// How long the last tasks are watched after everything is replaced.
+    fn aftermath(&self) -> Duration {
+        if self.delay >= self.monitor { self.delay + Duration::from_secs(1) } else { self.monitor }
+    }
+}
+
+/// One place at work.
+#[derive(Debug)]
+struct Work {
+    /// The task that is to run there.
+    task: String,
+    /// By when it must have a node, unless it has one.
+    limit: Option<Duration>,
+}
+
+/// One service's update.
+#[derive(Debug)]
+struct Update {
+    spec: ServiceSpec,
+    version: u64,
+    pace: Pace,
+    /// Places that need or needed a new task: what the failure ratio refers to.
+    total: usize,
+    todo: VecDeque<Place>,
+    work: BTreeMap<Place, Work>,
+    /// When workers that rest after a place may go on.
+    resting: Vec<Duration>,
+    /// Places that this update gave a new task.
+    started: BTreeSet<Place>,
+    failed: BTreeSet<Place>,
+    /// The task that failed last, for the message.
+    culprit: String,
+    /// Since when each new task runs.
+    running_since: BTreeMap<String, SystemTime>,
+    /// End of the watch after the last place.
+    finish: Option<Duration>,
+}
+
+impl Update {
+    fn new(service: &Service) -> Update {
+        Update {
+            spec: service.spec.clone(),
+            version: version(service),
+            pace: Pace::of(service),
+            total: 0,
+            todo: VecDeque::new(),
+            work: BTreeMap::new(),
+            resting: Vec::new(),
+            started: BTreeSet::new(),
+            failed: BTreeSet::new(),
+            culprit: String::new(),
+            running_since: BTreeMap::new(),
+            finish: None,
+        }
+    }
+
+    /// The service still asks for the same tasks at the same pace.
+    fn is_of(&self, service: &Service) -> bool {
+        self.spec.task == service.spec.task
+            && self.spec.endpoint == service.spec.endpoint
+            && self.pace == Pace::of(service)
+    }
+
+    /// Adds places that need a new task and are not known yet.
+    fn add(&mut self, places: Vec<Place>) {
+        let known: BTreeSet<&Place> = self.todo.iter().chain(self.work.keys()).collect();
+        let new: Vec<Place> = places.into_iter().filter(|p| !known.contains(p)).collect();
+        self.total += new.iter().filter(|p| !self.started.contains(p)).count();
+        if !new.is_empty() {
+            self.finish = None;
+        }
+        self.todo.extend(new);
+    }
+
+    fn is_over_ratio(&self) -> bool {
+        self.pace.action != FailureAction::Continue
+            && !self.failed.is_empty()
+            && self.failed.len() as f32 / self.total.max(1) as f32 > self.pace.ratio
+    }
+
+    fn next(&self) -> Option<Duration> {
+        let limits = self.work.values().filter_map(|w| w.limit);
+        limits.chain(self.resting.iter().copied()).chain(self.finish).min()
+    }
+}
+
+/// The updates of all services of one orchestrator.
+#[derive(Debug, Default)]
+pub(crate) struct Updates {
+    running: BTreeMap<String, Update>,
+    touched: BTreeSet<String>,
+}
+
+impl Updates {
+    /// Starts, refreshes or drops the update of a service whose places are filled by these tasks.
+    pub(crate) fn refresh(
+        &mut self,
+        ctx: &Ctx<'_>,
+        tables: &Tables,
+        service: &Service,
+        places: &BTreeMap<Place, Vec<&Shared<Task>>>,
+        plan: &mut Plan<'_>,
+    ) {
+        use UpdateState::{Paused, RollbackPaused, RollbackStarted, Updating};
+        let status = service.update_status.as_ref();
+        let state = status.map(|s| s.state());
+        if matches!(state, Some(Paused | RollbackPaused)) {
+            self.running.remove(&service.id);
+            return;
+        }
+        let dirty = |tasks: &[&Shared<Task>]| match tasks {
+            [one] => is_dirty(tables, service, one),
+            _ => true,
+        };
+        let todo: Vec<Place> = places.iter().filter(|(_, t)| dirty(t)).map(|(p, _)| p.clone()).collect();
+        let update = match self.running.remove(&service.id).filter(|u| u.is_of(service)) {
+            Some(mut update) => {
+                update.spec = service.spec.clone();
+                update.version = version(service);
+                // A task that was never written leaves its place to be done again.
+                update.work.retain(|_, work| tables.tasks().get(&work.task).is_some());
+                update.add(todo);
+                Some(update)
+            }
+            None if todo.is_empty() => None,
+            None => {
+                let mut update = Update::new(service);
+                update.add(todo);
+                if let (Some(Updating | RollbackStarted), Some(status)) = (state, status) {
+                    inherit(&mut update, tables, service, status.started_at.as_ref(), places);
+                }
+                tracing::info!(service.id = service.id, tasks = update.total, "update begins");
+                Some(update)
+            }
+        };
+        match update {
+            None if matches!(state, Some(Updating | RollbackStarted)) => {
+                plan.push_other(status::complete(service, ctx.now.wall));
+            }
+            None => (),
+            Some(update) => {
+                if status.is_none() {
+                    plan.push_other(status::begin(service, ctx.now.wall));
+                }
+                self.running.insert(service.id.clone(), update);
+                self.touched.insert(service.id.clone());
+            }
+        }
+    }
+
+    /// Whether the service is being updated.
+    pub(crate) fn is_running(&self, service: &str) -> bool {
+        self.running.contains_key(service)
+    }
+
+    /// The service is gone or not ours any more.
+    pub(crate) fn forget(&mut self, service: &str) {
+        self.running.remove(service);
+        self.touched.remove(service);
+    }
+
+    /// Takes note of what new tasks do.
+    pub(crate) fn observe(&mut self, event: &Event, tables: &Tables) {
+        let (Object::Task(task), old) = (event.object(), event.old()) else { return };
+        let Some(update) = self.running.get_mut(&task.service_id) else { return };
+        self.touched.insert(task.service_id.clone());
+        let Some(service) = tables.services().get(&task.service_id) else { return };
+        let place = Place::of(service, task);
+        let is_new = !is_dirty(tables, service, task);
+        if !update.started.contains(&place) || !is_new || matches!(event, Event::Removed(_)) {
+            return;
+        }
+        let heard = heard_at(task).unwrap_or(SystemTime::UNIX_EPOCH);
+        if task.status.state() == TaskState::Running {
+            update.running_since.entry(task.id.clone()).or_insert(heard);
+        }
+        let had_ended = matches!(old, Some(Object::Task(old)) if has_ended(old));
+        if has_ended(task) && !had_ended {
+            let ran = update.running_since.remove(&task.id);
+            // Stopping a task that is not wanted any more is no failure of it.
+            let asked = !is_live(task) && task.status.state() == TaskState::Shutdown;
+            if !asked && ran.is_none_or(|since| heard <= since + update.pace.monitor) {
+                tracing::info!(
+                    task.id = task.id,
+                    service.id = task.service_id,
+                    slot = task.slot,
+                    "task of an update failed"
+                );
+                update.failed.insert(place);
+                update.culprit.clone_from(&task.id);
+            }
+        }
+    }
+
+    /// Moves every update on that has news or is due. Returns services that went back to another spec and must be
+    /// looked at again.
+    pub(crate) fn advance(
+        &mut self,
+        ctx: &mut Ctx<'_>,
+        restarter: &mut Restarter,
+        plan: &mut Plan<'_>,
+    ) -> BTreeSet<String> {
+        let due = |u: &Update| u.next().is_some_and(|at| at <= ctx.now.mono);
+        let mut services = std::mem::take(&mut self.touched);
+        services.extend(self.running.iter().filter(|(_, u)| due(u)).map(|(id, _)| id.clone()));
+        let mut again = BTreeSet::new();
+        for id in services {
+            let Some(mut update) = self.running.remove(&id) else { continue };
+            let tables = plan.tables_for(&id);
+            let Some(service) = tables.services().get(&id).filter(|s| version(s) == update.version) else {
+                continue;
+            };
+            match step(&mut update, ctx, &tables, service, restarter, plan) {
+                Step::GoesOn => drop(self.running.insert(id, update)),
+                Step::Over => (),
+                Step::RolledBack => drop(again.insert(id)),
+            }
+        }
+        again
+    }
+
+    /// When [`Updates::advance`] is due even without news.
+    pub(crate) fn next(&self) -> Option<Duration> {
+        self.running.values().filter_map(Update::next).min()
+    }
+}
+
+/// What a predecessor's update had achieved: the places it had finished, and those where it had failed.
+fn inherit(
+    update: &mut Update,
+    tables: &Tables,
+    service: &Service,
+    started: Option<&prost_types::Timestamp>,
+    places: &BTreeMap<Place, Vec<&Shared<Task>>>,
+) {
+    let since = started.map_or(SystemTime::UNIX_EPOCH, duration::to_system_time);
+    let todo: BTreeSet<Place> = update.todo.iter().cloned().collect();
+    for place in places.keys() {
+        let ours = |t: &&&Shared<Task>| created_at(t) >= since && !is_dirty(tables, service, t);
+        let tasks = place.tasks(tables, &service.id);
+        let tasks: Vec<_> = tasks.iter().filter(ours).collect();
+        if tasks.is_empty() {
+            continue;
+        }
+        if !todo.contains(place) {
+            update.total += 1;
+        }
+        update.started.insert(place.clone());
+        let early = |t: &Task| {
+            let end = heard_at(t).unwrap_or(SystemTime::UNIX_EPOCH);
+            has_ended(t)
+                && t.status.state() != TaskState::Shutdown
+                && end <= created_at(t) + update.pace.monitor
+        };
+        if let Some(task) = tasks.iter().find(|t| early(t)) {
+            update.failed.insert(place.clone());
+            update.culprit.clone_from(&task.id);
+        }
+    }
+}
+
+/// What a step of an update came to.
+enum Step {
+    GoesOn,
+    Over,
+    RolledBack,
+}
+
+/// One step of an update.
+fn step(
+    update: &mut Update,
+    ctx: &mut Ctx<'_>,
+    tables: &Tables,
+    service: &Service,
+    restarter: &mut Restarter,
+    plan: &mut Plan<'_>,
+) -> Step {
+    let now = ctx.now.mono;
+    finish_places(update, now, tables);
+    update.resting.retain(|until| *until > now);
+    if update.is_over_ratio() {
+        let action = if is_rolling_back(service) { FailureAction::Pause } else { update.pace.action };
+        tracing::warn!(service.id = service.id, task.id = update.culprit, ?action, "update failed");
+        if action == FailureAction::Rollback {
+            plan.push_other(status::roll_back(service, &update.culprit));
+            return Step::RolledBack;
+        }
+        plan.push_other(status::pause(service, &update.culprit, update.pace.action));
+        return Step::Over;
+    }
+    let room = |u: &Update| u.pace.parallelism.is_none_or(|p| u.work.len() + u.resting.len() < p);
+    while room(update) {
+        let Some(place) = update.todo.pop_front() else { break };
+        match begin_place(update, ctx, tables, service, &place, restarter, plan) {
+            Some(task) => {
+                update.started.insert(place.clone());
+                update.work.insert(place, Work { task, limit: Some(now + PLACEMENT_LIMIT) });
+            }
+            None if update.pace.delay.is_zero() => (),
+            None => update.resting.push(now + update.pace.delay),
+        }
+    }
+    if !update.todo.is_empty() || !update.work.is_empty() || !update.resting.is_empty() {
+        return Step::GoesOn;
+    }
+    let finish = *update.finish.get_or_insert(now + update.pace.aftermath());
+    if finish > now {
+        return Step::GoesOn;
+    }
+    tracing::info!(service.id = service.id, "update is complete");
+    plan.push_other(status::complete(service, ctx.now.wall));
+    Step::Over
+}
+
+/// Takes out places whose new task runs, has ended, is not wanted any more, or finds no node.
+fn finish_places(update: &mut Update, now: Duration, tables: &Tables) {
+    let mut stuck = Vec::new();
+    let before = update.work.len();
+    update.work.retain(|place, work| {
+        let Some(task) = tables.tasks().get(&work.task) else { return false };
+        if task.status.reached(TaskState::Running) || task.desired_state > TaskState::Complete as i32 {
+            return false;
+        }
+        if task.status.reached(TaskState::Assigned) {
+            work.limit = None;
+        } else if work.limit.is_some_and(|limit| limit <= now) {
+            stuck.push((place.clone(), work.task.clone()));
+            return false;
+        }
+        true
+    });
+    for (place, task) in stuck {
+        update.failed.insert(place);
+        update.culprit = task;
+    }
+    if !update.pace.delay.is_zero() {
+        let rest = now + update.pace.delay;
+        update.resting.extend(std::iter::repeat_n(rest, before - update.work.len()));
+    }
+}
+
+/// Gives a place what the spec asks for. Returns the task to wait for, if there is one.
+fn begin_place(
+    update: &Update,
+    ctx: &mut Ctx<'_>,
+    tables: &Tables,
+    service: &Service,
+    place: &Place,
+    restarter: &mut Restarter,
+    plan: &mut Plan<'_>,
+) -> Option<String> {
+    let tasks = place.tasks(tables, &service.id);
+    let live: Vec<&Shared<Task>> = tasks.iter().copied().filter(|t| is_live(t)).collect();
+    let clean = |t: &&&Shared<Task>| !has_ended(t) && !is_dirty(tables, service, t);
+    let wanted_on = |t: &&&Shared<Task>| t.desired_state == TaskState::Running as i32;
+    let kept = live.iter().find(|t| clean(t) && wanted_on(t)).or_else(|| live.iter().find(clean));
+    let start_first = update.pace.order == UpdateOrder::StartFirst;
+    if let Some(kept) = kept {
+        let others: Vec<_> = live.iter().filter(|t| t.id != kept.id).collect();
+        if others.is_empty() && wanted_on(&kept) {
+            return None;
+        }
+        if start_first && !kept.status.reached(TaskState::Running) {
+            // The others go when this one runs.
+            if !wanted_on(&kept) {
+                restarter.hold(ctx, tables, &[], kept, Duration::ZERO);
+            }
+            return Some(kept.id.clone());
+        }
+        for other in others {
+            plan.push_task(place, other, shut_down(other));
+        }
+        if !wanted_on(&kept) {
+            restarter.hold(ctx, tables, &tasks, kept, Duration::ZERO);
+            return Some(kept.id.clone());
+        }
+        return None;
+    }
+    if live.is_empty() && tasks.is_empty() {
+        return None; // scaled away meanwhile
+    }
+    let (id, create) = if start_first && !live.is_empty() {
+        Recipe::new(tables, service).create(ctx, place, TaskState::Running)
+    } else {
+        restarter.replacement(ctx, tables, service, place, Duration::ZERO, |_| true)
+    };
+    let mut patches = vec![create.guard(Guard::Exists(swarm_api::Kind::Service, service.id.clone()))];
+    // Start-first keeps one old task until the new one runs: one that does run, if there is any.
+    let serves = |t: &&&Shared<Task>| (t.status.state() != TaskState::Running, created_at(t), t.id.clone());
+    let kept = live.iter().filter(|t| start_first && !has_ended(t)).min_by_key(serves);
+    patches.extend(live.iter().filter(|t| kept.is_none_or(|k| k.id != t.id)).map(|t| shut_down(t)));
+    tracing::info!(
+        task.id = id,
+        service.id = service.id,
+        slot = place.slot(),
+        node.id = place.node(),
+        replaces = live.first().map_or("", |t| &t.id),
+        "task is updated"
+    );
+    plan.push(&service.id, place, patches);
+    Some(id)
+}
+
+/// Where a new task came to run beside older ones, the older ones are not needed any more: the end of a
+/// start-first replacement, also if it took several attempts or a change of leaders (`orchestration.md` §20.18).
+pub(crate) fn thin_out(tables: &Tables, service: &Service, place: &Place, plan: &mut Plan<'_>) {
+    let tasks = place.tasks(tables, &service.id);
+    let live: Vec<_> = tasks.into_iter().filter(|t| is_live(t)).collect();
+    if live.len() < 2 {
+        return;
+    }
+    let runs = |t: &&&Shared<Task>| {
+        t.status.state() == TaskState::Running
+            && t.desired_state == TaskState::Running as i32
+            && !is_dirty(tables, service, t)
+    };
+    let Some(kept) = live.iter().filter(runs).min_by_key(|t| (created_at(t), t.id.clone())) else { return };
+    for other in live.iter().filter(|t| t.id != kept.id) {
+        tracing::info!(
+            task.id = other.id,
+            service.id = service.id,
+            successor = kept.id,
+            "task is superseded"
+        );
+        plan.push_task(place, other, shut_down(other));
+    }
+}
+
+/// Raises a task to REMOVE: it is stopped, then forgotten.
+pub(crate) fn remove(task: &Task) -> Patch {
+    Patch::new(Write::RaiseDesired(task.id.clone(), TaskState::Remove))
+}

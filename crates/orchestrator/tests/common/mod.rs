@@ -1,0 +1,94 @@
+//! What the tests of orchestrators share.
+#![allow(clippy::unwrap_used)]
+#![allow(dead_code, missing_docs, unreachable_pub)]
+
+use std::time::Duration;
+
+use swarm_api::Shared;
+use swarm_api::v1::restart_policy::RestartCondition;
+use swarm_api::v1::{RestartPolicy, Service, Task, TaskSpec, TaskState, TaskStatus};
+use swarm_orchestrator::{Reaper, Removal, Replicated};
+use swarm_reconcile::Reconciler;
+use swarm_reconcile::sim::{AnyAllocator, AnyScheduler};
+pub use swarm_reconcile::sim::{Sim, node, service};
+
+pub const fn secs(s: u64) -> Duration {
+    Duration::from_secs(s)
+}
+
+pub const fn millis(ms: u64) -> Duration {
+    Duration::from_millis(ms)
+}
+
+/// Everything that a leader runs, with a simple allocator and scheduler.
+pub fn everything() -> Vec<Box<dyn Reconciler>> {
+    vec![
+        Box::<Removal>::default(),
+        Box::<Replicated>::default(),
+        Box::<AnyAllocator>::default(),
+        Box::<AnyScheduler>::default(),
+        Box::<Reaper>::default(),
+    ]
+}
+
+/// The orchestrator alone: nobody allocates, schedules, runs or forgets its tasks.
+pub fn alone() -> Vec<Box<dyn Reconciler>> {
+    vec![Box::<Removal>::default(), Box::<Replicated>::default()]
+}
+
+/// A cluster of three nodes with a leader and one service.
+pub fn cluster(service: Service) -> Sim {
+    let mut sim = Sim::new(|tx| {
+        for id in ["n1", "n2", "n3"] {
+            tx.create(node(id)).unwrap();
+        }
+    });
+    sim.lead(everything());
+    sim.write(|tx| drop(tx.create(service.clone()).unwrap()));
+    sim.settle();
+    sim
+}
+
+pub fn policy(condition: RestartCondition) -> RestartPolicy {
+    RestartPolicy { condition: condition as i32, ..Default::default() }
+}
+
+pub fn wire(duration: Duration) -> Option<prost_types::Duration> {
+    Some(swarm_api::duration::from_std(duration))
+}
+
+/// A service with a restart policy.
+pub fn with_restart(mut service: Service, restart: RestartPolicy) -> Service {
+    service.spec.task = TaskSpec { restart: Some(restart), ..Default::default() }.into();
+    service
+}
+
+/// A task as an earlier leader may have left it.
+pub fn task(
+    service: &Service,
+    id: &str,
+    slot: u64,
+    node: &str,
+    state: TaskState,
+    desired: TaskState,
+) -> Task {
+    Task {
+        id: id.into(),
+        service_id: service.id.clone(),
+        slot,
+        node_id: node.into(),
+        spec: service.spec.task.clone(),
+        spec_version: service.spec_version,
+        status: TaskStatus { state: state as i32, ..Default::default() },
+        desired_state: desired as i32,
+        ..Default::default()
+    }
+}
+
+pub fn states(tasks: &[Shared<Task>]) -> Vec<(u64, TaskState, TaskState)> {
+    tasks.iter().map(|t| (t.slot, t.status.state(), t.desired_state())).collect()
+}
+
+pub fn slots(tasks: &[Shared<Task>]) -> Vec<u64> {
+    tasks.iter().map(|t| t.slot).collect()
+}

@@ -1,0 +1,146 @@
+//! The reaper, rule by rule (`orchestration.md` §13.1, scenarios 84 to 91).
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use common::*;
+use swarm_api::TaskState;
+use swarm_api::TaskState::{
+    Assigned, Complete, Failed, New, Orphaned, Pending, Preparing, Rejected, Remove, Running, Shutdown,
+};
+use swarm_api::v1::restart_policy::RestartCondition::Any;
+use swarm_api::v1::{RestartPolicy, Task};
+use swarm_orchestrator::Reaper;
+
+fn set_limit(sim: &mut Sim, limit: i64) {
+    sim.write(|tx| {
+        let mut cluster = tx.cluster().unwrap().clone();
+        cluster.spec.orchestration.task_history_retention_limit = limit;
+        tx.update(cluster).unwrap();
+    });
+}
+
+fn fail(sim: &mut Sim, slot: u64) {
+    let live = sim.live("web");
+    let task = live.iter().find(|t| t.slot == slot && t.status.state() == Running).unwrap();
+    sim.report(&task.id, Failed, "");
+    sim.advance(secs(5));
+}
+
+#[test]
+fn the_oldest_tasks_of_a_slot_go_beyond_the_limit() {
+    let mut sim = cluster(service("web", 2));
+    set_limit(&mut sim, 2);
+    for slot in [1, 1, 2, 2] {
+        fail(&mut sim, slot);
+    }
+    assert_eq!(slots(&sim.tasks("web")), [1, 1, 2, 2]);
+    let kept: Vec<_> = sim.tasks("web").iter().map(|t| t.status.state()).collect();
+    assert_eq!(kept, [Failed, Running, Failed, Running]);
+}
+
+#[test]
+fn five_tasks_are_kept_by_default() {
+    let mut sim = cluster(service("web", 1));
+    for _ in 0..10 {
+        fail(&mut sim, 1);
+    }
+    assert_eq!(sim.tasks("web").len(), 5);
+}
+
+#[test]
+fn a_negative_limit_keeps_everything() {
+    let mut sim = cluster(service("web", 1));
+    set_limit(&mut sim, -1);
+    for _ in 0..10 {
+        fail(&mut sim, 1);
+    }
+    assert_eq!(sim.tasks("web").len(), 11);
+}
+
+#[test]
+fn as_many_are_kept_as_the_restart_policy_counts() {
+    for (max_attempts, kept) in [(7, 8), (1, 2)] {
+        let restart =
+            RestartPolicy { max_attempts, window: wire(millis(1)), delay: wire(secs(1)), ..policy(Any) };
+        let mut sim = cluster(with_restart(service("web", 1), restart));
+        for _ in 0..12 {
+            fail(&mut sim, 1);
+        }
+        assert_eq!(sim.tasks("web").len(), kept);
+    }
+}
+
+#[test]
+fn a_lowered_limit_holds_at_once() {
+    let mut sim = cluster(service("web", 1));
+    for _ in 0..4 {
+        fail(&mut sim, 1);
+    }
+    assert_eq!(sim.tasks("web").len(), 5);
+    set_limit(&mut sim, 1);
+    sim.settle();
+    assert_eq!(sim.tasks("web").len(), 1);
+}
+
+/// Which of these tasks of one slot a reaper leaves, that comes to lead after they were written.
+fn left(limit: i64, tasks: &[(TaskState, TaskState)]) -> Vec<(TaskState, TaskState)> {
+    let web = service("web", 1);
+    let mut sim = Sim::new(|tx| {
+        tx.create(web.clone()).unwrap();
+        for (n, (state, desired)) in tasks.iter().enumerate() {
+            tx.create(task(&web, &format!("t{n}"), 1, "n1", *state, *desired)).unwrap();
+        }
+    });
+    set_limit(&mut sim, limit);
+    sim.lead(vec![Box::<Reaper>::default()]);
+    sim.think();
+    sim.tasks("web").iter().map(|t| (t.status.state(), t.desired_state())).collect()
+}
+
+#[test]
+fn a_task_to_be_removed_goes_when_nothing_of_it_runs() {
+    for state in [New, Pending, Complete, Shutdown, Failed, Rejected, Orphaned] {
+        assert_eq!(left(5, &[(state, Remove)]), [], "{state:?}");
+    }
+    for state in [Assigned, Preparing, Running] {
+        assert_eq!(left(5, &[(state, Remove)]), [(state, Remove)]);
+    }
+}
+
+#[test]
+fn history_and_running_tasks_survive_a_change_of_leaders() {
+    let tasks = [(Failed, Shutdown), (Shutdown, Shutdown), (Running, Running)];
+    assert_eq!(left(5, &tasks), tasks);
+}
+
+#[test]
+fn a_limit_of_zero_spares_what_may_run_or_is_to_run() {
+    let kept = [(New, Running), (Pending, Running), (Assigned, Running), (Running, Running)];
+    let stopping = [(Assigned, Shutdown), (Running, Shutdown)];
+    let gone = [(New, Shutdown), (Pending, Shutdown), (Failed, Shutdown), (Complete, Shutdown)];
+    let all: Vec<_> = kept.iter().chain(&stopping).chain(&gone).copied().collect();
+    let expected: Vec<_> = kept.iter().chain(&stopping).copied().collect();
+    assert_eq!(left(0, &all), expected);
+}
+
+#[test]
+fn an_orphan_without_service_is_deleted_and_one_with_a_service_is_history() {
+    let web = service("web", 1);
+    let mut sim = Sim::new(|tx| {
+        tx.create(web.clone()).unwrap();
+        tx.create(task(&web, "history", 1, "n1", Orphaned, Shutdown)).unwrap();
+        tx.create(Task { service_id: String::new(), ..task(&web, "old", 0, "n1", Orphaned, Running) })
+            .unwrap();
+    });
+    sim.lead(vec![Box::<Reaper>::default()]);
+    sim.think();
+    sim.write(|tx| {
+        let attachment = task(&web, "attachment", 0, "n1", Running, Running);
+        tx.create(Task { service_id: String::new(), ..attachment }).unwrap();
+    });
+    sim.think();
+    sim.report("attachment", Orphaned, "");
+    sim.think();
+    assert_eq!(sim.view().tasks().iter().map(|t| &t.id[..]).collect::<Vec<_>>(), ["history"]);
+}

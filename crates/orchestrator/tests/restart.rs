@@ -1,0 +1,290 @@
+//! The restart supervisor, rule by rule (`orchestration.md` §7, scenarios 27 to 40).
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use common::*;
+use swarm_api::TaskState;
+use swarm_api::TaskState::{Complete, Failed, Ready, Rejected, Remove, Running, Shutdown};
+use swarm_api::v1::restart_policy::RestartCondition::{Any, None as Never, OnFailure};
+use swarm_api::v1::{RestartPolicy, Version, node_spec, node_status};
+
+/// The first task of slot 1 ends in this state.
+fn end_first(sim: &mut Sim, state: TaskState) {
+    let id = sim.live("web").iter().find(|t| t.slot == 1).unwrap().id.clone();
+    sim.report(&id, state, "");
+}
+
+fn running(sim: &Sim) -> usize {
+    sim.running("web").values().sum()
+}
+
+#[test]
+fn any_end_is_replaced_under_any() {
+    for state in [Failed, Complete, Rejected] {
+        let mut sim = cluster(with_restart(service("web", 1), policy(Any)));
+        end_first(&mut sim, state);
+        sim.think();
+        let tasks = sim.tasks("web");
+        assert_eq!(tasks.len(), 2);
+        assert_eq!((tasks[0].status.state(), tasks[0].desired_state()), (state, Shutdown));
+        assert_eq!(tasks[1].desired_state(), Ready);
+        sim.advance(secs(5));
+        assert_eq!(running(&sim), 1);
+    }
+}
+
+#[test]
+fn only_failures_are_replaced_under_on_failure() {
+    let mut sim = cluster(with_restart(service("web", 2), policy(OnFailure)));
+    end_first(&mut sim, Failed);
+    sim.advance(secs(5));
+    assert_eq!(running(&sim), 2);
+    end_first(&mut sim, Complete);
+    sim.advance(secs(60));
+    assert_eq!(running(&sim), 1);
+    // Neither an unrelated write nor a label brings it back, a new spec does.
+    sim.write(|tx| {
+        let web = tx.services().get("web").unwrap().clone();
+        tx.update(web).unwrap();
+    });
+    sim.advance(secs(60));
+    assert_eq!(running(&sim), 1);
+    sim.update_service("web", |spec| spec.task.force_update += 1);
+    sim.advance(secs(60));
+    assert_eq!(running(&sim), 2);
+}
+
+#[test]
+fn nothing_is_replaced_under_none() {
+    let mut sim = cluster(with_restart(service("web", 2), policy(Never)));
+    end_first(&mut sim, Failed);
+    sim.advance(secs(60));
+    assert_eq!(running(&sim), 1);
+    sim.scale("web", 3);
+    sim.advance(secs(60));
+    assert_eq!(running(&sim), 2, "scaling does not bring the failed one back");
+    sim.update_service("web", |spec| spec.task.force_update += 1);
+    sim.advance(secs(60));
+    assert_eq!(running(&sim), 3);
+}
+
+#[test]
+fn an_unset_condition_of_a_policy_that_is_there_means_none() {
+    let mut sim = cluster(with_restart(service("web", 1), RestartPolicy::default()));
+    end_first(&mut sim, Failed);
+    sim.advance(secs(60));
+    assert_eq!(running(&sim), 0);
+}
+
+#[test]
+fn a_replacement_starts_after_the_delay_and_not_before() {
+    let restart = RestartPolicy { delay: wire(millis(100)), ..policy(Any) };
+    let mut sim = cluster(with_restart(service("web", 1), restart));
+    end_first(&mut sim, Failed);
+    sim.settle();
+    assert_eq!(sim.live("web")[0].status.state(), Ready, "prepared meanwhile");
+    sim.advance(millis(99));
+    assert_eq!(running(&sim), 0);
+    sim.advance(millis(1));
+    assert_eq!(running(&sim), 1);
+}
+
+#[test]
+fn attempts_are_limited_per_slot_and_begin_anew_with_a_new_spec() {
+    let restart = RestartPolicy { max_attempts: 1, ..policy(Any) };
+    let mut sim = cluster(with_restart(service("web", 2), restart));
+    end_first(&mut sim, Failed);
+    sim.advance(secs(5));
+    assert_eq!(running(&sim), 2);
+    end_first(&mut sim, Failed);
+    sim.advance(secs(60));
+    assert_eq!(running(&sim), 1, "slot 1 has used its attempt");
+    let other = sim.live("web")[0].id.clone();
+    sim.report(&other, Failed, "");
+    sim.advance(secs(60));
+    assert_eq!(running(&sim), 1, "slot 2 still had one");
+    sim.update_service("web", |spec| spec.task.force_update += 1);
+    sim.advance(secs(60));
+    assert_eq!(running(&sim), 2);
+    end_first(&mut sim, Failed);
+    sim.advance(secs(5));
+    assert_eq!(running(&sim), 2);
+}
+
+#[test]
+fn attempts_outside_the_window_do_not_count() {
+    let restart =
+        RestartPolicy { max_attempts: 1, window: wire(millis(500)), delay: wire(secs(0)), ..policy(Any) };
+    let mut sim = cluster(with_restart(service("web", 1), restart));
+    end_first(&mut sim, Failed);
+    sim.settle();
+    sim.advance(millis(501));
+    end_first(&mut sim, Failed);
+    sim.settle();
+    assert_eq!(running(&sim), 1, "the first attempt is forgotten");
+    sim.advance(millis(100));
+    end_first(&mut sim, Failed);
+    sim.advance(secs(60));
+    assert_eq!(running(&sim), 0, "two within the window are too many");
+}
+
+#[test]
+fn a_new_leader_remembers_how_often_tasks_were_restarted() {
+    let restart =
+        RestartPolicy { max_attempts: 3, window: wire(secs(600)), delay: wire(secs(0)), ..policy(Any) };
+    let web = with_restart(service("web", 1), restart);
+    let mut sim = Sim::new(|tx| {
+        tx.create(node("n1")).unwrap();
+        tx.create(web.clone()).unwrap();
+    });
+    let begin = sim.now().wall;
+    // An older spec's task, the first of this spec, a restart long ago, two recent ones.
+    let history = [("t1", 0, 4000), ("t2", 1, 3000), ("t3", 1, 2000), ("t4", 1, 300), ("t5", 1, 200)];
+    sim.write(|tx| {
+        for (id, version, ago) in history {
+            let last = id == "t5";
+            let (state, desired) = if last { (Running, Running) } else { (Failed, Shutdown) };
+            let mut task = task(&web, id, 1, "n1", state, desired);
+            task.spec_version = Some(Version { index: version });
+            task.meta.created_at = Some((begin - secs(ago)).into());
+            task.status.applied_at = Some((begin - secs(ago - 10)).into());
+            tx.create(task).unwrap();
+        }
+    });
+    sim.lead(everything());
+    sim.settle();
+    end_first(&mut sim, Failed);
+    sim.settle();
+    assert_eq!(running(&sim), 1, "two of three attempts were used");
+    sim.advance(secs(1));
+    end_first(&mut sim, Rejected);
+    sim.advance(secs(60));
+    assert_eq!(running(&sim), 0);
+}
+
+#[test]
+fn a_replacement_that_fails_while_it_is_held_makes_no_tight_loop() {
+    let mut sim = cluster(with_restart(service("web", 1), policy(Any)));
+    sim.behaviour = Box::new(|task| (!task.status.reached(Rejected)).then_some((Rejected, "no such image")));
+    end_first(&mut sim, Failed);
+    let before = sim.tasks("web").len();
+    sim.settle();
+    assert_eq!(sim.tasks("web").len(), before + 1, "the replacement of the replacement waits");
+    let made = |sim: &Sim| sim.tasks("web").iter().map(|t| t.id.clone()).max().unwrap();
+    let mut rounds = 0;
+    let mut newest = made(&sim);
+    for _ in 0..60 {
+        sim.advance(secs(1));
+        if made(&sim) != newest {
+            newest = made(&sim);
+            rounds += 1;
+        }
+    }
+    assert_eq!(rounds, 12, "one every five seconds");
+}
+
+/// A task on a node that is being emptied, whose agent never stops it: when its replacement may start.
+fn wait_for_old(then: impl FnOnce(&mut Sim)) -> Sim {
+    let mut sim = Sim::new(|tx| {
+        tx.create(node("n1")).unwrap();
+        tx.create(node("n2")).unwrap();
+        tx.create(service("web", 1)).unwrap();
+    });
+    sim.lead(everything());
+    sim.settle();
+    assert_eq!(sim.live("web")[0].node_id, "n1");
+    sim.agents_stop_tasks = false;
+    sim.edit_node("n1", |n| n.spec.availability = node_spec::Availability::Drain as i32);
+    sim.advance(secs(10));
+    assert_eq!(sim.running("web").get("n2"), None, "the old one may still run");
+    then(&mut sim);
+    sim
+}
+
+#[test]
+fn a_task_that_does_not_stop_is_waited_for_one_minute() {
+    let mut sim = wait_for_old(|_| {});
+    sim.advance(secs(49));
+    assert_eq!(sim.running("web").get("n2"), None);
+    sim.advance(secs(1));
+    assert_eq!(sim.running("web")["n2"], 1);
+}
+
+#[test]
+fn a_task_that_stops_lets_its_replacement_start() {
+    let mut sim = wait_for_old(|sim| sim.agents_stop_tasks = true);
+    sim.settle();
+    assert_eq!(sim.running("web")["n2"], 1);
+}
+
+#[test]
+fn a_node_that_goes_down_lets_replacements_start() {
+    let mut sim = wait_for_old(|sim| {
+        sim.edit_node("n1", |n| n.status.state = node_status::State::Down as i32);
+    });
+    sim.settle();
+    assert_eq!(sim.running("web")["n2"], 1);
+}
+
+#[test]
+fn a_task_that_is_deleted_lets_its_replacement_start() {
+    let mut sim = wait_for_old(|sim| {
+        let old = sim.tasks("web").iter().find(|t| t.node_id == "n1").unwrap().id.clone();
+        sim.write(|tx| drop(tx.remove::<swarm_api::v1::Task>(&old).unwrap()));
+    });
+    sim.settle();
+    assert_eq!(sim.running("web")["n2"], 1);
+}
+
+#[test]
+fn a_drained_task_is_not_replaced_under_none() {
+    let mut sim = cluster(with_restart(service("web", 3), policy(Never)));
+    sim.edit_node("n1", |n| n.spec.availability = node_spec::Availability::Drain as i32);
+    sim.advance(secs(60));
+    assert_eq!(running(&sim), 2);
+}
+
+#[test]
+fn a_task_to_be_removed_is_not_restarted_when_it_fails() {
+    let mut sim = cluster(service("web", 2));
+    sim.agents_stop_tasks = false;
+    sim.scale("web", 1);
+    sim.settle();
+    let removed = sim.tasks("web").iter().find(|t| t.desired_state() == Remove).unwrap().id.clone();
+    sim.report(&removed, Failed, "");
+    sim.advance(secs(60));
+    assert_eq!(sim.tasks("web").len(), 1);
+}
+
+#[test]
+fn a_held_task_outlives_its_leader() {
+    let mut sim = cluster(service("web", 1));
+    end_first(&mut sim, Failed);
+    sim.settle();
+    let held = sim.live("web")[0].clone();
+    assert_eq!(held.desired_state(), Ready);
+    sim.lead(vec![]);
+    sim.advance(secs(3));
+    assert_eq!(sim.live("web")[0].desired_state(), Ready, "nobody leads");
+    sim.lead(everything());
+    sim.advance(secs(1));
+    assert_eq!(running(&sim), 0, "the delay counts from the last report");
+    sim.advance(secs(1));
+    assert_eq!(sim.live("web")[0].id, held.id);
+    assert_eq!(running(&sim), 1);
+}
+
+#[test]
+fn the_delay_is_the_old_tasks_and_the_spec_is_the_services() {
+    let restart = RestartPolicy { delay: wire(secs(1)), ..policy(Any) };
+    let mut sim = cluster(with_restart(service("web", 1), restart));
+    end_first(&mut sim, Failed);
+    sim.update_service("web", |spec| {
+        spec.task.restart.as_mut().unwrap().delay = wire(secs(100));
+        spec.task.force_update = 7;
+    });
+    sim.advance(secs(1));
+    let live = sim.live("web");
+    assert_eq!((live.len(), live[0].spec.force_update, live[0].status.state()), (1, 7, Running));
+}

@@ -1,0 +1,533 @@
+//! The update supervisor, rule by rule (`orchestration.md` §8 and §9, scenarios 4 to 8 and 41 to 58).
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use common::*;
+use swarm_api::TaskState;
+use swarm_api::TaskState::{Complete, Failed, Running, Starting};
+use swarm_api::v1::restart_policy::RestartCondition::{Any, None as Never};
+use swarm_api::v1::update_config::{FailureAction, UpdateOrder};
+use swarm_api::v1::update_status::UpdateState;
+use swarm_api::v1::{
+    ContainerSpec, EndpointSpec, Placement, RestartPolicy, Service, Task, UpdateConfig, UpdateStatus,
+    task_spec,
+};
+
+fn config(parallelism: u64) -> UpdateConfig {
+    UpdateConfig { parallelism, ..Default::default() }
+}
+
+fn acting(action: FailureAction, ratio: f32) -> UpdateConfig {
+    UpdateConfig { failure_action: action as i32, max_failure_ratio: ratio, ..config(1) }
+}
+
+/// A service with containers of this image and an update configuration.
+fn web(replicas: u64, update: UpdateConfig) -> Service {
+    let mut web = service("web", replicas);
+    web.spec.update = Some(update);
+    web.spec.task.runtime = container("old");
+    web
+}
+
+fn container(image: &str) -> Option<task_spec::Runtime> {
+    Some(task_spec::Runtime::Container(ContainerSpec { image: image.into(), ..Default::default() }))
+}
+
+fn image(task: &Task) -> &str {
+    match &task.spec.runtime {
+        Some(task_spec::Runtime::Container(container)) => &container.image,
+        _ => "",
+    }
+}
+
+fn set_image(sim: &mut Sim, to: &str) {
+    sim.update_service("web", |spec| spec.task.runtime = container(to));
+}
+
+fn count(sim: &Sim, what: &str, state: TaskState) -> usize {
+    sim.tasks("web").iter().filter(|t| image(t) == what && t.status.state() == state).count()
+}
+
+fn status(sim: &Sim) -> Option<UpdateState> {
+    sim.view().services().get("web").unwrap().update_status.as_ref().map(UpdateStatus::state)
+}
+
+fn message(sim: &Sim) -> String {
+    sim.view().services().get("web").unwrap().update_status.clone().unwrap_or_default().message
+}
+
+/// Tasks of this image fail as soon as they would run; all others are healthy.
+fn broken(sim: &mut Sim, bad: &'static str) {
+    sim.behaviour = Box::new(move |task| {
+        let (state, err) = swarm_reconcile::sim::healthy(task)?;
+        if image(task) == bad && state == Running { Some((Failed, "broken")) } else { Some((state, err)) }
+    });
+}
+
+#[test]
+fn everything_at_once_without_parallelism() {
+    let mut sim = cluster(web(4, config(0)));
+    set_image(&mut sim, "new");
+    sim.settle();
+    assert_eq!((count(&sim, "new", Running), count(&sim, "old", Running)), (4, 0));
+    assert_eq!((status(&sim), message(&sim)), (Some(UpdateState::Updating), "update in progress".into()));
+    sim.advance(secs(5));
+    assert_eq!((status(&sim), message(&sim)), (Some(UpdateState::Completed), "update completed".into()));
+    let completed = sim.view().services().get("web").unwrap().update_status.clone().unwrap();
+    assert!(completed.started_at.is_some() && completed.completed_at.is_some());
+    assert_eq!(slots(&sim.live("web")), [1, 2, 3, 4]);
+}
+
+#[test]
+fn one_after_the_other_with_a_delay() {
+    let mut sim = cluster(web(3, UpdateConfig { delay: wire(secs(10)).unwrap(), ..config(1) }));
+    set_image(&mut sim, "new");
+    sim.settle();
+    assert_eq!(count(&sim, "new", Running), 1);
+    sim.advance(millis(9_999));
+    assert_eq!(count(&sim, "new", Running), 1);
+    sim.advance(millis(1));
+    assert_eq!(count(&sim, "new", Running), 2);
+    sim.advance(secs(10));
+    assert_eq!(count(&sim, "new", Running), 3);
+    // The last place rests too, and as the delay is not below the monitor, it is watched for a second more.
+    sim.advance(millis(20_999));
+    assert_eq!(status(&sim), Some(UpdateState::Updating));
+    sim.advance(millis(1));
+    assert_eq!(status(&sim), Some(UpdateState::Completed));
+}
+
+#[test]
+fn never_more_than_parallelism_are_down() {
+    let mut sim = cluster(web(9, config(2)));
+    sim.behaviour = Box::new(|task| {
+        let slow = image(task) == "new" && task.status.reached(TaskState::Starting);
+        if slow { None } else { Some((if image(task) == "new" { Starting } else { Running }, "")) }
+            .filter(|(state, _)| !task.status.reached(*state))
+    });
+    set_image(&mut sim, "new");
+    sim.settle();
+    assert_eq!((count(&sim, "new", Starting), count(&sim, "old", Running)), (2, 7));
+}
+
+#[test]
+fn a_stop_first_replacement_starts_when_the_old_task_has_stopped() {
+    let mut sim = cluster(web(1, config(1)));
+    sim.agents_stop_tasks = false;
+    set_image(&mut sim, "new");
+    sim.settle();
+    assert_eq!((count(&sim, "old", Running), count(&sim, "new", Running)), (1, 0));
+    sim.agents_stop_tasks = true;
+    sim.settle();
+    assert_eq!((count(&sim, "old", Running), count(&sim, "new", Running)), (0, 1));
+}
+
+#[test]
+fn old_tasks_that_never_stop_delay_an_update_by_one_minute_each() {
+    let mut sim = cluster(web(2, config(1)));
+    sim.agents_stop_tasks = false;
+    set_image(&mut sim, "new");
+    sim.advance(secs(59));
+    assert_eq!(count(&sim, "new", Running), 0);
+    sim.advance(secs(1));
+    assert_eq!(count(&sim, "new", Running), 1);
+    sim.advance(secs(60));
+    assert_eq!(count(&sim, "new", Running), 2);
+}
+
+#[test]
+fn start_first_stops_a_task_only_when_its_successor_runs() {
+    let mut sim = cluster(web(2, UpdateConfig { order: UpdateOrder::StartFirst as i32, ..config(0) }));
+    sim.behaviour = Box::new(|task| {
+        let goal = if image(task) == "new" { Starting } else { Running };
+        (!task.status.reached(goal)).then_some((goal, ""))
+    });
+    set_image(&mut sim, "new");
+    sim.settle();
+    assert_eq!((count(&sim, "old", Running), count(&sim, "new", Starting)), (2, 2));
+    assert_eq!(sim.live("web").len(), 4);
+    sim.behaviour = Box::new(swarm_reconcile::sim::healthy);
+    sim.settle();
+    assert_eq!((count(&sim, "old", Running), count(&sim, "new", Running)), (0, 2));
+    assert_eq!(sim.live("web").len(), 2);
+}
+
+/// `orchestration.md` §20.18: the original leaves both in the slot.
+#[test]
+fn start_first_ends_with_one_task_per_slot_even_if_the_first_attempt_fails() {
+    let update =
+        UpdateConfig { order: UpdateOrder::StartFirst as i32, ..acting(FailureAction::Continue, 0.0) };
+    let mut sim = cluster(web(1, update));
+    broken(&mut sim, "new");
+    set_image(&mut sim, "new");
+    sim.settle();
+    assert_eq!(count(&sim, "old", Running), 1, "the old one stays while the new one fails");
+    sim.behaviour = Box::new(swarm_reconcile::sim::healthy);
+    sim.advance(secs(5));
+    assert_eq!((count(&sim, "old", Running), count(&sim, "new", Running)), (0, 1));
+    assert_eq!(sim.live("web").len(), 1);
+}
+
+#[test]
+fn a_failing_update_pauses_after_the_first_failure() {
+    let mut sim = cluster(web(4, config(1)));
+    broken(&mut sim, "new");
+    set_image(&mut sim, "new");
+    sim.settle();
+    let failed: Vec<_> =
+        sim.tasks("web").into_iter().filter(|t| image(t) == "new" && t.status.state() == Failed).collect();
+    assert_eq!(failed.len(), 1);
+    assert_eq!(status(&sim), Some(UpdateState::Paused));
+    let text = format!("update paused due to failure or early termination of task {}", failed[0].id);
+    assert_eq!(message(&sim), text);
+    assert_eq!(count(&sim, "old", Running), 3);
+    // A paused update stays paused whatever else happens to the service.
+    sim.write(|tx| {
+        let mut web = tx.services().get("web").unwrap().clone();
+        web.spec.annotations.labels.insert("a".into(), "b".into());
+        tx.update(web).unwrap();
+    });
+    sim.advance(secs(60));
+    assert_eq!((status(&sim), count(&sim, "old", Running)), (Some(UpdateState::Paused), 3));
+    // A new update goes on despite failures if it is told to.
+    sim.update_service("web", |spec| spec.update = Some(acting(FailureAction::Continue, 0.0)));
+    sim.advance(secs(60));
+    assert_eq!((status(&sim), count(&sim, "old", Running)), (Some(UpdateState::Completed), 0));
+}
+
+#[test]
+fn two_failures_of_five_are_above_a_quarter() {
+    let mut sim = cluster(web(5, acting(FailureAction::Pause, 0.25)));
+    broken(&mut sim, "new");
+    set_image(&mut sim, "new");
+    sim.settle();
+    assert_eq!((count(&sim, "new", Failed), count(&sim, "old", Running)), (2, 3));
+    assert_eq!(status(&sim), Some(UpdateState::Paused));
+}
+
+#[test]
+fn a_task_that_completes_early_has_failed() {
+    let mut sim = cluster(web(2, config(1)));
+    sim.behaviour = Box::new(|task| {
+        let (state, err) = swarm_reconcile::sim::healthy(task)?;
+        Some((if image(task) == "new" && state == Running { Complete } else { state }, err))
+    });
+    set_image(&mut sim, "new");
+    sim.settle();
+    assert_eq!((status(&sim), count(&sim, "old", Running)), (Some(UpdateState::Paused), 1));
+}
+
+#[test]
+fn a_failure_counts_within_the_monitor_period_only() {
+    for (after, expected) in [(4_000, UpdateState::Paused), (6_000, UpdateState::Updating)] {
+        let mut sim = cluster(web(2, UpdateConfig { delay: wire(secs(30)).unwrap(), ..config(1) }));
+        set_image(&mut sim, "new");
+        sim.settle();
+        sim.advance(millis(after));
+        let first = sim.live("web").iter().find(|t| image(t) == "new").unwrap().id.clone();
+        sim.report(&first, Failed, "");
+        sim.settle();
+        assert_eq!(status(&sim), Some(expected), "after {after} ms");
+    }
+}
+
+fn rolling_back(rollback: FailureAction, restart: RestartPolicy) -> Service {
+    let mut web = web(4, acting(FailureAction::Rollback, 0.4));
+    web.spec.rollback = Some(acting(rollback, 0.0));
+    web.spec.task.restart = Some(restart);
+    web
+}
+
+/// Every other new task fails.
+fn every_other_fails(sim: &mut Sim) {
+    sim.behaviour = Box::new(move |task| {
+        let (state, err) = swarm_reconcile::sim::healthy(task)?;
+        let fails = image(task) == "new" && task.slot % 2 == 1 && state == Running;
+        if fails { Some((Failed, "broken")) } else { Some((state, err)) }
+    });
+}
+
+#[test]
+fn a_failing_update_rolls_back() {
+    let mut sim = cluster(rolling_back(FailureAction::Pause, policy(Never)));
+    every_other_fails(&mut sim);
+    set_image(&mut sim, "new");
+    sim.settle();
+    let new = sim.tasks("web").iter().filter(|t| image(t) == "new").count();
+    assert_eq!(new, 3, "two failures of four are too many");
+    assert_eq!(status(&sim), Some(UpdateState::RollbackStarted));
+    assert!(message(&sim).starts_with("update rolled back due to failure or early termination of task "));
+    let view = sim.view();
+    let web = view.services().get("web").unwrap();
+    assert!(web.previous_spec.is_none() && web.previous_spec_version.is_none());
+    sim.advance(secs(60));
+    assert_eq!(count(&sim, "old", Running), 4);
+    assert_eq!(
+        (status(&sim), message(&sim)),
+        (Some(UpdateState::RollbackCompleted), "rollback completed".into())
+    );
+}
+
+#[test]
+fn a_service_without_spec_versions_rolls_back_too() {
+    let mut web = rolling_back(FailureAction::Pause, policy(Any));
+    web.spec_version = None;
+    let mut sim = cluster(web);
+    every_other_fails(&mut sim);
+    sim.write(|tx| {
+        let mut web = tx.services().get("web").unwrap().clone();
+        web.previous_spec = Some(web.spec.clone());
+        web.spec.task.runtime = container("new");
+        tx.update(web).unwrap();
+    });
+    sim.advance(secs(60));
+    assert_eq!((count(&sim, "old", Running), status(&sim)), (4, Some(UpdateState::RollbackCompleted)));
+}
+
+/// An update to a broken image whose rollback fails as well.
+fn failing_rollback(action: FailureAction) -> Sim {
+    let mut sim = cluster(rolling_back(action, policy(Never)));
+    sim.behaviour = Box::new(move |task| {
+        let (state, err) = swarm_reconcile::sim::healthy(task)?;
+        if state == Running { Some((Failed, "broken")) } else { Some((state, err)) }
+    });
+    set_image(&mut sim, "new");
+    sim.advance(secs(120));
+    sim
+}
+
+#[test]
+fn a_failing_rollback_pauses() {
+    let sim = failing_rollback(FailureAction::Pause);
+    assert_eq!(status(&sim), Some(UpdateState::RollbackPaused));
+    assert!(message(&sim).starts_with("update paused due to"), "{}", message(&sim));
+}
+
+#[test]
+fn a_failing_rollback_goes_on_if_it_is_told_to() {
+    assert_eq!(status(&failing_rollback(FailureAction::Continue)), Some(UpdateState::RollbackCompleted));
+}
+
+/// `orchestration.md` §20.14: the original ends in COMPLETED.
+#[test]
+fn a_rollback_is_never_rolled_back() {
+    let sim = failing_rollback(FailureAction::Rollback);
+    assert_eq!(status(&sim), Some(UpdateState::RollbackPaused));
+    assert!(message(&sim).starts_with("rollback paused due to"), "{}", message(&sim));
+}
+
+/// `orchestration.md` §20.15: the original stays in UPDATING for good.
+#[test]
+fn a_rollback_without_a_previous_spec_pauses_and_says_so() {
+    let mut sim = cluster(web(2, acting(FailureAction::Rollback, 0.0)));
+    broken(&mut sim, "new");
+    sim.update_service("web", |spec| spec.task.runtime = container("new"));
+    sim.write(|tx| {
+        let mut web = tx.services().get("web").unwrap().clone();
+        web.previous_spec = None;
+        tx.update(web).unwrap();
+    });
+    sim.settle();
+    assert_eq!(status(&sim), Some(UpdateState::Paused));
+    assert!(message(&sim).ends_with("no previous spec to roll back to"));
+}
+
+#[test]
+fn a_second_update_takes_over_from_the_first() {
+    let mut sim = cluster(web(4, UpdateConfig { delay: wire(secs(10)).unwrap(), ..config(1) }));
+    set_image(&mut sim, "new");
+    sim.settle();
+    assert_eq!(count(&sim, "new", Running), 1);
+    set_image(&mut sim, "newer");
+    sim.advance(secs(120));
+    assert_eq!((count(&sim, "newer", Running), sim.live("web").len()), (4, 4));
+    assert_eq!(status(&sim), Some(UpdateState::Completed));
+}
+
+/// `orchestration.md` §20.16: the original drops the second request and can't record the end of the first.
+#[test]
+fn an_update_to_the_same_spec_completes() {
+    let mut sim = cluster(web(3, UpdateConfig { delay: wire(secs(10)).unwrap(), ..config(1) }));
+    set_image(&mut sim, "new");
+    sim.settle();
+    set_image(&mut sim, "new");
+    sim.advance(secs(120));
+    assert_eq!((count(&sim, "new", Running), status(&sim)), (3, Some(UpdateState::Completed)));
+}
+
+#[test]
+fn scaling_during_an_update_does_not_disturb_it() {
+    let mut sim = cluster(web(3, UpdateConfig { delay: wire(secs(10)).unwrap(), ..config(1) }));
+    set_image(&mut sim, "new");
+    sim.settle();
+    sim.scale("web", 5);
+    sim.settle();
+    assert_eq!((count(&sim, "new", Running), count(&sim, "old", Running)), (3, 2));
+    sim.advance(secs(120));
+    assert_eq!((count(&sim, "new", Running), sim.live("web").len()), (5, 5));
+    assert_eq!(status(&sim), Some(UpdateState::Completed));
+}
+
+#[test]
+fn a_service_deleted_during_its_update_gets_no_more_tasks() {
+    let mut sim = cluster(web(3, UpdateConfig { delay: wire(secs(10)).unwrap(), ..config(1) }));
+    set_image(&mut sim, "new");
+    sim.settle();
+    sim.write(|tx| drop(tx.remove::<Service>("web").unwrap()));
+    sim.advance(secs(120));
+    assert_eq!(sim.tasks("web"), []);
+}
+
+/// `orchestration.md` §20.12: without a limit the update would stay in UPDATING for ever.
+#[test]
+fn a_task_that_finds_no_node_fails_its_update_in_the_end() {
+    let mut sim = cluster(web(2, config(1)));
+    for id in ["n1", "n2", "n3"] {
+        sim.edit_node(id, |n| n.spec.availability = 1); // paused: nothing new is placed
+    }
+    set_image(&mut sim, "new");
+    sim.advance(secs(599));
+    assert_eq!(status(&sim), Some(UpdateState::Updating));
+    sim.advance(secs(1));
+    assert_eq!((status(&sim), count(&sim, "old", Running)), (Some(UpdateState::Paused), 1));
+}
+
+#[test]
+fn tasks_that_differ_only_in_how_their_image_is_pulled_stay() {
+    use swarm_api::v1::container_spec::PullOptions;
+    let mut sim = cluster(web(2, config(1)));
+    let before: Vec<_> = sim.tasks("web").iter().map(|t| t.id.clone()).collect();
+    sim.update_service("web", |spec| {
+        if let Some(task_spec::Runtime::Container(container)) = &mut spec.task.runtime {
+            container.pull_options = Some(PullOptions { registry_auth: "token".into() });
+        }
+    });
+    sim.advance(secs(10));
+    assert_eq!(sim.tasks("web").iter().map(|t| t.id.clone()).collect::<Vec<_>>(), before);
+    assert_eq!(status(&sim), None);
+}
+
+/// Whether tasks are replaced by this change.
+fn replaces(change: impl FnMut(&mut swarm_api::v1::ServiceSpec) + Send) -> bool {
+    let mut sim = cluster(web(2, config(0)));
+    let before: Vec<_> = sim.live("web").iter().map(|t| t.id.clone()).collect();
+    sim.update_service("web", change);
+    sim.advance(secs(30));
+    assert_eq!(sim.live("web").len(), 2);
+    sim.live("web").iter().all(|t| !before.contains(&t.id))
+}
+
+#[test]
+fn only_changes_of_what_runs_replace_tasks() {
+    let placed = |constraint: &str, image: &str| {
+        let placement = Placement { constraints: vec![constraint.into()], ..Default::default() };
+        let image = image.to_owned();
+        move |spec: &mut swarm_api::v1::ServiceSpec| {
+            spec.task.placement = Some(placement.clone());
+            spec.task.runtime = container(&image);
+        }
+    };
+    assert!(!replaces(placed("node.id!=n9", "old")), "the nodes satisfy it");
+    assert!(replaces(placed("node.id==n3", "old")), "the nodes do not");
+    assert!(replaces(placed("node.id!=n9", "new")), "the image changes as well");
+    assert!(replaces(|spec| spec.task.force_update += 1));
+    assert!(replaces(|spec| spec.endpoint = Some(EndpointSpec { mode: 1, ..Default::default() })));
+    assert!(!replaces(|spec| drop(spec.annotations.labels.insert("a".into(), "b".into()))));
+    assert!(!replaces(|spec| spec.update = Some(config(7))));
+    // `orchestration.md` §20.19: the original overlooks the endpoint in an edit that moves no task.
+    assert!(replaces(|spec| {
+        placed("node.id!=n9", "old")(spec);
+        spec.endpoint = Some(EndpointSpec { mode: 1, ..Default::default() });
+    }));
+}
+
+#[test]
+fn equal_spec_versions_mean_equal_specs() {
+    let web = web(1, config(1));
+    let mut other = task(&web, "t1", 1, "n1", Running, Running);
+    other.spec.force_update = 99;
+    let mut sim = Sim::new(|tx| {
+        tx.create(node("n1")).unwrap();
+        tx.create(web.clone()).unwrap();
+        tx.create(other.clone()).unwrap();
+    });
+    sim.lead(everything());
+    sim.advance(secs(30));
+    assert_eq!(states(&sim.tasks("web")), [(1, Running, Running)]);
+    assert_eq!(sim.tasks("web")[0].id, "t1");
+}
+
+/// A leader that finds these tasks of one service with replicas as its slots.
+fn found(tasks: &[(&str, u64, TaskState, TaskState)], status: Option<UpdateState>) -> Sim {
+    let mut web = web(tasks.iter().map(|t| t.1).max().unwrap_or(0), config(1));
+    web.update_status = status.map(|state| UpdateStatus { state: state as i32, ..Default::default() });
+    let mut sim = Sim::new(|tx| {
+        tx.create(node("n1")).unwrap();
+        tx.create(web.clone()).unwrap();
+        for (id, slot, state, desired) in tasks {
+            tx.create(task(&web, id, *slot, "n1", *state, *desired)).unwrap();
+        }
+    });
+    sim.lead(everything());
+    sim.settle();
+    sim
+}
+
+#[test]
+fn of_two_clean_tasks_in_a_slot_one_stays() {
+    let mut sim = found(&[("a", 1, Running, Running), ("b", 1, Running, Running)], None);
+    sim.advance(secs(30));
+    assert_eq!((sim.live("web").len(), sim.tasks("web").len()), (1, 2));
+}
+
+#[test]
+fn a_clean_task_that_is_held_is_released_and_the_other_goes() {
+    let web_task = ("held", 1, TaskState::Ready, TaskState::Ready);
+    let mut web = web(1, config(1));
+    web.spec_version = Some(swarm_api::v1::Version { index: 2 });
+    let mut sim = Sim::new(|tx| {
+        tx.create(node("n1")).unwrap();
+        tx.create(web.clone()).unwrap();
+        tx.create(task(&web, web_task.0, 1, "n1", web_task.2, web_task.3)).unwrap();
+        let mut old = task(&web, "old", 1, "n1", Running, Running);
+        old.spec_version = Some(swarm_api::v1::Version { index: 1 });
+        old.spec.force_update = 7;
+        tx.create(old).unwrap();
+    });
+    sim.lead(everything());
+    sim.settle();
+    let live = sim.live("web");
+    assert_eq!((live.len(), &live[0].id[..], live[0].status.state()), (1, "held", Running));
+}
+
+#[test]
+fn a_new_leader_completes_what_is_done() {
+    let tasks = [("a", 1, Running, Running)];
+    assert_eq!(status(&found(&tasks, Some(UpdateState::Updating))), Some(UpdateState::Completed));
+    assert_eq!(
+        status(&found(&tasks, Some(UpdateState::RollbackStarted))),
+        Some(UpdateState::RollbackCompleted)
+    );
+    assert_eq!(status(&found(&tasks, Some(UpdateState::Paused))), Some(UpdateState::Paused));
+}
+
+#[test]
+fn a_new_leader_goes_on_with_an_update_and_remembers_its_failures() {
+    let mut sim = cluster(web(
+        5,
+        UpdateConfig { delay: wire(secs(10)).unwrap(), ..acting(FailureAction::Pause, 0.25) },
+    ));
+    broken(&mut sim, "new");
+    set_image(&mut sim, "new");
+    sim.settle();
+    assert_eq!((count(&sim, "new", Failed), status(&sim)), (1, Some(UpdateState::Updating)));
+    sim.lead(everything());
+    sim.advance(secs(4));
+    assert_eq!(
+        (count(&sim, "new", Failed), status(&sim)),
+        (2, Some(UpdateState::Paused)),
+        "the second of five"
+    );
+    assert_eq!(count(&sim, "old", Running), 3);
+}

@@ -1,0 +1,68 @@
+//! What a task takes on a node.
+
+use swarm_api::v1::{GenericResource, PortConfig, Task, TaskSpec, port_config::PublishMode};
+
+use crate::generic::Request;
+
+/// A port of the node itself: protocol (as its number in the contract) and port.
+pub type HostPort = (i32, u32);
+
+/// What a task asks of a node, read from its spec and endpoint.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Demand {
+    /// Reserved CPU time, in billionths of a core.
+    pub nano_cpus: i64,
+    /// Reserved memory, in bytes.
+    pub memory_bytes: i64,
+    /// Reserved generic resources.
+    pub generic: Request,
+    /// Ports of the node that the task occupies.
+    pub ports: Vec<HostPort>,
+}
+
+impl Demand {
+    /// What a task asks for.
+    pub fn of(task: &Task) -> Demand {
+        let (nano_cpus, memory_bytes) = reserved(&task.spec);
+        let mut ports: Vec<HostPort> = host_ports(task).collect();
+        ports.sort_unstable();
+        ports.dedup();
+        Demand { nano_cpus, memory_bytes, generic: Request::new(reserved_generic(&task.spec)), ports }
+    }
+
+    /// Asks for CPU, memory or generic resources.
+    pub fn has_resources(&self) -> bool {
+        self.nano_cpus > 0 || self.memory_bytes > 0 || !self.generic.is_empty()
+    }
+}
+
+/// What a task holds on a node, as it is entered in the node's account and taken out again.
+#[derive(Debug, Clone, Copy)]
+pub struct Holding<'a> {
+    /// The task.
+    pub task: &'a Task,
+    /// The generic resources that were chosen for it.
+    pub generic: &'a [GenericResource],
+    /// It is wanted, so it counts where tasks are spread; one that is shutting down still holds resources.
+    pub active: bool,
+}
+
+/// CPU and memory that a spec reserves; negative numbers reserve nothing.
+pub(crate) fn reserved(spec: &TaskSpec) -> (i64, i64) {
+    let reservations = spec.resources.as_ref().and_then(|r| r.reservations.as_ref());
+    reservations.map_or((0, 0), |r| (r.nano_cpus.max(0), r.memory_bytes.max(0)))
+}
+
+fn reserved_generic(spec: &TaskSpec) -> &[GenericResource] {
+    let reservations = spec.resources.as_ref().and_then(|r| r.reservations.as_ref());
+    reservations.map_or(&[], |r| &r.generic)
+}
+
+/// The ports of the node that a task occupies, in the order of its endpoint.
+pub(crate) fn host_ports(task: &Task) -> impl Iterator<Item = HostPort> + '_ {
+    let ports: &[PortConfig] = task.endpoint.as_ref().map_or(&[], |e| &e.ports);
+    ports
+        .iter()
+        .filter(|p| p.publish_mode == PublishMode::Host as i32 && p.published_port != 0)
+        .map(|p| (p.protocol, p.published_port))
+}

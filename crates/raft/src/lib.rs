@@ -1,0 +1,39 @@
+//! The raft node: log, snapshots, membership and the loop that owns them. It knows nothing of what entries mean.
+//!
+//! - [`RaftNode`] opens a log and starts the loop; [`RaftHandle`] is what the manager holds then. The store's
+//!   [`Proposer`](swarm_store::Proposer) comes from either.
+//! - [`LogStorage`](storage::LogStorage): where entries go; sled with a watermark beside it, or a disk in memory
+//!   that fails as a test wants.
+//! - [`snapshot`]: sealed files with the contract's snapshot message.
+//! - [`Sealer`]: the border to the key that everything on disk is encrypted with.
+//! - [`Transport`]: the border to other members. Messages from them come in by [`RaftHandle::step`].
+//! - [`Membership`] and [`Change`]: who is in the group.
+//!
+//! The order in which the loop does things is told in `node/turn.rs`; what a message from a peer must satisfy, in
+//! `check.rs`.
+
+mod check;
+mod config;
+mod convert;
+mod counters;
+mod disk;
+mod error;
+mod handle;
+mod inbox;
+mod log;
+mod logger;
+mod membership;
+mod node;
+mod sealer;
+pub mod snapshot;
+pub mod storage;
+mod transport;
+
+pub use config::{Config, Origin, Ticks};
+pub use counters::Counts;
+pub use error::{Error, Result};
+pub use handle::{Outcome, RaftHandle, Role, Status};
+pub use membership::{Change, Membership, MembershipError};
+pub use node::RaftNode;
+pub use sealer::{MaskSealer, PlainSealer, SealError, Sealer};
+pub use transport::{NoTransport, Outgoing, Transport};

@@ -1,0 +1,194 @@
+//! When a snapshot is taken, and how much of the log stays behind it.
+
+use std::thread::JoinHandle;
+
+use swarm_api::defaults;
+use swarm_store::View;
+
+use super::turn::Turns;
+use crate::Result;
+use crate::counters::add;
+use crate::inbox::Request;
+use crate::snapshot::Meta;
+use crate::storage::{Position, Write};
+
+/// A snapshot is taken when the log takes more room than this, whatever the number of entries.
+const MAX_LOG_BYTES: u64 = 256 * 1024 * 1024;
+/// Entries until the next try, after a snapshot could not be written.
+const RETRY_AFTER: u64 = 100;
+
+/// What the cluster says of snapshots.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Settings {
+    /// Entries between two snapshots; 0: none for that reason.
+    pub(super) interval: u64,
+    /// Old snapshots that stay.
+    pub(super) keep_old: u64,
+    /// Entries that stay behind a snapshot.
+    pub(super) slow_followers: u64,
+}
+
+impl Settings {
+    pub(super) fn of(view: &View) -> Settings {
+        let raft = view.cluster().map(|cluster| cluster.spec.raft);
+        raft.map_or(
+            Settings {
+                interval: defaults::SNAPSHOT_INTERVAL,
+                keep_old: 0,
+                slow_followers: defaults::LOG_ENTRIES_FOR_SLOW_FOLLOWERS,
+            },
+            |raft| Settings {
+                interval: raft.snapshot_interval,
+                keep_old: raft.keep_old_snapshots,
+                slow_followers: raft.log_entries_for_slow_followers,
+            },
+        )
+    }
+}
+
+/// The state of snapshots.
+#[derive(Debug, Default)]
+pub(super) struct Compaction {
+    /// Index of the newest snapshot.
+    pub(super) newest: u64,
+    /// The thread that writes one.
+    running: Option<JoinHandle<()>>,
+    /// No try before this index.
+    not_before: u64,
+}
+
+impl Compaction {
+    pub(super) fn after(newest: u64) -> Compaction {
+        Compaction { newest, ..Compaction::default() }
+    }
+
+    /// A snapshot is due.
+    pub(super) fn due(&self, applied: u64, settings: Settings, log_bytes: u64, wanted: bool) -> bool {
+        if self.running.is_some() || applied <= self.newest || applied < self.not_before {
+            return false;
+        }
+        let by_interval = settings.interval > 0 && applied - self.newest >= settings.interval;
+        by_interval || wanted || log_bytes > MAX_LOG_BYTES
+    }
+
+    pub(super) fn started(&mut self, thread: JoinHandle<()>) {
+        self.running = Some(thread);
+    }
+
+    /// The thread has said how it went.
+    pub(super) fn ended(&mut self, at: Position, written: bool) {
+        self.wait();
+        if written {
+            self.newest = self.newest.max(at.index);
+        } else {
+            self.not_before = at.index + RETRY_AFTER;
+        }
+    }
+
+    /// Waits for the thread, if there is one.
+    pub(super) fn wait(&mut self) {
+        if let Some(thread) = self.running.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Turns {
+    pub(super) fn maybe_snapshot(&mut self) {
+        let raft = &self.raw.raft;
+        let applied = raft.raft_log.applied;
+        let wanted = self.raw.store().take_wanted();
+        if applied <= self.compaction.newest || self.stopping {
+            return;
+        }
+        let view = self.machine.view();
+        if !self.compaction.due(applied, Settings::of(&view), self.raw.store().bytes(), wanted) {
+            return;
+        }
+        let Ok(term) = raft.raft_log.term(applied) else { return };
+        let at = Position { index: applied, term };
+        let meta = Meta { at, conf_state: self.raw.store().conf_state.clone() };
+        let membership = self.membership.to_snapshot();
+        let (snapshots, shared) = (self.snapshots.clone(), self.shared.clone());
+        let thread = std::thread::Builder::new().name("raft-snapshot".to_owned()).spawn(move || {
+            let written = snapshots.save(&meta, &membership, &view);
+            shared.inbox.request(Request::SnapshotTaken(at, written));
+        });
+        match thread {
+            Ok(thread) => self.compaction.started(thread),
+            Err(error) => {
+                tracing::error!(%error, "can't start a thread for a snapshot");
+                self.compaction.ended(at, false);
+            }
+        }
+    }
+
+    pub(super) fn snapshot_taken(&mut self, at: Position, written: Result<()>) -> Result<()> {
+        self.compaction.ended(at, written.is_ok());
+        if let Err(error) = written {
+            tracing::error!(%error, index = at.index, "a raft snapshot could not be written");
+            return Ok(());
+        }
+        if self.raw.store().snapshot_at().is_some_and(|newest| newest.index >= at.index) {
+            return Ok(());
+        }
+        add(&self.shared.counters.snapshots, 1);
+        let settings = Settings::of(&self.machine.view());
+        let log = self.raw.mut_store();
+        let to = compact_to(at.index, settings, log.bytes(), log.first_cached());
+        let compact = log.term_of(to).map(|term| Position { index: to, term });
+        log.write(&Write { snapshot: Some(at), compact, ..Write::default() }, true)?;
+        tracing::debug!(index = at.index, compacted = to, "took a raft snapshot");
+        self.collect(at);
+        Ok(())
+    }
+
+    pub(super) fn collect(&self, newest: Position) {
+        let settings = Settings::of(&self.machine.view());
+        if let Err(error) = self.snapshots.collect(newest, settings.keep_old) {
+            tracing::warn!(%error, "old raft snapshots could not be removed");
+        }
+    }
+}
+
+/// The last entry that is no longer needed after a snapshot at `at`; `recent` is the first entry in memory, and
+/// all that stay when the log is too large.
+pub(super) fn compact_to(at: u64, settings: Settings, log_bytes: u64, recent: u64) -> u64 {
+    let to = at.saturating_sub(settings.slow_followers);
+    if log_bytes > MAX_LOG_BYTES { to.max(recent.saturating_sub(1)).min(at) } else { to }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SETTINGS: Settings = Settings { interval: 9, keep_old: 0, slow_followers: 3 };
+
+    #[test]
+    fn snapshots_are_due_by_entries_by_size_and_on_demand() {
+        let compaction = Compaction { newest: 10, ..Compaction::default() };
+        assert!(!compaction.due(18, SETTINGS, 0, false));
+        assert!(compaction.due(19, SETTINGS, 0, false));
+        assert!(compaction.due(11, SETTINGS, MAX_LOG_BYTES + 1, false));
+        assert!(compaction.due(11, SETTINGS, 0, true));
+        assert!(!compaction.due(10, SETTINGS, MAX_LOG_BYTES + 1, true), "there is one already");
+        let never = Settings { interval: 0, ..SETTINGS };
+        assert!(!compaction.due(1_000_000, never, 0, false));
+    }
+
+    #[test]
+    fn a_failed_snapshot_is_tried_again_later() {
+        let mut compaction = Compaction::default();
+        compaction.ended(Position { index: 20, term: 1 }, false);
+        assert!(!compaction.due(21, SETTINGS, 0, false));
+        assert!(compaction.due(20 + RETRY_AFTER, SETTINGS, 0, false));
+    }
+
+    #[test]
+    fn entries_stay_for_slow_followers() {
+        assert_eq!(compact_to(20, SETTINGS, 0, 1), 17);
+        assert_eq!(compact_to(2, SETTINGS, 0, 1), 0);
+        assert_eq!(compact_to(20, SETTINGS, MAX_LOG_BYTES + 1, 19), 18, "the log is too large");
+        assert_eq!(compact_to(20, SETTINGS, MAX_LOG_BYTES + 1, 90), 20);
+    }
+}

@@ -1,0 +1,96 @@
+//! Leadership: when it is announced, what is told when it ends, and what others see of it.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use raft::StateRole;
+use swarm_store::Lost;
+
+use super::turn::Turns;
+use crate::handle::{Role, Status};
+use crate::{Change, Error};
+
+impl Turns {
+    /// The only member need not wait for an election timeout.
+    pub(super) fn may_lead_alone(&self) -> bool {
+        let own = self.shared.raft_id;
+        self.raw.raft.state != StateRole::Leader
+            && self.raw.raft.promotable()
+            && self.raw.raft.prs().is_singleton()
+            && self.membership.len() == 1
+            && self.membership.get(own).is_some()
+            && !self.removed
+    }
+
+    pub(super) fn announce_leadership(&mut self) {
+        let raft = &self.raw.raft;
+        if self.leads || raft.state != StateRole::Leader || raft.raft_log.applied < raft.raft_log.last_index()
+        {
+            return;
+        }
+        tracing::info!(term = raft.term, "this manager leads the cluster");
+        self.leads = true;
+        self.machine.leadership(true);
+        let own = self.membership.get(self.shared.raft_id);
+        if let Some(member) = own.filter(|m| m.addr != self.config.addr && !self.config.addr.is_empty()) {
+            let mut member = member.clone();
+            member.addr.clone_from(&self.config.addr);
+            self.changes.add(Change::Update(member), None);
+        }
+    }
+
+    /// Order matters: first nobody gets in any more, then it is announced, then those inside are told.
+    pub(super) fn notice_lost_leadership(&mut self) {
+        if self.leads && self.raw.raft.state != StateRole::Leader {
+            tracing::info!(term = self.raw.raft.term, "this manager leads the cluster no more");
+            self.give_up_leadership(Lost::LostLeadership);
+        }
+    }
+
+    pub(super) fn give_up_leadership(&mut self, why: Lost) {
+        self.shared.alone.store(false, Ordering::Release);
+        if std::mem::take(&mut self.leads) {
+            self.machine.leadership(false);
+        }
+        self.publish_status();
+        for first in self.proposals.lose() {
+            self.machine.lost(first, why);
+        }
+        let (read, change): (_, fn() -> Error) = match why {
+            Lost::Stopped => (swarm_store::Error::Stopped, || Error::Stopped),
+            _ => (swarm_store::Error::LostLeadership, || Error::LostLeadership),
+        };
+        self.reads.fail(&read);
+        self.changes.fail(change);
+    }
+
+    pub(super) fn publish_status(&self) {
+        let raft = &self.raw.raft;
+        let role = match raft.state {
+            StateRole::Leader if self.leads => Role::Leader,
+            StateRole::Leader => Role::Elected,
+            StateRole::Follower => Role::Follower,
+            StateRole::Candidate | StateRole::PreCandidate => Role::Candidate,
+        };
+        let status = Status {
+            raft_id: self.shared.raft_id,
+            role,
+            leader: raft.leader_id,
+            term: raft.term,
+            diverged: self.diverged,
+        };
+        let alone = self.leads && role == Role::Leader && raft.prs().is_singleton();
+        self.shared.alone.store(alone, Ordering::Release);
+        self.shared.status.send_if_modified(|old| {
+            let changed = *old != status;
+            *old = status;
+            changed
+        });
+    }
+
+    pub(super) fn publish_membership(&mut self) {
+        let membership = Arc::new(self.membership.clone());
+        self.config.transport.members(&membership);
+        self.shared.membership.send_replace(membership);
+    }
+}

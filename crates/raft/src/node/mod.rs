@@ -1,0 +1,204 @@
+//! A raft node: opening what is on disk, and starting the thread that owns it.
+
+mod changes;
+mod compaction;
+mod incoming;
+mod leadership;
+mod proposals;
+mod reads;
+mod ready;
+mod turn;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use prost::Message as _;
+use raft_proto::eraftpb::{ConfState, Entry, EntryType, HardState};
+use rand::RngExt as _;
+use swarm_api::v1::{RaftMember, StoreSnapshot};
+use swarm_store::{Proposer, StateMachine};
+
+use crate::handle::{RaftProposer, Shared};
+use crate::log::Log;
+use crate::snapshot::{Meta, Snapshots};
+use crate::storage::{Identity, LogStorage, Position, SledLog, Write};
+use crate::{Change, Config, Error, Membership, Origin, RaftHandle, Result};
+
+/// Directories of the original's log, of all its generations.
+const FOREIGN: &[&str] = &["wal-v3-encrypted", "wal-v3", "wal"];
+
+/// The largest raft id.
+const LARGEST_ID: u64 = (1 << 63) - 1;
+
+/// A raft node that was opened, but does not run yet: between the two the store is made, which needs the node's
+/// [`Proposer`] and is its state machine.
+pub struct RaftNode {
+    pub(crate) config: Config,
+    pub(crate) log: Log,
+    pub(crate) snapshots: Snapshots,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) membership: Membership,
+    /// The newest snapshot's content, until the state machine has it.
+    pub(crate) restore: Option<(Meta, StoreSnapshot)>,
+}
+
+impl std::fmt::Debug for RaftNode {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RaftNode").field("config", &self.config).finish_non_exhaustive()
+    }
+}
+
+impl RaftNode {
+    /// Opens the log in the state directory, or begins one. Blocks: reads the whole log and the newest snapshot.
+    ///
+    /// # Errors
+    /// If what is there belongs to somebody else, can't be decrypted, is damaged, or is not all that was written.
+    pub fn open(config: Config) -> Result<RaftNode> {
+        let dir = config.state_dir.join("raft");
+        refuse_foreign(&dir)?;
+        crate::disk::create_dir(&dir)?;
+        let storage = SledLog::open(&dir.join("log"), config.sealer.clone())?;
+        RaftNode::open_with(config, Box::new(storage))
+    }
+
+    /// The same with a log of another kind. Snapshots are files in the state directory nevertheless.
+    ///
+    /// # Errors
+    /// As [`RaftNode::open`].
+    pub fn open_with(config: Config, storage: Box<dyn LogStorage>) -> Result<RaftNode> {
+        let dir = config.state_dir.join("raft");
+        let snapshots = Snapshots::open(&dir.join("snapshots"), config.sealer.clone())?;
+        let (mut log, identity) = Log::open(storage)?;
+        let identity = match identity {
+            Some(identity) if identity.node_id != config.node_id => {
+                return Err(Error::OtherNode {
+                    path: dir.join("log"),
+                    found: identity.node_id,
+                    expected: config.node_id,
+                });
+            }
+            Some(identity) => identity,
+            None => begin(&mut log, &config)?,
+        };
+        let mut membership = Membership::default();
+        let mut restore = None;
+        match load_newest(&log, &snapshots)? {
+            Some((meta, snapshot)) => {
+                log.set_start(Some(meta.at), meta.conf_state.clone());
+                membership = Membership::from_snapshot(&snapshot.membership);
+                restore = Some((meta, snapshot.store));
+            }
+            None => log.set_start(None, ConfState::default()),
+        }
+        if let (Origin::Joined { members, .. }, true) = (&config.origin, membership.is_empty()) {
+            for member in members {
+                membership.apply(&Change::Add(member.clone()).to_conf_change(0));
+            }
+        }
+        let shared = Shared::new(identity.raft_id);
+        Ok(RaftNode { config, log, snapshots, shared, membership, restore })
+    }
+
+    /// Own raft id.
+    pub fn raft_id(&self) -> u64 {
+        self.shared.raft_id
+    }
+
+    /// What the store proposes through.
+    pub fn proposer(&self) -> Arc<dyn Proposer> {
+        Arc::new(RaftProposer(self.shared.clone()))
+    }
+
+    /// Starts the raft thread. It brings the state machine to where the log is, and a group of one has its leader
+    /// right after that.
+    ///
+    /// # Errors
+    /// If no thread can be started. Everything later shows in [`RaftHandle::ended`].
+    pub fn start(self, state_machine: Arc<dyn StateMachine>) -> Result<RaftHandle> {
+        let shared = self.shared.clone();
+        let ticks = self.config.ticks;
+        let transfer = ticks.interval.unwrap_or(Duration::from_secs(1)) * ticks.election * 2;
+        let name = "raft".to_owned();
+        let thread = std::thread::Builder::new()
+            .name(name)
+            .spawn(move || turn::run(self, state_machine))
+            .map_err(Error::io("start a thread for", Path::new("raft")))?;
+        Ok(RaftHandle::new(shared, thread, Duration::from_secs(5) + transfer))
+    }
+}
+
+fn refuse_foreign(dir: &Path) -> Result<()> {
+    match FOREIGN.iter().map(|name| dir.join(name)).find(|path| path.exists()) {
+        Some(path) => Err(Error::ForeignFormat { path }),
+        None => Ok(()),
+    }
+}
+
+/// Writes the first records of a new log.
+fn begin(log: &mut Log, config: &Config) -> Result<Identity> {
+    let raft_id = match (&config.origin, config.seed) {
+        (Origin::Joined { raft_id, .. }, _) => *raft_id,
+        (Origin::NewGroup, Some(seed)) => seed % LARGEST_ID + 1,
+        (Origin::NewGroup, None) => rand::rng().random_range(1..=LARGEST_ID),
+    };
+    let identity = Identity { raft_id, node_id: config.node_id.clone() };
+    if let Origin::Joined { .. } = config.origin {
+        log.write(&Write { identity: Some(&identity), ..Write::default() }, true)?;
+        return Ok(identity);
+    }
+    // As the original begins: the first entry adds the first member, and is committed.
+    let member = RaftMember {
+        raft_id,
+        node_id: config.node_id.clone(),
+        addr: config.addr.clone(),
+        ..RaftMember::default()
+    };
+    let id = u64::from(crate::handle::id_prefix(raft_id)) << 48;
+    let first = Entry {
+        entry_type: EntryType::EntryConfChange as i32,
+        term: 1,
+        index: 1,
+        data: Change::Add(member).to_conf_change(id).encode_to_vec().into(),
+        ..Entry::default()
+    };
+    let hard_state = HardState { term: 1, vote: 0, commit: 1 };
+    let write = Write {
+        identity: Some(&identity),
+        entries: &[first],
+        hard_state: Some(&hard_state),
+        ..Write::default()
+    };
+    log.write(&write, true)?;
+    Ok(identity)
+}
+
+/// Loads the newest snapshot from which the log leads on. One that can't be read is put aside for an older one, if
+/// the log still reaches back to that.
+fn load_newest(log: &Log, snapshots: &Snapshots) -> Result<Option<(Meta, swarm_api::v1::Snapshot)>> {
+    let Some(newest) = log.snapshot_at() else { return Ok(None) };
+    let mut all: Vec<Position> = snapshots.list()?.into_iter().filter(|at| *at <= newest).collect();
+    if all.last() != Some(&newest) {
+        all.push(newest);
+    }
+    let mut first_error = None;
+    for at in all.into_iter().rev().filter(|at| at.index >= log.base().index) {
+        match snapshots.load(at) {
+            Ok(loaded) => return Ok(Some(loaded)),
+            Err(error) => {
+                tracing::error!(index = at.index, %error, "a snapshot can't be read");
+                let missing = matches!(&error, Error::Damaged { .. });
+                first_error.get_or_insert(error);
+                if missing {
+                    snapshots.set_aside(at)?;
+                }
+            }
+        }
+    }
+    match first_error {
+        // Everything since the first entry is in the log: no snapshot is needed.
+        Some(_) if log.base().index == 0 => Ok(None),
+        Some(error) => Err(error),
+        None => Ok(None),
+    }
+}

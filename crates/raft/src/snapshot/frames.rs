@@ -1,0 +1,238 @@
+//! Sealed frames: how a long stream is encrypted without having it in memory.
+//!
+//! A file is a magic, then frames: length (4 bytes, big-endian) and the sealed frame. A frame's plain form is the
+//! snapshot's index (8), the frame's number (4), 1 if it is the last (1) and the payload, so that frames can't be
+//! exchanged, left out or cut off unnoticed. The first frame's payload is the snapshot's metadata.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use prost::Message as _;
+use raft_proto::eraftpb::SnapshotMetadata;
+
+use super::Meta;
+use crate::storage::Position;
+use crate::{Error, Result, Sealer};
+
+const MAGIC: &[u8; 8] = b"swrsnap1";
+const HEADER: usize = 8 + 4 + 1;
+/// Payload bytes per frame.
+const PAYLOAD: usize = 256 * 1024;
+/// No sealed frame is longer; a length above it is damage.
+const LONGEST: usize = PAYLOAD * 2;
+
+/// Writes a stream as frames.
+pub(crate) struct FrameWriter<'a> {
+    file: File,
+    sealer: &'a dyn Sealer,
+    frame: Vec<u8>,
+    index: u64,
+    number: u32,
+}
+
+impl<'a> FrameWriter<'a> {
+    pub(super) fn create(path: &Path, sealer: &'a dyn Sealer, meta: &Meta) -> io::Result<FrameWriter<'a>> {
+        let mut options = File::options();
+        let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(path)?;
+        file.write_all(MAGIC)?;
+        let mut writer = FrameWriter { file, sealer, frame: Vec::new(), index: meta.at.index, number: 0 };
+        writer.start_frame();
+        let metadata = SnapshotMetadata {
+            conf_state: Some(meta.conf_state.clone()),
+            index: meta.at.index,
+            term: meta.at.term,
+        };
+        writer.frame.extend(metadata.encode_to_vec());
+        writer.end_frame(false)?;
+        Ok(writer)
+    }
+
+    fn start_frame(&mut self) {
+        self.frame.clear();
+        self.frame.extend(self.index.to_be_bytes());
+        self.frame.extend(self.number.to_be_bytes());
+        self.frame.push(0);
+    }
+
+    fn end_frame(&mut self, last: bool) -> io::Result<()> {
+        self.frame[HEADER - 1] = u8::from(last);
+        let sealed = self.sealer.seal(&self.frame).map_err(io::Error::other)?;
+        self.file.write_all(&(sealed.len() as u32).to_be_bytes())?;
+        self.file.write_all(&sealed)?;
+        self.number += 1;
+        self.start_frame();
+        Ok(())
+    }
+
+    /// Ends the stream; it is safe when this returns, once the file has its final name.
+    pub(super) fn finish(mut self) -> io::Result<()> {
+        self.end_frame(true)?;
+        self.file.sync_all()
+    }
+}
+
+impl Write for FrameWriter<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let room = HEADER + PAYLOAD - self.frame.len();
+        let taken = bytes.len().min(room);
+        self.frame.extend_from_slice(&bytes[..taken]);
+        if taken == room {
+            self.end_frame(false)?;
+        }
+        Ok(taken)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Reads a snapshot's content, in the contract's encoding, from its file.
+pub struct SnapshotReader {
+    path: PathBuf,
+    file: io::BufReader<File>,
+    sealer: Arc<dyn Sealer>,
+    frame: Bytes,
+    at: usize,
+    index: u64,
+    number: u32,
+    last: bool,
+}
+
+impl std::fmt::Debug for SnapshotReader {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SnapshotReader").field("path", &self.path).finish_non_exhaustive()
+    }
+}
+
+fn invalid(reason: impl Into<String>) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, reason.into())
+}
+
+impl SnapshotReader {
+    pub(super) fn open(path: &Path, sealer: Arc<dyn Sealer>) -> Result<(Meta, SnapshotReader)> {
+        let file = File::open(path).map_err(Error::io("open", path))?;
+        let mut reader = SnapshotReader {
+            path: path.to_owned(),
+            file: io::BufReader::with_capacity(64 * 1024, file),
+            sealer,
+            frame: Bytes::new(),
+            at: 0,
+            index: 0,
+            number: 0,
+            last: false,
+        };
+        let meta = reader.read_meta().map_err(|e| Error::damaged(path, e.to_string()))?;
+        Ok((meta, reader))
+    }
+
+    fn read_meta(&mut self) -> io::Result<Meta> {
+        let mut magic = [0; MAGIC.len()];
+        self.file.read_exact(&mut magic)?;
+        if magic != *MAGIC {
+            return Err(invalid("it is no snapshot"));
+        }
+        self.next_frame()?;
+        let metadata = SnapshotMetadata::decode(&self.frame[self.at..])?;
+        self.at = self.frame.len();
+        let at = Position { index: metadata.index, term: metadata.term };
+        Ok(Meta { at, conf_state: metadata.conf_state.unwrap_or_default() })
+    }
+
+    fn next_frame(&mut self) -> io::Result<()> {
+        let mut length = [0; 4];
+        self.file.read_exact(&mut length)?;
+        let length = u32::from_be_bytes(length) as usize;
+        if length > LONGEST {
+            return Err(invalid("a frame's length makes no sense"));
+        }
+        let mut sealed = vec![0; length];
+        self.file.read_exact(&mut sealed)?;
+        self.frame = self.sealer.open(&sealed).map_err(|e| invalid(format!("it can't be decrypted: {e}")))?;
+        let header = self.frame.split_first_chunk::<8>().and_then(|(index, rest)| {
+            let (number, rest) = rest.split_first_chunk::<4>()?;
+            Some((u64::from_be_bytes(*index), u32::from_be_bytes(*number), *rest.first()?))
+        });
+        let (index, number, last) = header.ok_or_else(|| invalid("a frame is cut short"))?;
+        if self.number == 0 {
+            self.index = index;
+        }
+        if (index, number) != (self.index, self.number) {
+            return Err(invalid(format!("frame {} is not where it should be", self.number)));
+        }
+        self.number += 1;
+        self.last = last == 1;
+        self.at = HEADER;
+        Ok(())
+    }
+}
+
+impl Read for SnapshotReader {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        while self.at == self.frame.len() {
+            if self.last {
+                return Ok(0);
+            }
+            self.next_frame()?;
+        }
+        let taken = out.len().min(self.frame.len() - self.at);
+        out[..taken].copy_from_slice(&self.frame[self.at..self.at + taken]);
+        self.at += taken;
+        Ok(taken)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::MaskSealer;
+
+    fn meta() -> Meta {
+        Meta { at: Position { index: 4, term: 2 }, ..Meta::default() }
+    }
+
+    fn write(path: &Path, sealer: &dyn Sealer, data: &[u8]) {
+        let mut out = FrameWriter::create(path, sealer, &meta()).unwrap();
+        out.write_all(data).unwrap();
+        out.finish().unwrap();
+    }
+
+    fn read(path: &Path, key: u8) -> io::Result<Vec<u8>> {
+        let (_, mut reader) =
+            SnapshotReader::open(path, Arc::new(MaskSealer(key))).map_err(io::Error::other)?;
+        let mut data = Vec::new();
+        reader.read_to_end(&mut data).map(|_| data)
+    }
+
+    #[test]
+    fn streams_of_every_size_read_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        for size in [0, 1, PAYLOAD - 1, PAYLOAD, PAYLOAD + 1, 3 * PAYLOAD + 17] {
+            let data: Vec<u8> = (0..size).map(|i| (i % 251) as u8).collect();
+            write(&path, &MaskSealer(3), &data);
+            assert_eq!(read(&path, 3).unwrap(), data, "{size} bytes");
+        }
+    }
+
+    #[test]
+    fn another_key_a_cut_or_a_change_is_noticed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        write(&path, &MaskSealer(3), &vec![9; PAYLOAD * 2]);
+        assert!(read(&path, 4).unwrap_err().to_string().contains("can't be decrypted"));
+        let whole = std::fs::read(&path).unwrap();
+        for cut in [whole.len() - 1, whole.len() - 21, PAYLOAD, 5] {
+            std::fs::write(&path, &whole[..cut]).unwrap();
+            assert!(read(&path, 3).is_err(), "cut at {cut}");
+        }
+        let mut changed = whole.clone();
+        changed[PAYLOAD] ^= 1;
+        std::fs::write(&path, &changed).unwrap();
+        assert!(read(&path, 3).is_err());
+    }
+}

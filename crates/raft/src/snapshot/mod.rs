@@ -1,0 +1,226 @@
+//! Snapshots: files beside the log.
+//!
+//! - `content`: the contract's `Snapshot` message, written and read as a stream, so that the whole of it is
+//!   never in memory as bytes.
+//! - `frames`: that stream cut into sealed frames.
+//! - [`Snapshots`]: the directory of them.
+
+mod content;
+mod frames;
+
+use std::fs;
+use std::io::BufReader;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use raft_proto::eraftpb::ConfState;
+use swarm_api::v1::{ClusterSnapshot, Snapshot};
+use swarm_store::View;
+
+pub use content::decode;
+pub use frames::SnapshotReader;
+
+use crate::storage::Position;
+use crate::{Error, Result, Sealer};
+
+/// Where a snapshot was taken, and who was a member then.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Meta {
+    /// The last entry it covers.
+    pub at: Position,
+    /// Voters as of that entry.
+    pub conf_state: ConfState,
+}
+
+/// The directory of snapshots. Cloning is cheap.
+#[derive(Clone)]
+pub struct Snapshots {
+    dir: Arc<Path>,
+    sealer: Arc<dyn Sealer>,
+}
+
+impl std::fmt::Debug for Snapshots {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Snapshots").field("dir", &self.dir).finish_non_exhaustive()
+    }
+}
+
+/// The order is that of terms, then indexes, as in the original's file names.
+fn file_name(at: Position) -> String {
+    format!("{:016x}-{:016x}.snap", at.term, at.index)
+}
+
+fn parse_file_name(name: &str) -> Option<Position> {
+    let (term, index) = name.strip_suffix(".snap")?.split_once('-')?;
+    Some(Position { index: u64::from_str_radix(index, 16).ok()?, term: u64::from_str_radix(term, 16).ok()? })
+}
+
+impl Snapshots {
+    /// Opens the directory, creates it if there is none, and removes files that were never finished.
+    pub fn open(dir: &Path, sealer: Arc<dyn Sealer>) -> Result<Snapshots> {
+        crate::disk::create_dir(dir)?;
+        let snapshots = Snapshots { dir: dir.into(), sealer };
+        for path in snapshots.files()? {
+            if path.extension().is_some_and(|e| e == "tmp") {
+                fs::remove_file(&path).map_err(Error::io("remove", &path))?;
+            }
+        }
+        Ok(snapshots)
+    }
+
+    fn files(&self) -> Result<Vec<PathBuf>> {
+        let entries = fs::read_dir(&self.dir).map_err(Error::io("read", &self.dir))?;
+        let paths: std::io::Result<Vec<_>> = entries.map(|e| Ok(e?.path())).collect();
+        paths.map_err(Error::io("read", &self.dir))
+    }
+
+    /// Every finished snapshot, oldest first.
+    pub fn list(&self) -> Result<Vec<Position>> {
+        let names = self.files()?;
+        let mut all: Vec<Position> =
+            names.iter().filter_map(|p| parse_file_name(p.file_name()?.to_str()?)).collect();
+        all.sort_unstable();
+        Ok(all)
+    }
+
+    fn path(&self, at: Position) -> PathBuf {
+        self.dir.join(file_name(at))
+    }
+
+    /// Writes a snapshot of the store; it is safe when this returns.
+    pub fn save(&self, meta: &Meta, membership: &ClusterSnapshot, view: &View) -> Result<()> {
+        self.write(meta, |out| content::encode(out, membership, view))
+    }
+
+    /// Writes a snapshot that a peer sent, in the contract's encoding; it is safe when this returns.
+    pub fn save_bytes(&self, meta: &Meta, data: &[u8]) -> Result<()> {
+        self.write(meta, |out| std::io::Write::write_all(out, data))
+    }
+
+    fn write(
+        &self,
+        meta: &Meta,
+        fill: impl FnOnce(&mut frames::FrameWriter<'_>) -> std::io::Result<()>,
+    ) -> Result<()> {
+        let path = self.path(meta.at);
+        let temporary = path.with_extension("tmp");
+        let written = (|| {
+            let mut out = frames::FrameWriter::create(&temporary, &*self.sealer, meta)?;
+            fill(&mut out)?;
+            out.finish()?;
+            fs::rename(&temporary, &path)
+        })();
+        if let Err(error) = written {
+            // What is left of it would be removed at the next start, but the disk may be full now.
+            let _ = fs::remove_file(&temporary);
+            return Err(Error::io("write", &path)(error));
+        }
+        crate::disk::sync_dir(&self.dir)
+    }
+
+    /// Opens a snapshot to be read, for example to be sent to a peer.
+    pub fn read(&self, at: Position) -> Result<(Meta, SnapshotReader)> {
+        let path = self.path(at);
+        let (meta, reader) = SnapshotReader::open(&path, self.sealer.clone())?;
+        if meta.at != at {
+            return Err(Error::damaged(&path, format!("it is the snapshot at index {}", meta.at.index)));
+        }
+        Ok((meta, reader))
+    }
+
+    /// Reads a whole snapshot.
+    pub fn load(&self, at: Position) -> Result<(Meta, Snapshot)> {
+        let path = self.path(at);
+        let (meta, reader) = self.read(at)?;
+        let snapshot = decode(BufReader::with_capacity(256 * 1024, reader))
+            .map_err(|e| Error::damaged(&path, e.to_string()))?;
+        Ok((meta, snapshot))
+    }
+
+    /// Puts an unreadable snapshot aside.
+    pub fn set_aside(&self, at: Position) -> Result<()> {
+        let path = self.path(at);
+        fs::rename(&path, path.with_extension("snap.broken")).map_err(Error::io("rename", &path))?;
+        crate::disk::sync_dir(&self.dir)
+    }
+
+    /// Removes every snapshot but this one and the `keep_old` before it. Nothing is removed if this one is not
+    /// there.
+    pub fn collect(&self, newest: Position, keep_old: u64) -> Result<()> {
+        let all = self.list()?;
+        if !all.contains(&newest) {
+            return Ok(());
+        }
+        let kept = usize::try_from(keep_old).unwrap_or(usize::MAX);
+        let older = all.iter().rev().filter(|at| **at < newest).skip(kept);
+        let newer = all.iter().filter(|at| **at > newest);
+        for at in older.chain(newer) {
+            let path = self.path(*at);
+            fs::remove_file(&path).map_err(Error::io("remove", &path))?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::PlainSealer;
+
+    fn at(index: u64) -> Meta {
+        Meta {
+            at: Position { index, term: 3 },
+            conf_state: ConfState { voters: vec![7], ..ConfState::default() },
+        }
+    }
+
+    fn indexes(snapshots: &Snapshots) -> Vec<u64> {
+        snapshots.list().unwrap().iter().map(|at| at.index).collect()
+    }
+
+    #[test]
+    fn old_snapshots_are_collected() {
+        let dir = tempfile::tempdir().unwrap();
+        let snapshots = Snapshots::open(dir.path(), Arc::new(PlainSealer)).unwrap();
+        for index in [9, 18, 27, 36] {
+            snapshots.save(&at(index), &ClusterSnapshot::default(), &View::default()).unwrap();
+        }
+        snapshots.collect(Position { index: 99, term: 3 }, 0).unwrap();
+        assert_eq!(indexes(&snapshots), [9, 18, 27, 36], "the newest is not there");
+        snapshots.collect(at(36).at, 2).unwrap();
+        assert_eq!(indexes(&snapshots), [18, 27, 36]);
+        snapshots.collect(at(36).at, 0).unwrap();
+        assert_eq!(indexes(&snapshots), [36]);
+    }
+
+    #[test]
+    fn unfinished_files_go_and_broken_ones_stay_aside() {
+        let dir = tempfile::tempdir().unwrap();
+        let snapshots = Snapshots::open(dir.path(), Arc::new(PlainSealer)).unwrap();
+        snapshots.save(&at(9), &ClusterSnapshot::default(), &View::default()).unwrap();
+        fs::write(dir.path().join("0000000000000003-0000000000000012.tmp"), b"half").unwrap();
+        let path = snapshots.path(at(9).at);
+        let mut bytes = fs::read(&path).unwrap();
+        bytes.truncate(bytes.len() - 1);
+        fs::write(&path, bytes).unwrap();
+
+        let snapshots = Snapshots::open(dir.path(), Arc::new(PlainSealer)).unwrap();
+        assert_eq!(snapshots.files().unwrap().len(), 1);
+        let error = snapshots.load(at(9).at).unwrap_err().to_string();
+        assert!(error.contains("is damaged"), "{error}");
+        snapshots.set_aside(at(9).at).unwrap();
+        assert_eq!(indexes(&snapshots), [0u64; 0]);
+        assert!(dir.path().join("0000000000000003-0000000000000009.snap.broken").exists());
+    }
+
+    #[test]
+    fn a_snapshot_reads_back_with_its_members() {
+        let dir = tempfile::tempdir().unwrap();
+        let snapshots = Snapshots::open(dir.path(), Arc::new(PlainSealer)).unwrap();
+        let membership = ClusterSnapshot { removed: vec![5, 6], ..ClusterSnapshot::default() };
+        snapshots.save(&at(9), &membership, &View::default()).unwrap();
+        let (meta, snapshot) = snapshots.load(at(9).at).unwrap();
+        assert_eq!(meta, at(9));
+        assert_eq!(snapshot.membership, membership);
+    }
+}

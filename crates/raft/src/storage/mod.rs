@@ -1,0 +1,87 @@
+//! Where entries and hard state are kept.
+//!
+//! [`LogStorage`] is what the raft loop needs of a disk; [`SledLog`] is the one that managers use, [`MemoryLog`]
+//! one whose failures a test decides on. `tests/storage.rs` holds both to the same rules.
+
+mod memory;
+mod record;
+mod sled_log;
+mod watermark;
+
+pub use memory::{Faults, MemoryDisk, MemoryLog};
+pub use sled_log::SledLog;
+
+use raft_proto::eraftpb::{Entry, HardState};
+
+use crate::Result;
+
+/// A place in the log.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Position {
+    /// Index of the entry; 0 is before the first.
+    pub index: u64,
+    /// Its term.
+    pub term: u64,
+}
+
+/// Whose log it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    /// Raft id of the member; chosen once, never used again after it was removed.
+    pub raft_id: u64,
+    /// Node id, from the certificate.
+    pub node_id: String,
+}
+
+/// What is to be written at once: after a crash either all of it is there or nothing.
+#[derive(Debug, Default)]
+pub struct Write<'a> {
+    /// Contiguous entries. They replace everything from the first one's index on, and begin no later than right
+    /// after the last one.
+    pub entries: &'a [Entry],
+    /// Term, vote and commit index.
+    pub hard_state: Option<&'a HardState>,
+    /// Entries up to this one are no longer needed.
+    pub compact: Option<Position>,
+    /// The log is dropped and begins anew after this position, which a received snapshot covers.
+    pub install: Option<Position>,
+    /// The newest snapshot.
+    pub snapshot: Option<Position>,
+    /// Whose log it is; written with the first entries.
+    pub identity: Option<&'a Identity>,
+}
+
+/// What was found on opening, beside the entries.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Recovered {
+    /// `None`: nothing was ever written.
+    pub identity: Option<Identity>,
+    /// Last hard state.
+    pub hard_state: HardState,
+    /// The entries begin after this position.
+    pub base: Position,
+    /// The newest snapshot, if there is one.
+    pub snapshot: Option<Position>,
+}
+
+/// A log on disk. Every call comes from one thread. After an error the log is used no more: the node stops.
+pub trait LogStorage: Send {
+    /// Reads everything back and yields the entries in order. An entry whose index is not the next one
+    /// replaces those from its index on.
+    ///
+    /// # Errors
+    /// If what is there is not everything that a successful [`LogStorage::sync`] covered.
+    fn recover(&mut self, visit: &mut dyn FnMut(Entry)) -> Result<Recovered>;
+
+    /// Writes, not necessarily beyond a cache.
+    fn write(&mut self, write: &Write<'_>) -> Result<()>;
+
+    /// Returns when everything written so far will survive a power loss.
+    fn sync(&mut self) -> Result<()>;
+
+    /// Entries from `low` to before `high`, all of which exist: as many as fit in `max_bytes`, but at least one.
+    fn read(&self, low: u64, high: u64, max_bytes: u64) -> Result<Vec<Entry>>;
+
+    /// Size of the entries that are kept, in bytes.
+    fn bytes(&self) -> u64;
+}

@@ -1,0 +1,338 @@
+//! Groups of several members over a network in memory.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use swarm_api::raftpb::{Message, MessageType};
+use swarm_api::v1::{RaftConfig, RaftMember};
+use swarm_raft::storage::MemoryDisk;
+use swarm_raft::{
+    Change, Config, Error, Membership, Origin, Outcome, Outgoing, RaftHandle, RaftNode, Role, Ticks,
+    Transport,
+};
+use swarm_store::Error as StoreError;
+
+use crate::support::{Manager, begin, config, eventually, in_time};
+
+/// Delivers at once, in order, unless the sender or the receiver is cut off.
+#[derive(Default)]
+struct Network {
+    nodes: Mutex<BTreeMap<u64, RaftHandle>>,
+    cut_off: Mutex<Vec<u64>>,
+}
+
+/// A member's way into the network.
+struct Port {
+    network: Weak<Network>,
+    own: Mutex<u64>,
+}
+
+impl Transport for Port {
+    fn send(&self, messages: Vec<Outgoing>) {
+        let Some(network) = self.network.upgrade() else { return };
+        let own = *self.own.lock();
+        for outgoing in messages {
+            let to = outgoing.to();
+            let target = network.nodes.lock().get(&to).cloned();
+            let cut = network.cut_off.lock().iter().any(|id| *id == to || *id == own);
+            let sender = network.nodes.lock().get(&own).cloned();
+            let Some(target) = target.filter(|_| !cut) else {
+                if let Some(sender) = sender {
+                    sender.report_unreachable(to);
+                }
+                continue;
+            };
+            match outgoing {
+                Outgoing::Message(message) => {
+                    let removed = matches!(target.step(message), Err(Error::MemberRemoved));
+                    if let Some(sender) = sender.filter(|_| removed) {
+                        sender.report_removed();
+                    }
+                }
+                Outgoing::Snapshot { mut message, at, snapshots } => {
+                    let (_, mut reader) = snapshots.read(at).unwrap();
+                    let mut data = Vec::new();
+                    std::io::Read::read_to_end(&mut reader, &mut data).unwrap();
+                    message.snapshot.as_mut().unwrap().data = Some(data.into());
+                    let delivered = target.step(message).is_ok();
+                    if let Some(sender) = sender {
+                        sender.report_snapshot(to, delivered);
+                    }
+                }
+            }
+        }
+    }
+
+    fn members(&self, _membership: &Arc<Membership>) {}
+
+    fn is_active(&self, raft_id: u64) -> bool {
+        let network = self.network.upgrade();
+        network.is_some_and(|n| n.nodes.lock().contains_key(&raft_id) && !n.cut_off.lock().contains(&raft_id))
+    }
+}
+
+struct Group {
+    dir: tempfile::TempDir,
+    network: Arc<Network>,
+}
+
+impl Group {
+    fn new() -> Group {
+        Group { dir: tempfile::tempdir().unwrap(), network: Arc::default() }
+    }
+
+    fn config(&self, name: &str, origin: Origin) -> (Config, Arc<Port>) {
+        let port = Arc::new(Port { network: Arc::downgrade(&self.network), own: Mutex::default() });
+        let config = Config {
+            node_id: name.to_owned(),
+            addr: format!("{name}:4242"),
+            origin,
+            transport: port.clone(),
+            // Slow enough that a busy machine does not depose a leader.
+            ticks: Ticks { interval: Some(Duration::from_millis(100)), ..Ticks::default() },
+            ..config(&self.dir.path().join(name))
+        };
+        (config, port)
+    }
+
+    fn start(&self, name: &str, origin: Origin) -> Manager {
+        let (config, port) = self.config(name, origin);
+        self.run(RaftNode::open(config).unwrap(), &port)
+    }
+
+    fn run(&self, node: RaftNode, port: &Port) -> Manager {
+        *port.own.lock() = node.raft_id();
+        let manager = begin(node);
+        self.network.nodes.lock().insert(manager.raft.raft_id(), manager.raft.clone());
+        manager
+    }
+
+    async fn first(&self) -> Manager {
+        let manager = self.start("m1", Origin::NewGroup);
+        manager.leads().await;
+        manager
+    }
+
+    async fn join(&self, leader: &Manager, name: &str, raft_id: u64) -> Manager {
+        let member = member(name, raft_id);
+        in_time("joining", leader.raft.change_membership(Change::Add(member))).await.unwrap();
+        let members = leader.raft.membership().members().cloned().collect();
+        self.start(name, Origin::Joined { raft_id, members })
+    }
+
+    fn cut_off(&self, manager: &Manager, cut: bool) {
+        let mut list = self.network.cut_off.lock();
+        list.retain(|id| *id != manager.raft.raft_id());
+        if cut {
+            list.push(manager.raft.raft_id());
+        }
+    }
+
+    async fn stop(&self, manager: Manager) {
+        self.network.nodes.lock().remove(&manager.raft.raft_id());
+        manager.stop().await;
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        // Handles in the network would keep the nodes running.
+        self.network.nodes.lock().clear();
+    }
+}
+
+fn member(name: &str, raft_id: u64) -> RaftMember {
+    RaftMember { raft_id, node_id: name.into(), addr: format!("{name}:4242"), ..RaftMember::default() }
+}
+
+async fn same(managers: &[&Manager]) {
+    eventually("all managers to be equal", || {
+        let first = managers[0].store.view().to_snapshot();
+        managers
+            .iter()
+            .all(|m| m.store.view().to_snapshot() == first && m.raft.membership().len() == managers.len())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn three_managers_hold_the_same() {
+    let group = Group::new();
+    let a = group.first().await;
+    a.write_many(0..20).await;
+    let b = group.join(&a, "m2", 2).await;
+    let c = group.join(&a, "m3", 3).await;
+    a.write_many(20..40).await;
+    same(&[&a, &b, &c]).await;
+    assert_eq!(b.raft.status().leader, a.raft.raft_id());
+    let refused = b.write_sized("no", 1).await;
+    assert_eq!(refused, Err(StoreError::LostLeadership));
+    in_time("a read", a.store.read_barrier()).await.unwrap();
+    assert_eq!(b.store.read_barrier().await, Err(StoreError::LostLeadership));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_joiner_gets_a_snapshot_when_the_log_is_gone() {
+    let group = Group::new();
+    let a = group.first().await;
+    let settings =
+        RaftConfig { snapshot_interval: 10, log_entries_for_slow_followers: 0, ..RaftConfig::default() };
+    a.settings(settings).await;
+    a.write_many(0..30).await;
+    eventually("a compacted log", || a.raft.counts().snapshots >= 2).await;
+    let b = group.join(&a, "m2", 2).await;
+    a.write_many(30..33).await;
+    same(&[&a, &b]).await;
+    group.stop(b).await;
+    let b = group.start("m2", Origin::NewGroup);
+    a.write_many(33..34).await;
+    same(&[&a, &b]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn leadership_is_handed_over_and_a_cut_off_leader_gives_up() {
+    let group = Group::new();
+    let a = group.first().await;
+    let b = group.join(&a, "m2", 2).await;
+    let c = group.join(&a, "m3", 3).await;
+    same(&[&a, &b, &c]).await;
+    in_time("the transfer", a.raft.transfer_leadership(Some(2))).await.unwrap();
+    b.leads().await;
+    b.write("by b").await;
+
+    group.cut_off(&b, true);
+    // Its write is in its log, but nowhere else; nobody may hear that it is done.
+    let lost = b.write_sized("lost", 10).await;
+    assert_eq!(lost, Err(StoreError::LostLeadership));
+    eventually("a new leader", || [&a, &c].iter().any(|m| m.raft.status().role == Role::Leader)).await;
+    let leader = if a.raft.status().role == Role::Leader { &a } else { &c };
+    leader.write("by another").await;
+    group.cut_off(&b, false);
+    same(&[&a, &b, &c]).await;
+    assert!(b.has("by another") && !b.has("lost"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_that_was_removed_is_told_and_may_not_return() {
+    let group = Group::new();
+    let a = group.first().await;
+    let b = group.join(&a, "m2", 2).await;
+    let c = group.join(&a, "m3", 3).await;
+    same(&[&a, &b, &c]).await;
+    in_time("the removal", a.raft.change_membership(Change::Remove(3))).await.unwrap();
+    let late =
+        Message { r#type: MessageType::MsgApp as i32, from: 3, to: a.raft.raft_id(), ..Message::default() };
+    let told = a.raft.step(late).unwrap_err();
+    assert_eq!(told.to_string(), "raft: member was removed from the cluster");
+    a.write("without c").await;
+    same(&[&a, &b]).await;
+    let again = a.raft.change_membership(Change::Add(member("m3", 3))).await;
+    assert!(again.unwrap_err().to_string().contains("removed during cluster lifetime"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn several_changes_at_once_are_made_one_after_the_other() {
+    let group = Group::new();
+    let a = group.first().await;
+    let b = group.join(&a, "m2", 2).await;
+    same(&[&a, &b]).await;
+    let moved = |i: u64| RaftMember { addr: format!("m2:{i}"), ..member("m2", 2) };
+    let changes = (1..=5).map(|i| a.raft.change_membership(Change::Update(moved(i))));
+    for result in in_time("the changes", futures::future::join_all(changes)).await {
+        result.unwrap();
+    }
+    eventually("the last address", || b.raft.membership().get(2).is_some_and(|m| m.addr == "m2:5")).await;
+    a.write("still two voters").await;
+    assert!(b.raft.status().leader != 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_that_lost_its_log_stops_and_says_so() {
+    let group = Group::new();
+    let a = group.first().await;
+    let b = group.join(&a, "m2", 2).await;
+    a.write_many(0..5).await;
+    same(&[&a, &b]).await;
+    group.stop(b).await;
+    let c = group.join_on_empty_disk("m2", 2);
+    let outcome = in_time("its end", c.raft.ended()).await;
+    match outcome {
+        Outcome::Failed(error) => assert!(error.to_string().contains("the log was lost"), "{error}"),
+        other => panic!("{other:?}"),
+    }
+}
+
+impl Group {
+    /// A member comes back without its log.
+    fn join_on_empty_disk(&self, name: &str, raft_id: u64) -> Manager {
+        let (config, port) = self.config(name, Origin::Joined { raft_id, members: Vec::new() });
+        let config = Config { state_dir: self.dir.path().join("elsewhere"), ..config };
+        let node = RaftNode::open_with(config, Box::new(MemoryDisk::new().open())).unwrap();
+        self.run(node, &port)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nonsense_from_peers_harms_nobody() {
+    let group = Group::new();
+    let a = group.first().await;
+    let b = group.join(&a, "m2", 2).await;
+    same(&[&a, &b]).await;
+    let own = a.raft.raft_id();
+    let mut sent = 0;
+    for kind in -1..=25 {
+        for term in [0, 1, 2, 3, u64::MAX >> 2, u64::MAX] {
+            for index in [0, 3, 1 << 40, u64::MAX] {
+                // Votes and higher terms would only depose the leader, which is a peer's right.
+                let disturbs = term > a.raft.status().term && term < 1 << 62;
+                if disturbs {
+                    continue;
+                }
+                let entry = swarm_api::raftpb::Entry { r#type: kind, index, term, data: None };
+                let message = Message {
+                    r#type: kind,
+                    to: own,
+                    from: 2,
+                    term,
+                    index,
+                    log_term: index,
+                    commit: index,
+                    reject: index == 3,
+                    reject_hint: index,
+                    entries: vec![entry],
+                    ..Message::default()
+                };
+                let _ = a.raft.step(message);
+                sent += 1;
+            }
+        }
+    }
+    assert!(sent > 400);
+    a.write("unharmed").await;
+    same(&[&a, &b]).await;
+    assert!(a.raft.counts().ignored > 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_follower_catches_up_after_a_stop() {
+    let group = Group::new();
+    let a = group.first().await;
+    let b = group.join(&a, "m2", 2).await;
+    let c = group.join(&a, "m3", 3).await;
+    same(&[&a, &b, &c]).await;
+    group.stop(c).await;
+    a.write_many(0..200).await;
+    let c = group.start("m3", Origin::NewGroup);
+    same(&[&a, &b, &c]).await;
+    // Without a quorum nothing is acknowledged.
+    group.cut_off(&b, true);
+    group.cut_off(&c, true);
+    let write = tokio::time::timeout(Duration::from_millis(100), a.write_sized("alone", 1)).await;
+    assert!(!matches!(write, Ok(Ok(_))), "{write:?}");
+    let read = in_time("a read", a.store.read_barrier()).await;
+    assert!(matches!(read, Err(StoreError::LostLeadership)), "{read:?}");
+    let result = a.raft.change_membership(Change::Remove(3)).await;
+    assert!(matches!(result, Err(Error::LostLeadership)), "{result:?}");
+}

@@ -1,0 +1,13 @@
+//! The raft node from outside: its storage, a group of one with a real store, a process that is killed, peers
+//! that send nonsense, and groups of several members over a network in memory.
+
+#![allow(clippy::unwrap_used, reason = "a test may fail")]
+
+mod crash;
+mod disk;
+mod group;
+mod promises;
+mod restart;
+mod single;
+mod storage;
+mod support;

@@ -1,0 +1,338 @@
+//! The turn: all reconcilers in their fixed order on one picture of the cluster.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use prost::Message as _;
+use swarm_api::defaults::MAX_BATCH_BYTES;
+use swarm_api::v1::{StoreAction, StoreActionKind};
+use swarm_store::{Event, Tables, View};
+
+use crate::journal::{Journal, difference};
+use crate::overlay::Overlay;
+use crate::{Ctx, Group, Outcome, Reconciler, Refused, Settled};
+
+/// Most batches whose fate is open. While so many are in flight events gather, and the next turn takes them all.
+pub const MAX_IN_FLIGHT: usize = 4;
+
+/// How long a turn waits after one whose decisions the store refused for a reason that no commit will change.
+const BACK_OFF: Duration = Duration::from_millis(100);
+
+/// Groups to be written in one transaction.
+#[derive(Debug, Clone)]
+pub struct Batch {
+    /// To be given back in [`Brain::settle`].
+    pub id: u64,
+    /// The groups, in order.
+    pub groups: Vec<Group>,
+}
+
+/// What became of a batch.
+#[derive(Debug)]
+pub enum Fate {
+    /// The transaction was committed at this log index, with these groups in it or refused.
+    Written(u64, Vec<Result<(), Refused>>),
+    /// The transaction failed.
+    Failed(swarm_store::Error),
+}
+
+struct Seat {
+    reconciler: Box<dyn Reconciler>,
+    wake_at: Option<Duration>,
+    settled: Vec<Settled>,
+    /// Stand-ins for differences that never showed: of groups that were refused before they changed anything.
+    corrections: Vec<Event>,
+    fresh: bool,
+}
+
+struct Ready {
+    number: u64,
+    bytes: usize,
+}
+
+struct Flying {
+    numbers: Vec<u64>,
+    fate: Option<(u64, Vec<Result<(), Refused>>)>,
+}
+
+/// The leader's mind: every reconciler, what they know, and what they decided that is not settled yet.
+///
+/// Pure and synchronous. The shell around it feeds [`Brain::committed`] and [`Brain::settle`], calls
+/// [`Brain::turn`] when either brought something or [`Brain::wake_at`] has come, and writes the batches that a
+/// turn returns, in order.
+///
+/// Every reconciler sees the committed tables plus all that was decided and is not settled. A change in
+/// flight may meet its own commit before the brain is told of it, so edits must be idempotent: done twice they
+/// are as good as done once.
+pub struct Brain {
+    seats: Vec<Seat>,
+    overlay: Overlay,
+    journal: Journal,
+    /// Who decided a group: the seat, by the group's number.
+    owners: BTreeMap<u64, usize>,
+    ready: VecDeque<Ready>,
+    flying: BTreeMap<u64, Flying>,
+    next_group: u64,
+    next_batch: u64,
+    /// No decisions before this time.
+    hold: Option<Duration>,
+    backing_off: bool,
+}
+
+impl std::fmt::Debug for Brain {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let names: Vec<&str> = self.seats.iter().map(|s| s.reconciler.name()).collect();
+        f.debug_struct("Brain").field("reconcilers", &names).field("in_flight", &self.flying.len()).finish()
+    }
+}
+
+impl Brain {
+    /// A brain with these reconcilers, which run in this order in every turn.
+    pub fn new(reconcilers: Vec<Box<dyn Reconciler>>) -> Brain {
+        let seats: Vec<Seat> = reconcilers
+            .into_iter()
+            .map(|reconciler| Seat {
+                reconciler,
+                wake_at: None,
+                settled: Vec::new(),
+                corrections: Vec::new(),
+                fresh: true,
+            })
+            .collect();
+        Brain {
+            journal: Journal::new(seats.len()),
+            seats,
+            overlay: Overlay::default(),
+            owners: BTreeMap::new(),
+            ready: VecDeque::new(),
+            flying: BTreeMap::new(),
+            next_group: 0,
+            next_batch: 0,
+            hold: None,
+            backing_off: false,
+        }
+    }
+
+    /// Leadership begins with this view.
+    pub fn start(&mut self, ctx: &mut Ctx<'_>, view: View) {
+        self.overlay = Overlay::new(view);
+        for seat in &mut self.seats {
+            seat.reconciler.init(ctx, self.overlay.tables());
+            seat.fresh = true;
+        }
+    }
+
+    /// A commit, in log order.
+    pub fn committed(&mut self, events: &[Event], view: &View) {
+        self.overlay.commit(events, view);
+    }
+
+    /// Commits were missed; this view contains them all.
+    pub fn lagged(&mut self, view: &View) {
+        self.overlay.jump(view);
+    }
+
+    /// What became of a batch. May be said before or after the commit itself is fed: it takes effect with it.
+    pub fn settle(&mut self, batch: u64, fate: Fate) {
+        let Some(flying) = self.flying.get_mut(&batch) else { return };
+        match fate {
+            Fate::Written(index, groups) => {
+                debug_assert_eq!(groups.len(), flying.numbers.len(), "one result per group");
+                flying.fate = Some((index, groups));
+            }
+            Fate::Failed(error) => {
+                let numbers = self.flying.remove(&batch).map(|f| f.numbers).unwrap_or_default();
+                self.failed(numbers, error);
+            }
+        }
+    }
+
+    fn failed(&mut self, numbers: Vec<u64>, error: swarm_store::Error) {
+        use swarm_store::Error;
+        if error == Error::TooLarge && numbers.len() > 1 {
+            // The estimate was too low: go on with halves, before everything that was decided later.
+            for number in numbers.into_iter().rev() {
+                self.ready.push_front(Ready { number, bytes: MAX_BATCH_BYTES / 2 + 1 });
+            }
+            return;
+        }
+        let lost = matches!(error, Error::LostLeadership | Error::Stopped);
+        if !lost {
+            tracing::error!(%error, groups = numbers.len(), "decisions were refused by the store");
+            self.backing_off = true;
+        }
+        for number in numbers {
+            let outcome = if lost { Outcome::Lost } else { Outcome::Refused(Refused::Store(error.clone())) };
+            self.finish(number, outcome);
+        }
+    }
+
+    fn finish(&mut self, number: u64, outcome: Outcome) {
+        let (Some(group), Some(owner)) = (self.overlay.settle(number), self.owners.remove(&number)) else {
+            return;
+        };
+        self.seats[owner].settled.push(Settled { tag: group.tag, outcome });
+    }
+
+    /// Takes in what was committed and settled, lets every reconciler that has news or is due decide, and
+    /// returns what is to be written now. Cheap if there is nothing to do.
+    pub fn turn(&mut self, ctx: &mut Ctx<'_>) -> Vec<Batch> {
+        self.take_in();
+        if std::mem::take(&mut self.backing_off) {
+            self.hold = Some(ctx.now.mono + BACK_OFF);
+        }
+        if self.hold.is_some_and(|until| until <= ctx.now.mono) {
+            self.hold = None;
+        }
+        if self.has_room() && self.hold.is_none() {
+            for seat in 0..self.seats.len() {
+                self.run(ctx, seat);
+            }
+            self.journal.trim();
+        }
+        self.pack()
+    }
+
+    /// When [`Brain::turn`] is to be called even if nothing happens, on the monotonic clock.
+    pub fn wake_at(&self) -> Option<Duration> {
+        if !self.has_room() {
+            return None; // a batch that is settled wakes us
+        }
+        if self.hold.is_some() {
+            return self.hold;
+        }
+        let due = |seat: &Seat| match seat.fresh || !seat.corrections.is_empty() {
+            true => Some(Duration::ZERO),
+            false => seat.wake_at,
+        };
+        self.seats.iter().filter_map(due).min()
+    }
+
+    /// Something was decided that is not settled yet.
+    pub fn is_busy(&self) -> bool {
+        !self.flying.is_empty() || !self.ready.is_empty()
+    }
+
+    /// The tables as they will be.
+    pub fn tables(&self) -> &Tables {
+        self.overlay.tables()
+    }
+
+    fn has_room(&self) -> bool {
+        self.ready.is_empty() && self.flying.len() < MAX_IN_FLIGHT
+    }
+
+    fn take_in(&mut self) {
+        let index = self.overlay.committed().index();
+        let visible = |f: &Flying| f.fate.as_ref().is_some_and(|(at, _)| *at <= index);
+        let batches: Vec<u64> = self.flying.iter().filter(|(_, f)| visible(f)).map(|(id, _)| *id).collect();
+        for batch in batches {
+            let Some(Flying { numbers, fate: Some((at, results)) }) = self.flying.remove(&batch) else {
+                continue;
+            };
+            for (number, result) in numbers.into_iter().zip(results) {
+                self.finish(number, result.map_or_else(Outcome::Refused, |()| Outcome::Committed(at)));
+            }
+        }
+        if self.overlay.has_stale() {
+            self.overlay.merge(&mut self.journal);
+        }
+    }
+
+    fn run(&mut self, ctx: &mut Ctx<'_>, index: usize) {
+        let tables = self.overlay.tables();
+        let seat = &mut self.seats[index];
+        let mut called = std::mem::take(&mut seat.fresh);
+        for settled in seat.settled.drain(..) {
+            seat.reconciler.settled(ctx, &settled, tables);
+            called = true;
+        }
+        let corrections = std::mem::take(&mut seat.corrections);
+        let news = self.journal.has_news(index).then(|| self.journal.news(index));
+        for events in [news.as_deref().unwrap_or_default(), &corrections] {
+            if !events.is_empty() {
+                seat.reconciler.observe(ctx, events, tables);
+                called = true;
+            }
+        }
+        if called || seat.wake_at.is_some_and(|at| at <= ctx.now.mono) {
+            let decision = seat.reconciler.decide(ctx, tables);
+            seat.wake_at = decision.wake_at;
+            for group in decision.groups {
+                self.plan(index, group);
+            }
+        }
+        self.journal.caught_up(index);
+    }
+
+    fn plan(&mut self, index: usize, group: Group) {
+        let seat = &mut self.seats[index];
+        let tag = group.tag;
+        match self.overlay.plan(self.next_group, group) {
+            Ok(events) if events.is_empty() => {
+                let outcome = Outcome::Committed(self.overlay.committed().index());
+                seat.settled.push(Settled { tag, outcome });
+            }
+            Ok(events) => {
+                tracing::trace!(
+                    reconciler = seat.reconciler.name(),
+                    patches = ?self.overlay.group(self.next_group).map(|g| &g.patches),
+                    "decided"
+                );
+                self.ready.push_back(Ready {
+                    number: self.next_group,
+                    bytes: events.iter().map(encoded_bytes).sum(),
+                });
+                self.owners.insert(self.next_group, index);
+                self.next_group += 1;
+                events.into_iter().for_each(|e| self.journal.push(e));
+            }
+            Err((group, refused)) => {
+                tracing::warn!(reconciler = seat.reconciler.name(), %refused, ?group, "decided the impossible");
+                let tables = self.overlay.tables();
+                for patch in &group.patches {
+                    let (kind, id) = patch.write.target();
+                    seat.corrections.extend(match (tables.object(kind, id), &patch.write) {
+                        (Some(o), _) => Some(Event::Updated { old: o.clone(), new: o }),
+                        (None, crate::Write::Create(o)) => difference(Some(o.clone()), None),
+                        (None, _) => None,
+                    });
+                }
+                seat.settled.push(Settled { tag, outcome: Outcome::Refused(refused) });
+                self.backing_off = true;
+            }
+        }
+    }
+
+    fn pack(&mut self) -> Vec<Batch> {
+        let mut batches = Vec::new();
+        while self.flying.len() < MAX_IN_FLIGHT && !self.ready.is_empty() {
+            let (mut numbers, mut bytes) = (Vec::new(), 0);
+            while let Some(next) = self.ready.front() {
+                if !numbers.is_empty() && bytes + next.bytes > MAX_BATCH_BYTES {
+                    break;
+                }
+                bytes += next.bytes;
+                numbers.push(next.number);
+                self.ready.pop_front();
+            }
+            let groups = numbers.iter().filter_map(|n| self.overlay.group(*n).cloned()).collect();
+            batches.push(Batch { id: self.next_batch, groups });
+            self.flying.insert(self.next_batch, Flying { numbers, fate: None });
+            self.next_batch += 1;
+        }
+        batches
+    }
+}
+
+/// What a change takes in a log entry.
+fn encoded_bytes(event: &Event) -> usize {
+    let (action, object) = match event {
+        Event::Created(o) => (StoreActionKind::StoreActionCreate, o),
+        Event::Updated { new, .. } => (StoreActionKind::StoreActionUpdate, new),
+        Event::Removed(o) => (StoreActionKind::StoreActionRemove, o),
+    };
+    // The version that the store will stamp, and the field's own key and length.
+    const OVERHEAD: usize = 64;
+    StoreAction { action: action as i32, target: Some(object.to_target()) }.encoded_len() + OVERHEAD
+}

@@ -1,0 +1,94 @@
+//! Reconcilers: everything that *decides* on the leader, as plain synchronous state machines.
+//!
+//! - [`Reconciler`]: the trait. It sees tables and events, and answers with guarded changes and the moment at
+//!   which it wants to be woken. No I/O, no clock and no randomness of its own: those come with [`Ctx`].
+//! - [`Patch`]: one guarded change of one object, evaluated inside the transaction on what is there then. So
+//!   an agent's report that arrives in between never makes a decision fail that does not contradict it.
+//! - [`Group`]: patches that are written together or not at all.
+//! - [`Decision`] and [`Settled`]: what goes in and what came of it.
+//! - [`Brain`]: all reconcilers of a leader, what they know, and what they decided that is not settled yet.
+//! - [`apply_groups`]: writes groups inside a transaction of the store.
+//!
+//! Reconcilers run in a fixed order in one thread. Each sees the tables as they will be when everything
+//! decided before it is written, so a task may be created, allocated and assigned in one log entry.
+
+mod apply;
+mod brain;
+mod ctx;
+mod journal;
+mod overlay;
+mod patch;
+#[cfg(feature = "sim")]
+pub mod sim;
+
+pub use apply::apply_groups;
+pub use brain::{Batch, Brain, Fate, MAX_IN_FLIGHT};
+pub use ctx::{Ctx, IdSource, Now, RandomIds, SequentialIds};
+pub use patch::{Edit, Effect, Guard, Patch, Refused, Write};
+
+use swarm_store::{Event, Tables};
+
+/// Everything a reconciler decided in one turn.
+#[derive(Debug, Default)]
+pub struct Decision {
+    /// Changes, in order. The driver packs groups into transactions; it never splits one.
+    pub groups: Vec<Group>,
+    /// When to call [`Reconciler::decide`] again even if nothing happens, on the monotonic clock. Replaces what was
+    /// asked for before; `None` means that there is nothing to wait for.
+    pub wake_at: Option<std::time::Duration>,
+}
+
+/// Changes that are written together or not at all.
+#[derive(Debug, Clone)]
+pub struct Group {
+    /// The reconciler's own mark, given back in [`Settled`].
+    pub tag: u64,
+    /// The changes, in order.
+    pub patches: Vec<Patch>,
+}
+
+/// What became of a group.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Outcome {
+    /// Written, with the log index of the entry.
+    Committed(u64),
+    /// A guard said no: nothing of the group was written.
+    Refused(Refused),
+    /// Leadership was lost or the proposal was refused: the group may or may not be written.
+    Lost,
+}
+
+/// A group of an earlier decision and what became of it.
+#[derive(Debug, Clone)]
+pub struct Settled {
+    /// The group's mark.
+    pub tag: u64,
+    /// Its outcome.
+    pub outcome: Outcome,
+}
+
+/// One part of the leader's mind.
+///
+/// The driver calls `init` once when leadership begins, and from then on, in every turn: `settled` for each
+/// group whose fate is known, `observe` with what changed since the last call, `decide`. The tables always
+/// contain the changes this and earlier reconcilers decided that are not committed yet; if they come to
+/// nothing, their absence is observed like any other change.
+pub trait Reconciler: Send {
+    /// Name for logs and traces.
+    fn name(&self) -> &'static str;
+
+    /// Leadership begins: learn everything from the tables.
+    fn init(&mut self, ctx: &mut Ctx<'_>, tables: &Tables);
+
+    /// Takes note of changes. Events may repeat what is known already, and several changes of one object may
+    /// arrive as one; so they say where to look, and the tables say what is true.
+    fn observe(&mut self, ctx: &mut Ctx<'_>, events: &[Event], tables: &Tables);
+
+    /// Says what to change now.
+    fn decide(&mut self, ctx: &mut Ctx<'_>, tables: &Tables) -> Decision;
+
+    /// Learns what became of a group.
+    fn settled(&mut self, ctx: &mut Ctx<'_>, settled: &Settled, tables: &Tables) {
+        let _ = (ctx, settled, tables);
+    }
+}

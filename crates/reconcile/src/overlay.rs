@@ -1,0 +1,335 @@
+//! The tables as they will be: committed, plus what was decided and is not committed yet.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use swarm_api::{Kind, Object};
+use swarm_store::{Event, Tables, View};
+
+use crate::apply::apply_group;
+use crate::journal::{Journal, difference};
+use crate::{Group, Guard, Refused};
+
+/// An object.
+type Key = (Kind, Arc<str>);
+
+fn key((kind, id): (Kind, &str)) -> Key {
+    (kind, id.into())
+}
+
+/// A group that was decided and whose fate is not known yet.
+#[derive(Debug)]
+struct Planned {
+    group: Group,
+    writes: Vec<Key>,
+    reads: Vec<Key>,
+}
+
+/// Committed tables with planned groups on top.
+///
+/// Merging a commit costs as much as the commit and the planned groups that touch the same objects, however
+/// many objects and groups there are.
+#[derive(Debug, Default)]
+pub(crate) struct Overlay {
+    committed: View,
+    tables: Tables,
+    planned: BTreeMap<u64, Planned>,
+    /// Which planned groups read or write an object.
+    touching: BTreeSet<(Kind, Arc<str>, u64)>,
+    /// Objects whose committed state changed, or whose planned change is settled, since the last merge.
+    stale: BTreeSet<Key>,
+}
+
+impl Overlay {
+    pub(crate) fn new(view: View) -> Overlay {
+        Overlay { tables: view.to_tables(), committed: view, ..Overlay::default() }
+    }
+
+    pub(crate) fn tables(&self) -> &Tables {
+        &self.tables
+    }
+
+    pub(crate) fn committed(&self) -> &View {
+        &self.committed
+    }
+
+    /// Takes note of a commit; [`Overlay::merge`] makes it visible.
+    pub(crate) fn commit(&mut self, events: &[Event], view: &View) {
+        self.stale.extend(events.iter().map(|e| key((e.kind(), e.id()))));
+        self.committed = view.clone();
+    }
+
+    /// Takes note of a view from which any number of commits are missing.
+    pub(crate) fn jump(&mut self, view: &View) {
+        let events = swarm_store::diff(&self.committed, view);
+        self.stale.extend(events.iter().map(|e| key((e.kind(), e.id()))));
+        self.committed = view.clone();
+    }
+
+    pub(crate) fn has_stale(&self) -> bool {
+        !self.stale.is_empty()
+    }
+
+    /// Puts a group on top. Returns what it changes.
+    pub(crate) fn plan(&mut self, number: u64, group: Group) -> Result<Vec<Event>, (Group, Refused)> {
+        let events = match apply_group(&mut self.tables, &group) {
+            Ok(events) => events,
+            Err(refused) => return Err((group, refused)),
+        };
+        if events.is_empty() {
+            return Ok(events);
+        }
+        let writes: Vec<Key> = group.patches.iter().map(|p| key(p.write.target())).collect();
+        let guards = group.patches.iter().flat_map(|p| &p.guards);
+        let reads: Vec<Key> = guards.map(|g| key(g.subject())).filter(|k| !writes.contains(k)).collect();
+        for (kind, id) in writes.iter().chain(&reads) {
+            self.touching.insert((*kind, id.clone(), number));
+        }
+        self.planned.insert(number, Planned { group, writes, reads });
+        Ok(events)
+    }
+
+    /// The group as it was planned.
+    pub(crate) fn group(&self, number: u64) -> Option<&Group> {
+        self.planned.get(&number).map(|p| &p.group)
+    }
+
+    /// The fate of a group is known: what is committed tells the rest.
+    pub(crate) fn settle(&mut self, number: u64) -> Option<Group> {
+        let planned = self.planned.remove(&number)?;
+        for (kind, id) in planned.writes.iter().chain(&planned.reads) {
+            self.touching.remove(&(*kind, id.clone(), number));
+        }
+        self.stale.extend(planned.writes);
+        Some(planned.group)
+    }
+
+    /// Brings the tables up to date and journals every difference.
+    pub(crate) fn merge(&mut self, journal: &mut Journal) {
+        if self.stale.is_empty() {
+            return;
+        }
+        let mut stale = std::mem::take(&mut self.stale);
+        if self.planned.is_empty() {
+            let old = std::mem::replace(&mut self.tables, self.committed.to_tables());
+            for (kind, id) in &stale {
+                let new = self.tables.object(*kind, id);
+                difference(old.object(*kind, id), new).into_iter().for_each(|e| journal.push(e));
+            }
+            return;
+        }
+        let groups = self.affected(&mut stale);
+        let old: Vec<Option<Object>> = stale.iter().map(|(kind, id)| self.tables.object(*kind, id)).collect();
+        if self.reset(&stale).is_err() {
+            // Unique names that wandered between objects: start from the committed tables.
+            self.tables = self.committed.to_tables();
+            for planned in self.planned.values() {
+                let _ = apply_group(&mut self.tables, &planned.group);
+            }
+        } else {
+            for number in groups {
+                // A refusal here is a forecast: the store will refuse it too, and settle it.
+                let _ = apply_group(&mut self.tables, &self.planned[&number].group);
+            }
+        }
+        for ((kind, id), old) in stale.iter().zip(old) {
+            difference(old, self.tables.object(*kind, id)).into_iter().for_each(|e| journal.push(e));
+        }
+    }
+
+    /// Adds to `stale` everything that must be computed again with it, and returns the groups to apply again.
+    fn affected(&self, stale: &mut BTreeSet<Key>) -> BTreeSet<u64> {
+        let mut groups = BTreeSet::new();
+        let mut todo: Vec<Key> = stale.iter().cloned().collect();
+        while let Some((kind, id)) = todo.pop() {
+            let range = (kind, id.clone(), 0)..=(kind, id, u64::MAX);
+            for (_, _, number) in self.touching.range(range) {
+                if groups.insert(*number) {
+                    for key in &self.planned[number].writes {
+                        if stale.insert(key.clone()) {
+                            todo.push(key.clone());
+                        }
+                    }
+                }
+            }
+        }
+        groups
+    }
+
+    /// Puts these objects into their committed state: removals first, as they free names.
+    fn reset(&mut self, keys: &BTreeSet<Key>) -> swarm_store::Result<()> {
+        let mut there = Vec::new();
+        for (kind, id) in keys {
+            match (self.tables.object(*kind, id), self.committed.object(*kind, id)) {
+                (Some(_), None) => drop(self.tables.remove(*kind, id)?),
+                (old, Some(new)) if !old.as_ref().is_some_and(|o| Object::ptr_eq(o, &new)) => {
+                    there.push((old.is_some(), new));
+                }
+                _ => (),
+            }
+        }
+        for (replace, object) in there {
+            if replace {
+                self.tables.replace(object)?;
+            } else {
+                self.tables.insert(object)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Guard {
+    /// The object it looks at.
+    pub fn subject(&self) -> (Kind, &str) {
+        match self {
+            Guard::Exists(kind, id) | Guard::Version(kind, id, _) => (*kind, id),
+            Guard::ServiceSpec(id, _) => (Kind::Service, id),
+            Guard::NodeUsable(id) => (Kind::Node, id),
+            Guard::TaskState(id, _)
+            | Guard::TaskBelow(id, _)
+            | Guard::DesiredAtMost(id, _)
+            | Guard::TaskOnNode(id, _) => (Kind::Task, id),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Patch, Write};
+    use swarm_api::v1::{Task, TaskState};
+
+    /// A small generator of its own: the same numbers for the same seed, for ever.
+    struct Dice(u64);
+
+    impl Dice {
+        fn roll(&mut self, sides: usize) -> usize {
+            self.0 ^= self.0 << 13;
+            self.0 ^= self.0 >> 7;
+            self.0 ^= self.0 << 17;
+            (self.0 % sides as u64) as usize
+        }
+    }
+
+    const STATES: [TaskState; 4] =
+        [TaskState::New, TaskState::Pending, TaskState::Assigned, TaskState::Running];
+
+    fn id(dice: &mut Dice) -> String {
+        format!("t{}", dice.roll(6))
+    }
+
+    fn patch(dice: &mut Dice) -> Patch {
+        let target = id(dice);
+        let write = match dice.roll(6) {
+            0 => Write::Create(Task { id: target, ..Default::default() }.into()),
+            1 => Write::Remove(Kind::Task, target),
+            2 => Write::RaiseDesired(target, STATES[dice.roll(4)]),
+            _ => Write::Explain { task: target, err: dice.roll(9).to_string(), at: std::time::UNIX_EPOCH },
+        };
+        let patch = Patch::new(write);
+        match dice.roll(3) {
+            0 => patch.guard(Guard::DesiredAtMost(id(dice), STATES[dice.roll(4)])),
+            1 => patch.guard(Guard::Exists(Kind::Task, id(dice))),
+            _ => patch,
+        }
+    }
+
+    fn group(dice: &mut Dice) -> Group {
+        Group { tag: 0, patches: (0..=dice.roll(2)).map(|_| patch(dice)).collect() }
+    }
+
+    fn content(tables: &Tables) -> Vec<Object> {
+        tables.tasks().iter().map(|t| Object::Task(t.clone())).collect()
+    }
+
+    /// Committed tables with all planned groups on top, computed from nothing.
+    fn naive(overlay: &Overlay) -> Vec<Object> {
+        let mut tables = overlay.committed.to_tables();
+        for planned in overlay.planned.values() {
+            let _ = apply_group(&mut tables, &planned.group);
+        }
+        content(&tables)
+    }
+
+    /// Whatever is planned, committed and settled in whatever order: what is computed from the changes alone is
+    /// what a computation from nothing comes to, and the journal leads from each picture to the next.
+    #[test]
+    fn merging_changes_comes_to_the_same_as_starting_over() {
+        for seed in 1..300u64 {
+            let mut dice = Dice(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+            let mut committed = Tables::default();
+            let mut overlay = Overlay::new(View::new(committed.clone(), 0));
+            let mut journal = Journal::new(1);
+            for step in 1..60 {
+                let before = content(overlay.tables());
+                match dice.roll(4) {
+                    0 | 1 => {
+                        if let Ok(events) = overlay.plan(step, group(&mut dice)) {
+                            events.into_iter().for_each(|e| journal.push(e));
+                        }
+                    }
+                    2 => {
+                        // Somebody's commit, or one of the planned groups themselves.
+                        let planned = overlay.planned.keys().next().copied();
+                        let own = planned.filter(|_| dice.roll(2) == 0);
+                        let group = match own {
+                            Some(number) => overlay.planned[&number].group.clone(),
+                            None => group(&mut dice),
+                        };
+                        let events = apply_group(&mut committed, &group).unwrap_or_default();
+                        overlay.commit(&events, &View::new(committed.clone(), step));
+                        if let Some(number) = own {
+                            overlay.settle(number);
+                        }
+                    }
+                    _ => {
+                        // Refused, or lost.
+                        if let Some(number) = overlay.planned.keys().next_back().copied() {
+                            overlay.settle(number);
+                        }
+                    }
+                }
+                overlay.merge(&mut journal);
+                assert_eq!(content(overlay.tables()), naive(&overlay), "seed {seed} step {step}");
+                let mut replayed: BTreeMap<String, Object> =
+                    before.into_iter().map(|o| (o.id().to_owned(), o)).collect();
+                for event in journal.news(0).iter() {
+                    match event.new() {
+                        Some(new) => replayed.insert(new.id().to_owned(), new.clone()),
+                        None => replayed.remove(event.id()),
+                    };
+                }
+                let replayed: Vec<Object> = replayed.into_values().collect();
+                assert_eq!(replayed, content(overlay.tables()), "seed {seed} step {step}");
+                journal.caught_up(0);
+                journal.trim();
+            }
+            assert!(overlay.planned.is_empty() || !overlay.touching.is_empty());
+            for number in overlay.planned.keys().copied().collect::<Vec<_>>() {
+                overlay.settle(number);
+            }
+            assert!(overlay.touching.is_empty(), "nothing is left of settled groups");
+        }
+    }
+
+    #[test]
+    fn a_view_with_gaps_shows_what_differs() {
+        let task = |id: &str, slot| Object::from(Task { id: id.into(), slot, ..Default::default() });
+        let mut old = Tables::default();
+        for (id, slot) in [("a", 1), ("b", 1), ("d", 1)] {
+            old.insert(task(id, slot)).unwrap();
+        }
+        let mut new = old.clone();
+        new.remove(Kind::Task, "a").unwrap();
+        new.replace(task("b", 2)).unwrap();
+        new.insert(task("c", 1)).unwrap();
+        new.insert(task("e", 1)).unwrap();
+        let mut overlay = Overlay::new(View::new(old, 1));
+        let mut journal = Journal::new(1);
+        overlay.jump(&View::new(new, 9));
+        overlay.merge(&mut journal);
+        let ids: Vec<_> = journal.news(0).iter().map(|e| e.id().to_owned()).collect();
+        assert_eq!(ids, ["a", "b", "c", "e"]);
+    }
+}

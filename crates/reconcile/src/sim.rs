@@ -1,0 +1,394 @@
+//! A cluster in simulated time around a brain: a store of its own, a clock that only the test moves, agents
+//! and a scheduler of a few lines. For the tests of reconcilers; like a test it panics where it is misused.
+#![allow(clippy::unwrap_used)]
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use futures::executor::block_on;
+use swarm_api::v1::{
+    Cluster, Node, ReplicatedService, Service, ServiceSpec, Task, TaskSpec, TaskState, Version, node_spec,
+    node_status, service_spec,
+};
+use swarm_api::{Shared, defaults};
+use swarm_store::{Event, Received, Store, Subscription, Tables, Tx, View};
+
+use crate::{
+    Batch, Brain, Ctx, Decision, Fate, Group, Guard, Now, Patch, Reconciler, SequentialIds, Write,
+    apply_groups,
+};
+
+/// Wall time at which simulations begin, after the epoch.
+const BEGIN: Duration = Duration::from_secs(1_700_000_000);
+
+/// How an agent treats a task that is wanted on: the state it goes to next, with an error text; `None` leaves it.
+pub type Behaviour = Box<dyn FnMut(&Task) -> Option<(TaskState, &'static str)> + Send>;
+
+/// A brain with a store, and the world around it.
+pub struct Sim {
+    store: Arc<Store>,
+    commits: Subscription,
+    brain: Option<Brain>,
+    ids: SequentialIds,
+    mono: Duration,
+    /// What agents do with tasks that are wanted on. Tasks that are not, they stop.
+    pub behaviour: Behaviour,
+    /// Nodes whose agents do nothing.
+    pub silent: Vec<String>,
+    /// Whether agents stop tasks that are not wanted any more.
+    pub agents_stop_tasks: bool,
+    /// Transactions that the brain wrote.
+    pub decisions: usize,
+    /// Groups in them that were refused.
+    pub refused: usize,
+    /// Milliseconds, for the store's own stamps.
+    clock: Arc<AtomicU64>,
+}
+
+impl std::fmt::Debug for Sim {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Sim").field("mono", &self.mono).finish_non_exhaustive()
+    }
+}
+
+/// The next state of a task on a healthy node.
+pub fn healthy(task: &Task) -> Option<(TaskState, &'static str)> {
+    let goal = task.desired_state().min(TaskState::Running);
+    (!task.status.reached(goal)).then_some((goal, ""))
+}
+
+impl Sim {
+    /// A cluster in this state, without a leader yet.
+    pub fn new(setup: impl FnMut(&mut Tx) + Send) -> Sim {
+        let store = Store::local();
+        let clock = Arc::new(AtomicU64::new(0));
+        let millis = clock.clone();
+        store.set_clock(move || UNIX_EPOCH + BEGIN + Duration::from_millis(millis.load(Relaxed)));
+        let (_, commits) = store.view_and_subscribe();
+        let mut sim = Sim {
+            store,
+            commits,
+            brain: None,
+            ids: SequentialIds::default(),
+            mono: Duration::ZERO,
+            behaviour: Box::new(healthy),
+            silent: Vec::new(),
+            agents_stop_tasks: true,
+            decisions: 0,
+            refused: 0,
+            clock,
+        };
+        sim.write(|tx| {
+            let mut cluster = Cluster { id: "cluster".into(), ..Default::default() };
+            cluster.spec.annotations.name = defaults::CLUSTER_NAME.into();
+            cluster.spec.orchestration.task_history_retention_limit = defaults::TASK_HISTORY_RETENTION_LIMIT;
+            tx.create(cluster).unwrap();
+        });
+        sim.write(setup);
+        sim
+    }
+
+    /// Leadership begins, with these reconcilers; a leader before it is forgotten with all it knew.
+    pub fn lead(&mut self, reconcilers: Vec<Box<dyn Reconciler>>) {
+        let (view, commits) = self.store.view_and_subscribe();
+        self.commits = commits;
+        let mut brain = Brain::new(reconcilers);
+        brain.start(&mut Ctx { now: self.now(), ids: &mut self.ids }, view);
+        self.brain = Some(brain);
+    }
+
+    /// The time on both clocks.
+    pub fn now(&self) -> Now {
+        Now { mono: self.mono, wall: UNIX_EPOCH + BEGIN + self.mono }
+    }
+
+    /// The committed tables.
+    pub fn view(&self) -> View {
+        self.store.view()
+    }
+
+    /// Writes as any API would.
+    pub fn write(&mut self, mut change: impl FnMut(&mut Tx) + Send) {
+        block_on(self.store.update::<(), swarm_store::Error, _>(|tx| {
+            change(tx);
+            Ok(())
+        }))
+        .unwrap();
+    }
+
+    /// One turn of the brain; its batches are written at once, in order. Returns whether there were any.
+    pub fn turn(&mut self) -> bool {
+        let batches = self.decide();
+        let wrote = !batches.is_empty();
+        batches.into_iter().for_each(|batch| self.commit(batch));
+        wrote
+    }
+
+    /// One turn of the brain. What it wants written is returned; somebody else may write before it is.
+    pub fn decide(&mut self) -> Vec<Batch> {
+        let now = self.now();
+        let Some(brain) = &mut self.brain else { return Vec::new() };
+        while let Some(received) = self.commits.try_next() {
+            match received {
+                Received::Commit(commit) => brain.committed(&commit.events, &commit.view),
+                Received::Lagged(view) => brain.lagged(&view),
+                Received::Closed => break,
+            }
+        }
+        brain.turn(&mut Ctx { now, ids: &mut self.ids })
+    }
+
+    /// Writes a batch of a leader that is forgotten.
+    pub fn commit_late(&mut self, batch: Batch) {
+        let written = block_on(self.store.update(|tx| apply_groups(tx, &batch.groups)));
+        self.refused += written.unwrap().0.iter().filter(|r| r.is_err()).count();
+    }
+
+    /// Writes a batch, and tells the brain what became of it.
+    pub fn commit(&mut self, batch: Batch) {
+        let written = block_on(self.store.update(|tx| apply_groups(tx, &batch.groups)));
+        self.decisions += 1;
+        let fate = match written {
+            Ok((results, committed)) => {
+                self.refused += results.iter().filter(|r| r.is_err()).count();
+                Fate::Written(committed.index, results)
+            }
+            Err(error) => Fate::Failed(error),
+        };
+        if let Some(brain) = &mut self.brain {
+            brain.settle(batch.id, fate);
+        }
+    }
+
+    /// Commits from here on, for a test that watches them.
+    pub fn watch(&self) -> Subscription {
+        self.store.view_and_subscribe().1
+    }
+
+    /// Lets the clock go on while nobody acts.
+    pub fn pass(&mut self, time: Duration) {
+        self.mono += time;
+        self.clock.store(self.mono.as_millis() as u64, Relaxed);
+    }
+
+    /// Turns until nothing is left to do at this time, agents standing still.
+    pub fn think(&mut self) {
+        for _ in 0..10_000 {
+            let wrote = self.turn();
+            let due = |b: &Brain| b.is_busy() || b.wake_at().is_some_and(|at| at <= self.mono);
+            if !wrote && !self.brain.as_ref().is_some_and(due) {
+                return;
+            }
+        }
+        panic!("the brain does not come to rest");
+    }
+
+    /// The brain and the agents act until nothing is left to do at this time.
+    pub fn settle(&mut self) {
+        for _ in 0..10_000 {
+            self.think();
+            if !self.agents() {
+                return;
+            }
+        }
+        panic!("brain and agents do not come to rest");
+    }
+
+    /// Lets time pass; everybody acts whenever there is something to do.
+    pub fn advance(&mut self, time: Duration) {
+        let end = self.mono + time;
+        self.settle();
+        while let Some(at) = self.brain.as_ref().and_then(Brain::wake_at).filter(|at| *at <= end) {
+            self.pass(at.saturating_sub(self.mono));
+            self.settle();
+        }
+        self.pass(end - self.mono);
+        self.settle();
+    }
+
+    /// One step of every agent. Returns whether any had something to report.
+    pub fn agents(&mut self) -> bool {
+        let mut reports = Vec::new();
+        for task in self.view().tasks().iter().filter(|t| t.status.reached(TaskState::Assigned)) {
+            if task.status.state().is_terminal() || self.silent.contains(&task.node_id) {
+                continue;
+            }
+            if task.desired_state() > TaskState::Complete {
+                if self.agents_stop_tasks {
+                    reports.push((task.id.clone(), TaskState::Shutdown, ""));
+                }
+            } else if let Some((state, err)) = (self.behaviour)(task) {
+                reports.push((task.id.clone(), state, err));
+            }
+        }
+        for (id, state, err) in &reports {
+            self.report(id, *state, err);
+        }
+        !reports.is_empty()
+    }
+
+    /// An agent's report, stored as the dispatcher would.
+    pub fn report(&mut self, task: &str, state: TaskState, err: &str) {
+        let at = self.now().wall.into();
+        self.write(|tx| {
+            let Some(mut task) = tx.tasks().get(task).cloned() else { return };
+            if task.status.state > state as i32 {
+                return;
+            }
+            task.status.state = state as i32;
+            task.status.err = err.into();
+            task.status.timestamp = Some(at);
+            task.status.applied_at = Some(at);
+            tx.update(task).unwrap();
+        });
+    }
+
+    /// Adds a READY and ACTIVE node.
+    pub fn add_node(&mut self, id: &str) {
+        self.write(|tx| drop(tx.create(node(id)).unwrap()));
+    }
+
+    /// Changes a node.
+    pub fn edit_node(&mut self, id: &str, mut change: impl FnMut(&mut Node) + Send) {
+        self.write(|tx| {
+            let mut node = tx.nodes().get(id).unwrap().clone();
+            change(&mut node);
+            tx.update(node).unwrap();
+        });
+    }
+
+    /// Changes a service's spec as `UpdateService` does.
+    pub fn update_service(&mut self, id: &str, mut change: impl FnMut(&mut ServiceSpec) + Send) {
+        self.write(|tx| {
+            let mut service = tx.services().get(id).unwrap().clone();
+            service.previous_spec = Some(service.spec.clone());
+            service.previous_spec_version = service.spec_version;
+            service.spec_version = Some(service.meta.version);
+            service.update_status = None;
+            change(&mut service.spec);
+            tx.update(service).unwrap();
+        });
+    }
+
+    /// Sets the number of replicas.
+    pub fn scale(&mut self, id: &str, replicas: u64) {
+        self.update_service(id, |spec| {
+            spec.mode = Some(service_spec::Mode::Replicated(ReplicatedService { replicas }));
+        });
+    }
+
+    /// All tasks of a service, by slot, then in the order of their creation.
+    pub fn tasks(&self, service: &str) -> Vec<Shared<Task>> {
+        let mut tasks: Vec<_> = self.view().tasks().by_service(service).cloned().collect();
+        tasks.sort_by(|a, b| (a.slot, &a.id).cmp(&(b.slot, &b.id)));
+        tasks
+    }
+
+    /// Tasks of a service that are wanted at or below RUNNING.
+    pub fn live(&self, service: &str) -> Vec<Shared<Task>> {
+        let mut tasks = self.tasks(service);
+        tasks.retain(|t| t.desired_state <= TaskState::Running as i32);
+        tasks
+    }
+
+    /// How many tasks of a service were last seen RUNNING on each node.
+    pub fn running(&self, service: &str) -> BTreeMap<String, usize> {
+        let mut count = BTreeMap::new();
+        for task in self.tasks(service).iter().filter(|t| t.status.state() == TaskState::Running) {
+            *count.entry(task.node_id.clone()).or_default() += 1;
+        }
+        count
+    }
+}
+
+/// A READY and ACTIVE node.
+pub fn node(id: &str) -> Node {
+    let mut node = Node { id: id.into(), ..Default::default() };
+    node.status.state = node_status::State::Ready as i32;
+    node.spec.availability = node_spec::Availability::Active as i32;
+    node
+}
+
+/// A replicated service with an empty task template.
+pub fn service(id: &str, replicas: u64) -> Service {
+    let mut service =
+        Service { id: id.into(), spec_version: Some(Version { index: 1 }), ..Default::default() };
+    service.spec.annotations.name = id.into();
+    service.spec.task = TaskSpec::default().into();
+    service.spec.mode = Some(service_spec::Mode::Replicated(ReplicatedService { replicas }));
+    service
+}
+
+/// An allocator of one line: every NEW task becomes PENDING.
+#[derive(Debug, Default)]
+pub struct AnyAllocator(Vec<String>);
+
+impl Reconciler for AnyAllocator {
+    fn name(&self) -> &'static str {
+        "any allocator"
+    }
+    fn init(&mut self, _: &mut Ctx<'_>, tables: &Tables) {
+        self.0 = tables.tasks().by_observed_state(TaskState::New).map(|t| t.id.clone()).collect();
+    }
+    fn observe(&mut self, _: &mut Ctx<'_>, events: &[Event], _: &Tables) {
+        let new = events.iter().filter_map(|e| Some(e.new()?.id().to_owned()));
+        self.0.extend(new);
+    }
+    fn decide(&mut self, ctx: &mut Ctx<'_>, tables: &Tables) -> Decision {
+        let is_new = |id: &String| tables.tasks().get(id).is_some_and(|t| t.status.state() == TaskState::New);
+        let raise = |id: String| raise(&id, TaskState::Pending, ctx.now.wall);
+        Decision { groups: self.0.drain(..).filter(is_new).map(raise).collect(), wake_at: None }
+    }
+}
+
+fn raise(task: &str, state: TaskState, at: SystemTime) -> Group {
+    let write =
+        Write::RaiseState { task: task.into(), state, message: String::new(), err: String::new(), at };
+    Group { tag: 0, patches: vec![Patch::new(write)] }
+}
+
+/// A scheduler of a few lines: a PENDING task goes to the usable node with the fewest tasks; a task that has
+/// its node already is confirmed.
+#[derive(Debug, Default)]
+pub struct AnyScheduler;
+
+impl Reconciler for AnyScheduler {
+    fn name(&self) -> &'static str {
+        "any scheduler"
+    }
+    fn init(&mut self, _: &mut Ctx<'_>, _: &Tables) {}
+    fn observe(&mut self, _: &mut Ctx<'_>, _: &[Event], _: &Tables) {}
+    fn decide(&mut self, ctx: &mut Ctx<'_>, tables: &Tables) -> Decision {
+        let usable = |n: &&Shared<Node>| Guard::NodeUsable(n.id.clone()).holds(tables);
+        let busy = |n: &Shared<Node>| {
+            tables.tasks().by_node(&n.id).filter(|t| t.desired_state <= TaskState::Complete as i32).count()
+        };
+        let mut load: BTreeMap<String, usize> =
+            tables.nodes().iter().filter(usable).map(|n| (n.id.clone(), busy(n))).collect();
+        let mut groups = Vec::new();
+        for task in tables.tasks().by_observed_state(TaskState::Pending) {
+            if task.desired_state > TaskState::Complete as i32 {
+                continue;
+            }
+            let node = match load.iter().min_by_key(|(id, n)| (**n, (*id).clone())) {
+                _ if !task.node_id.is_empty() => task.node_id.clone(),
+                Some((id, _)) => id.clone(),
+                None => continue,
+            };
+            *load.entry(node.clone()).or_default() += 1;
+            let write = Write::Assign {
+                task: task.id.clone(),
+                node,
+                generic: Vec::new(),
+                volumes: Vec::new(),
+                message: String::new(),
+                at: ctx.now.wall,
+            };
+            groups.push(Group { tag: 0, patches: vec![Patch::new(write)] });
+        }
+        Decision { groups, wake_at: None }
+    }
+}

@@ -1,0 +1,146 @@
+//! Tasks whose node no longer has what they ask for.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use swarm_api::v1::{Node, Task, TaskState, node_spec};
+use swarm_api::{Kind, Shared};
+use swarm_placement::{Demand, Holding, NodeInfo, all_hold, constraints_of};
+use swarm_reconcile::{Ctx, Decision, Group, Guard, Outcome, Patch, Reconciler, Settled, Write};
+use swarm_store::{Event, Tables};
+
+use crate::ended::REJECTED_BY_CONSTRAINTS;
+use crate::nodes::same_for_placement;
+
+/// What the user is told of a rejected task.
+const WHY: &str = "assigned node no longer meets constraints";
+
+/// Rejects tasks on ACTIVE nodes that changed so that constraints do not hold there any more, or reservations do
+/// not fit.
+///
+/// What is wanted of a task is not touched: that is its orchestrator's, which sees the failure and replaces the
+/// task elsewhere. Nodes that drain are the orchestrators' business, and on paused ones tasks may stay. Changes of
+/// a service do nothing here: updates replace tasks at their own pace.
+#[derive(Debug, Default)]
+pub struct ConstraintEnforcer {
+    /// Nodes as they were when they were last looked at.
+    seen: BTreeMap<String, Shared<Node>>,
+    /// Nodes to look at.
+    look: BTreeSet<String>,
+    /// Decisions under way, with their node.
+    pending: BTreeMap<u64, String>,
+    tag: u64,
+}
+
+impl ConstraintEnforcer {
+    /// An enforcer that knows nothing yet.
+    pub fn new() -> ConstraintEnforcer {
+        ConstraintEnforcer::default()
+    }
+
+    fn reject(&mut self, ctx: &Ctx<'_>, node: &Node, task: &Task) -> Group {
+        tracing::info!(
+            task.id = %task.id, node.id = %node.id, service.id = %task.service_id,
+            "task rejected: its node no longer meets its constraints or reservations"
+        );
+        self.tag += 1;
+        self.pending.insert(self.tag, node.id.clone());
+        let guards = vec![
+            // The node as it was judged. If it has changed again it is looked at again.
+            Guard::Version(Kind::Node, node.id.clone(), node.meta.version.index),
+            Guard::TaskOnNode(task.id.clone(), node.id.clone()),
+            Guard::DesiredAtMost(task.id.clone(), TaskState::Complete),
+            Guard::TaskBelow(task.id.clone(), TaskState::Complete),
+        ];
+        let write = Write::RaiseState {
+            task: task.id.clone(),
+            state: TaskState::Rejected,
+            message: REJECTED_BY_CONSTRAINTS.to_owned(),
+            err: WHY.to_owned(),
+            at: ctx.now.wall,
+        };
+        Group { tag: self.tag, patches: vec![Patch { guards, write }] }
+    }
+}
+
+impl Reconciler for ConstraintEnforcer {
+    fn name(&self) -> &'static str {
+        "constraint enforcer"
+    }
+
+    fn init(&mut self, _ctx: &mut Ctx<'_>, tables: &Tables) {
+        *self = ConstraintEnforcer { tag: self.tag, ..Default::default() };
+        for node in tables.nodes().iter() {
+            self.look.insert(node.id.clone());
+            self.seen.insert(node.id.clone(), node.clone());
+        }
+    }
+
+    fn observe(&mut self, _ctx: &mut Ctx<'_>, events: &[Event], tables: &Tables) {
+        for event in events.iter().filter(|e| e.kind() == Kind::Node) {
+            let Some(node) = tables.nodes().get(event.id()) else {
+                self.seen.remove(event.id());
+                continue;
+            };
+            let before = self.seen.insert(node.id.clone(), node.clone());
+            if before.is_none_or(|before| !same_for_placement(&before, node)) {
+                self.look.insert(node.id.clone());
+            }
+        }
+    }
+
+    fn decide(&mut self, ctx: &mut Ctx<'_>, tables: &Tables) -> Decision {
+        let mut groups = Vec::new();
+        for id in std::mem::take(&mut self.look) {
+            let Some(node) = tables.nodes().get(&id) else { continue };
+            if node.spec.availability() == node_spec::Availability::Active {
+                groups.extend(misplaced(node, tables).into_iter().map(|task| self.reject(ctx, node, task)));
+            }
+        }
+        Decision { groups, wake_at: None }
+    }
+
+    fn settled(&mut self, _ctx: &mut Ctx<'_>, settled: &Settled, _tables: &Tables) {
+        let Some(node) = self.pending.remove(&settled.tag) else { return };
+        if !matches!(settled.outcome, Outcome::Committed(_)) {
+            self.look.insert(node);
+        }
+    }
+}
+
+/// The tasks on a node that can't stay. Room is given to small tasks first, so that as few as possible must go;
+/// among equals, to those that came first.
+fn misplaced<'a>(node: &Shared<Node>, tables: &'a Tables) -> Vec<&'a Shared<Task>> {
+    let kept = TaskState::Assigned as i32..=TaskState::Complete as i32;
+    let mut tasks: Vec<(Demand, &Shared<Task>)> = tables
+        .tasks()
+        .by_node(&node.id)
+        .filter(|task| kept.contains(&task.desired_state) && !task.status.reached(TaskState::Complete))
+        .map(|task| (Demand::of(task), task))
+        .collect();
+    tasks.sort_by_cached_key(|(demand, task)| {
+        let (generic, created) = (task.assigned_generic_resources.len(), task.meta.created_at);
+        let created = created.map_or((0, 0), |at| (at.seconds, at.nanos));
+        (generic, demand.memory_bytes, demand.nano_cpus, created, task.id.clone())
+    });
+    let mut info = NodeInfo::new(node.clone());
+    let mut gone = Vec::new();
+    for (demand, task) in tasks {
+        let spec = tables.services().get(&task.service_id).map_or(&task.spec, |service| &service.spec.task);
+        if !all_hold(&constraints_of(spec.placement.as_ref()), node) {
+            gone.push(task);
+            continue;
+        }
+        // A task that waits for the node's confirmation has no part of it yet.
+        if !task.status.reached(TaskState::Assigned) {
+            continue;
+        }
+        let assigned = &task.assigned_generic_resources;
+        let bare = Demand { generic: Default::default(), ..demand };
+        if info.has_resources(&bare) && info.generic().covers(assigned) {
+            info.add(Holding { task, generic: assigned, active: true });
+        } else {
+            gone.push(task);
+        }
+    }
+    gone
+}

@@ -1,0 +1,214 @@
+//! What a task asks of a node, and whether the node has it.
+//!
+//! Filters that look only at the node and the spec ([`Fixed`]) are asked once per node and kept until the node
+//! changes, for all tasks with the same needs; those that look at the node's account are asked each time.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use swarm_api::v1::{Mount, Node, Platform, Task, mount, task_spec};
+use swarm_api::{extensions, naming};
+use swarm_placement::{Constraint, Demand, NodeInfo, all_hold, constraints_of};
+
+use crate::verdict::Verdict;
+
+/// Needs that only a change of the node itself can fulfil.
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Fixed {
+    /// Name of the runtime; none if any node will do.
+    pub(crate) runtime: Option<String>,
+    /// Kind and name.
+    plugins: BTreeSet<(&'static str, String)>,
+    constraints: Vec<Constraint>,
+    /// System and architecture, normalised; an empty one is any.
+    platforms: Vec<(String, String)>,
+}
+
+/// Everything a task asks of a node. Tasks of one version of a service ask the same.
+#[derive(Debug, Clone)]
+pub(crate) struct Requirements {
+    pub(crate) service: Arc<str>,
+    pub(crate) version: u64,
+    pub(crate) fixed: Fixed,
+    pub(crate) demand: Demand,
+    /// Most tasks of the service on one node; 0 is no limit.
+    max_replicas: u64,
+    cluster_volumes: bool,
+    /// Labels to spread over, outermost first.
+    pub(crate) spread: Vec<SpreadLabel>,
+}
+
+/// A label whose values are the branches that tasks are spread over.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum SpreadLabel {
+    Node(String),
+    Engine(String),
+}
+
+impl SpreadLabel {
+    fn parse(descriptor: &str) -> Option<SpreadLabel> {
+        let name = |prefix: &str| {
+            let head = descriptor.get(..prefix.len())?;
+            let name = &descriptor[prefix.len()..];
+            (head.eq_ignore_ascii_case(prefix) && !name.is_empty()).then(|| name.to_owned())
+        };
+        name("node.labels.")
+            .map(SpreadLabel::Node)
+            .or_else(|| name("engine.labels.").map(SpreadLabel::Engine))
+    }
+
+    /// The branch a node is on; nodes without the label share the empty one.
+    pub(crate) fn branch<'a>(&self, node: &'a Node) -> &'a str {
+        let label = match self {
+            SpreadLabel::Node(name) => node.spec.annotations.labels.get(name),
+            SpreadLabel::Engine(name) => {
+                node.description.as_ref().and_then(|d| d.engine.as_ref()).and_then(|e| e.labels.get(name))
+            }
+        };
+        label.map_or("", String::as_str)
+    }
+}
+
+impl Requirements {
+    /// What a task asks for.
+    pub(crate) fn of(task: &Task) -> Requirements {
+        let placement = task.spec.placement.as_ref();
+        let platforms = placement.map_or(&[][..], |p| &p.platforms);
+        let spread = placement.map_or(&[][..], |p| &p.preferences).iter().filter_map(|preference| {
+            use swarm_api::v1::placement_preference::Preference;
+            let Some(Preference::Spread(over)) = &preference.preference else { return None };
+            SpreadLabel::parse(&over.spread_descriptor)
+        });
+        Requirements {
+            service: task.service_id.as_str().into(),
+            version: task.spec_version.map_or(0, |v| v.index),
+            fixed: Fixed {
+                runtime: runtime(task),
+                plugins: plugins(task),
+                constraints: constraints_of(placement),
+                platforms: platforms.iter().map(normal).collect(),
+            },
+            demand: Demand::of(task),
+            max_replicas: placement.map_or(0, |p| p.max_replicas),
+            cluster_volumes: mounts(task).iter().any(|m| m.r#type() == mount::Type::Cluster),
+            spread: spread.collect(),
+        }
+    }
+
+    /// What the filters say of a node, given what the fixed ones said.
+    pub(crate) fn verdict(&self, fixed: Verdict, info: &NodeInfo) -> Verdict {
+        if !info.is_ready() {
+            return Verdict::NotReady;
+        }
+        if self.demand.has_resources() && !info.has_resources(&self.demand) {
+            return Verdict::Resources;
+        }
+        if fixed != Verdict::Fits {
+            return fixed;
+        }
+        if !info.has_ports(&self.demand) {
+            return Verdict::Ports;
+        }
+        if self.max_replicas > 0 && u64::from(info.active_of(&self.service)) >= self.max_replicas {
+            return Verdict::MaxReplicas;
+        }
+        if self.cluster_volumes {
+            return Verdict::Volumes;
+        }
+        Verdict::Fits
+    }
+
+    /// Name of the runtime for an explanation.
+    pub(crate) fn runtime(&self) -> &str {
+        self.fixed.runtime.as_deref().unwrap_or_default()
+    }
+}
+
+impl Fixed {
+    /// What the filters that look only at the node say.
+    pub(crate) fn verdict(&self, node: &Node) -> Verdict {
+        if !self.has_plugins(node) {
+            Verdict::Plugins
+        } else if !self.has_runtime(node) {
+            Verdict::Runtime
+        } else if !all_hold(&self.constraints, node) {
+            Verdict::Constraints
+        } else if !self.has_platform(node) {
+            Verdict::Platform
+        } else {
+            Verdict::Fits
+        }
+    }
+
+    fn has_plugins(&self, node: &Node) -> bool {
+        let Some(engine) = node.description.as_ref().and_then(|d| d.engine.as_ref()) else { return true };
+        self.plugins.iter().all(|(kind, name)| {
+            let mut of_kind = engine.plugins.iter().filter(|p| p.r#type == *kind).peekable();
+            // Engines did not always report their log drivers.
+            (*kind == LOG && of_kind.peek().is_none())
+                || of_kind
+                    .any(|p| p.name.strip_suffix(":latest").unwrap_or(&p.name) == name || p.name == *name)
+        })
+    }
+
+    fn has_runtime(&self, node: &Node) -> bool {
+        let Some(runtime) = &self.runtime else { return true };
+        let engine = node.description.as_ref().and_then(|d| d.engine.as_ref());
+        let none = std::collections::BTreeMap::new();
+        extensions::node_runs(engine.map_or(&none, |e| &e.labels), runtime)
+    }
+
+    fn has_platform(&self, node: &Node) -> bool {
+        if self.platforms.is_empty() {
+            return true;
+        }
+        let Some(platform) = node.description.as_ref().and_then(|d| d.platform.as_ref()) else {
+            return false;
+        };
+        let (node_os, node_arch) = normal(platform);
+        self.platforms
+            .iter()
+            .any(|(os, arch)| (os.is_empty() || *os == node_os) && (arch.is_empty() || *arch == node_arch))
+    }
+}
+
+const VOLUME: &str = "Volume";
+const NETWORK: &str = "Network";
+const LOG: &str = "Log";
+
+/// The runtime a node must have. Attachments stand for containers that run on their node already.
+fn runtime(task: &Task) -> Option<String> {
+    match &task.spec.runtime {
+        Some(task_spec::Runtime::Attachment(_)) => None,
+        runtime => naming::runtime(runtime.as_ref()),
+    }
+}
+
+fn mounts(task: &Task) -> &[Mount] {
+    match &task.spec.runtime {
+        Some(task_spec::Runtime::Container(container)) => &container.mounts,
+        _ => &[],
+    }
+}
+
+fn plugins(task: &Task) -> BTreeSet<(&'static str, String)> {
+    let volumes = mounts(task).iter().filter(|m| m.r#type() == mount::Type::Volume).filter_map(|m| {
+        let driver = m.volume_options.as_ref()?.driver_config.as_ref()?;
+        (!driver.name.is_empty() && driver.name != "local").then(|| (VOLUME, driver.name.clone()))
+    });
+    let networks = task.networks.iter().filter_map(|attachment| {
+        let driver = attachment.network.as_ref()?.driver_state.as_ref()?;
+        (!driver.name.is_empty()).then(|| (NETWORK, driver.name.clone()))
+    });
+    let log = task.spec.log_driver.iter().filter(|d| !d.name.is_empty() && d.name != "none");
+    volumes.chain(networks).chain(log.map(|d| (LOG, d.name.clone()))).collect()
+}
+
+fn normal(platform: &Platform) -> (String, String) {
+    let arch = match platform.architecture.as_str() {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        arch => arch,
+    };
+    (platform.os.clone(), arch.to_owned())
+}

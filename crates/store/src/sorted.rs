@@ -1,0 +1,415 @@
+//! A persistent sorted sequence of small `Copy` entries: a B+ tree whose nodes are shared between versions.
+//!
+//! Made for index entries of 16 to 24 bytes. A leaf is copied as plain memory, with no reference counts to
+//! touch, which is where general persistent maps spend their time (`docs/decisions/0007-tables.md`). The order is
+//! not the entries' own: each operation brings a function that says where an entry stands relative to what is
+//! looked for, so ties may be broken by what an entry refers to.
+
+use std::cmp::Ordering;
+use std::sync::Arc;
+
+/// Entries in a leaf.
+const LEAF: usize = 64;
+/// Children of an inner node. Copying one touches the reference count of each, so it is small.
+const FAN: usize = 16;
+
+#[derive(Clone, Debug)]
+struct Leaf<E> {
+    len: usize,
+    items: [E; LEAF],
+}
+
+#[derive(Clone, Debug)]
+struct Inner<E> {
+    len: usize,
+    /// The first entry beneath each child; always one that is still in the tree.
+    firsts: [E; FAN],
+    nodes: [Option<Node<E>>; FAN],
+}
+
+#[derive(Clone, Debug)]
+enum Node<E> {
+    Leaf(Arc<Leaf<E>>),
+    Inner(Arc<Inner<E>>),
+}
+
+/// See the module. Cloning takes O(1).
+#[derive(Clone, Debug)]
+pub(crate) struct Sorted<E> {
+    root: Option<Node<E>>,
+    len: usize,
+}
+
+impl<E> Default for Sorted<E> {
+    fn default() -> Self {
+        Sorted { root: None, len: 0 }
+    }
+}
+
+impl<E: Copy + Default> Leaf<E> {
+    fn new(from: &[E]) -> Leaf<E> {
+        let mut items = [E::default(); LEAF];
+        items[..from.len()].copy_from_slice(from);
+        Leaf { len: from.len(), items }
+    }
+
+    fn entries(&self) -> &[E] {
+        &self.items[..self.len]
+    }
+
+    fn insert(&mut self, at: usize, entry: E) {
+        self.items.copy_within(at..self.len, at + 1);
+        self.items[at] = entry;
+        self.len += 1;
+    }
+}
+
+impl<E: Copy + Default> Inner<E> {
+    fn new(nodes: impl Iterator<Item = Node<E>>) -> Inner<E> {
+        let mut inner = Inner { len: 0, firsts: [E::default(); FAN], nodes: std::array::from_fn(|_| None) };
+        for node in nodes {
+            inner.insert(inner.len, node);
+        }
+        inner
+    }
+
+    /// The child in which an entry at this position is, or belongs.
+    fn child(&self, position: &impl Fn(&E) -> Ordering) -> usize {
+        self.firsts[..self.len].partition_point(|first| position(first).is_le()).saturating_sub(1)
+    }
+
+    fn insert(&mut self, at: usize, node: Node<E>) {
+        self.firsts.copy_within(at..self.len, at + 1);
+        self.nodes[at..=self.len].rotate_right(1);
+        self.firsts[at] = node.first();
+        self.nodes[at] = Some(node);
+        self.len += 1;
+    }
+
+    fn remove(&mut self, at: usize) -> Option<Node<E>> {
+        let node = self.nodes[at].take();
+        self.firsts.copy_within(at + 1..self.len, at);
+        self.nodes[at..self.len].rotate_left(1);
+        self.len -= 1;
+        node
+    }
+
+    /// Joins a child that has become small with a neighbour, if both fit into one with room to spare.
+    fn join(&mut self, at: usize) {
+        let size = |at: usize| self.nodes.get(at).and_then(Option::as_ref).map(Node::fill);
+        let Some(own) = size(at) else { return };
+        if own.0 * 4 > own.1 {
+            return;
+        }
+        let left = if at + 1 < self.len {
+            at
+        } else if at > 0 {
+            at - 1
+        } else {
+            return;
+        };
+        let (Some(a), Some(b)) = (size(left), size(left + 1)) else { return };
+        if (a.0 + b.0) * 4 > a.1 * 3 {
+            return;
+        }
+        match (self.remove(left + 1), &mut self.nodes[left]) {
+            (Some(Node::Leaf(right)), Some(Node::Leaf(leaf))) => {
+                let leaf = Arc::make_mut(leaf);
+                for entry in right.entries() {
+                    leaf.insert(leaf.len, *entry);
+                }
+            }
+            (Some(Node::Inner(right)), Some(Node::Inner(inner))) => {
+                let inner = Arc::make_mut(inner);
+                for node in right.nodes.iter().flatten() {
+                    inner.insert(inner.len, node.clone());
+                }
+            }
+            _ => unreachable!("all leaves have the same depth"),
+        }
+    }
+}
+
+impl<E: Copy + Default> Node<E> {
+    fn first(&self) -> E {
+        match self {
+            Node::Leaf(leaf) => leaf.items[0],
+            Node::Inner(inner) => inner.firsts[0],
+        }
+    }
+
+    /// How many entries or children it has, and how many it can have.
+    fn fill(&self) -> (usize, usize) {
+        match self {
+            Node::Leaf(leaf) => (leaf.len, LEAF),
+            Node::Inner(inner) => (inner.len, FAN),
+        }
+    }
+
+    /// Puts an entry in. If the node was full, its right half is returned. The flag says whether the entry is
+    /// new rather than a replacement of an equal one.
+    fn insert(&mut self, entry: E, position: &impl Fn(&E) -> Ordering) -> (bool, Option<Node<E>>) {
+        match self {
+            Node::Leaf(leaf) => {
+                let at = leaf.entries().partition_point(|e| position(e).is_lt());
+                let leaf = Arc::make_mut(leaf);
+                if at < leaf.len && position(&leaf.items[at]).is_eq() {
+                    leaf.items[at] = entry;
+                    return (false, None);
+                }
+                if leaf.len < LEAF {
+                    leaf.insert(at, entry);
+                    return (true, None);
+                }
+                // Entries that come in order leave full leaves behind.
+                let middle = if at == LEAF { LEAF } else { LEAF / 2 };
+                let mut right = Leaf::new(&leaf.items[middle..]);
+                leaf.len = middle;
+                if at < middle {
+                    leaf.insert(at, entry);
+                } else {
+                    right.insert(at - middle, entry);
+                }
+                (true, Some(Node::Leaf(Arc::new(right))))
+            }
+            Node::Inner(inner) => {
+                let at = inner.child(position);
+                let inner = Arc::make_mut(inner);
+                let Some(child) = &mut inner.nodes[at] else { unreachable!("a child below its length") };
+                let (new, split) = child.insert(entry, position);
+                inner.firsts[at] = child.first();
+                let Some(node) = split else { return (new, None) };
+                if inner.len < FAN {
+                    inner.insert(at + 1, node);
+                    return (new, None);
+                }
+                let middle = if at + 1 == FAN { FAN } else { FAN / 2 };
+                let mut right = Inner::new(inner.nodes[middle..].iter_mut().filter_map(Option::take));
+                inner.len = middle;
+                if at < middle && middle < FAN {
+                    inner.insert(at + 1, node);
+                } else {
+                    right.insert(at + 1 - middle, node);
+                }
+                (new, Some(Node::Inner(Arc::new(right))))
+            }
+        }
+    }
+
+    /// Takes an entry out. Afterwards the node may be empty.
+    fn remove(&mut self, position: &impl Fn(&E) -> Ordering) -> bool {
+        match self {
+            Node::Leaf(leaf) => {
+                let at = leaf.entries().partition_point(|e| position(e).is_lt());
+                if at >= leaf.len || position(&leaf.items[at]).is_ne() {
+                    return false;
+                }
+                let leaf = Arc::make_mut(leaf);
+                leaf.items.copy_within(at + 1..leaf.len, at);
+                leaf.len -= 1;
+                true
+            }
+            Node::Inner(inner) => {
+                let at = inner.child(position);
+                let inner = Arc::make_mut(inner);
+                let Some(child) = &mut inner.nodes[at] else { return false };
+                if !child.remove(position) {
+                    return false;
+                }
+                if child.fill().0 == 0 {
+                    inner.remove(at);
+                } else {
+                    inner.firsts[at] = child.first();
+                    inner.join(at);
+                }
+                true
+            }
+        }
+    }
+}
+
+impl<E: Copy + Default> Sorted<E> {
+    /// Number of entries.
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// A tree of entries that are in order already.
+    pub(crate) fn from_sorted(entries: &[E]) -> Sorted<E> {
+        // Some room is left, so that the first changes do not split every leaf.
+        let mut nodes: Vec<Node<E>> =
+            entries.chunks(LEAF * 7 / 8).map(|chunk| Node::Leaf(Arc::new(Leaf::new(chunk)))).collect();
+        while nodes.len() > 1 {
+            let mut upper = Vec::with_capacity(nodes.len() / FAN + 1);
+            let mut nodes_left = nodes.into_iter().peekable();
+            while nodes_left.peek().is_some() {
+                upper.push(Node::Inner(Arc::new(Inner::new(nodes_left.by_ref().take(FAN * 7 / 8)))));
+            }
+            nodes = upper;
+        }
+        Sorted { root: nodes.pop(), len: entries.len() }
+    }
+
+    /// Puts an entry in at its position, instead of an equal one if there is one.
+    pub(crate) fn insert(&mut self, entry: E, position: impl Fn(&E) -> Ordering) {
+        let Some(root) = &mut self.root else {
+            *self = Sorted::from_sorted(&[entry]);
+            return;
+        };
+        let (new, split) = root.insert(entry, &position);
+        self.len += usize::from(new);
+        if let Some(right) = split
+            && let Some(left) = self.root.take()
+        {
+            self.root = Some(Node::Inner(Arc::new(Inner::new([left, right].into_iter()))));
+        }
+    }
+
+    /// Takes out the entry at this position.
+    pub(crate) fn remove(&mut self, position: impl Fn(&E) -> Ordering) -> bool {
+        let Some(root) = &mut self.root else { return false };
+        if !root.remove(&position) {
+            return false;
+        }
+        self.len -= 1;
+        loop {
+            self.root = match self.root.take() {
+                Some(Node::Inner(inner)) if inner.len == 1 => inner.nodes[0].clone(),
+                Some(node) if node.fill().0 == 0 => None,
+                root => {
+                    self.root = root;
+                    break;
+                }
+            };
+        }
+        true
+    }
+
+    /// Entries from the first one that does not stand before the position.
+    pub(crate) fn range_from(&self, position: impl Fn(&E) -> Ordering) -> Iter<'_, E> {
+        let mut iter = Iter { above: Vec::new(), leaf: [].iter() };
+        let mut node = self.root.as_ref();
+        while let Some(at) = node {
+            match at {
+                Node::Leaf(leaf) => {
+                    let entries = leaf.entries();
+                    let from = entries.partition_point(|e| position(e).is_lt());
+                    iter.leaf = entries[from..].iter();
+                    break;
+                }
+                Node::Inner(inner) => {
+                    // Unlike for an entry that is there, equal ones may begin in the child before.
+                    let child = inner.firsts[..inner.len]
+                        .partition_point(|first| position(first).is_lt())
+                        .saturating_sub(1);
+                    iter.above.push(inner.nodes[child + 1..inner.len].iter());
+                    node = inner.nodes[child].as_ref();
+                }
+            }
+        }
+        iter
+    }
+
+    /// All entries.
+    pub(crate) fn iter(&self) -> Iter<'_, E> {
+        self.range_from(|_| Ordering::Greater)
+    }
+}
+
+/// Entries in order.
+pub(crate) struct Iter<'a, E> {
+    /// The children still to come, of each level.
+    above: Vec<std::slice::Iter<'a, Option<Node<E>>>>,
+    leaf: std::slice::Iter<'a, E>,
+}
+
+impl<'a, E: Copy + Default> Iterator for Iter<'a, E> {
+    type Item = &'a E;
+
+    fn next(&mut self) -> Option<&'a E> {
+        loop {
+            if let Some(entry) = self.leaf.next() {
+                return Some(entry);
+            }
+            match self.above.last_mut()?.next() {
+                None => drop(self.above.pop()),
+                Some(None) => {}
+                Some(Some(Node::Leaf(leaf))) => self.leaf = leaf.entries().iter(),
+                Some(Some(Node::Inner(inner))) => self.above.push(inner.nodes[..inner.len].iter()),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn at(entry: u32) -> impl Fn(&u32) -> Ordering {
+        move |e| e.cmp(&entry)
+    }
+
+    fn depth_is_even(node: &Node<u32>) -> usize {
+        match node {
+            Node::Leaf(leaf) => {
+                assert!(leaf.len > 0 && leaf.entries().is_sorted());
+                0
+            }
+            Node::Inner(inner) => {
+                assert!(inner.len > 0);
+                assert!(inner.nodes[inner.len..].iter().all(Option::is_none));
+                let children = inner.nodes[..inner.len].iter().map(|n| n.as_ref().unwrap());
+                for (first, child) in inner.firsts.iter().zip(children.clone()) {
+                    assert_eq!(*first, child.first());
+                }
+                let depths: BTreeSet<usize> = children.map(depth_is_even).collect();
+                assert_eq!(depths.len(), 1);
+                depths.first().unwrap() + 1
+            }
+        }
+    }
+
+    fn check(tree: &Sorted<u32>, model: &BTreeSet<u32>) {
+        assert_eq!(tree.len(), model.len());
+        assert!(tree.iter().eq(model.iter()));
+        if let Some(root) = &tree.root {
+            depth_is_even(root);
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..Default::default() })]
+
+        #[test]
+        fn it_is_a_sorted_set_and_its_older_versions_stay(
+            start in 0u32..5000,
+            ops in prop::collection::vec((any::<bool>(), 0u32..6000, 1u32..300), 1..60),
+        ) {
+            let mut model: BTreeSet<u32> = (0..start).collect();
+            let mut tree = Sorted::from_sorted(&model.iter().copied().collect::<Vec<_>>());
+            check(&tree, &model);
+            for (add, from, count) in ops {
+                let before = (tree.clone(), model.clone());
+                for entry in from..from + count {
+                    if add {
+                        tree.insert(entry, at(entry));
+                        model.insert(entry);
+                    } else {
+                        prop_assert_eq!(tree.remove(at(entry)), model.remove(&entry));
+                    }
+                }
+                check(&tree, &model);
+                check(&before.0, &before.1);
+                prop_assert!(tree.range_from(at(from)).take(9).eq(model.range(from..).take(9)));
+            }
+            for entry in model {
+                prop_assert!(tree.remove(at(entry)));
+            }
+            prop_assert!(tree.root.is_none());
+        }
+    }
+}

@@ -1,0 +1,159 @@
+//! A transaction: changes on staged tables.
+
+use std::collections::HashMap;
+use std::ops::Deref;
+use std::time::SystemTime;
+
+use swarm_api::v1::{StoreAction, StoreActionKind};
+use swarm_api::{Object, Shared};
+
+use crate::{Error, Event, Indexed, Result, Tables};
+
+/// A transaction under way. It reads like [`Tables`], its own changes included.
+#[derive(Debug)]
+pub struct Tx {
+    tables: Tables,
+    events: Vec<Event>,
+    version: u64,
+    now: SystemTime,
+    check_versions: bool,
+}
+
+impl Tx {
+    pub(crate) fn new(tables: Tables, version: u64, now: SystemTime, check_versions: bool) -> Tx {
+        Tx { tables, events: Vec::new(), version, now, check_versions }
+    }
+
+    /// The time that this transaction stamps on objects.
+    pub fn now(&self) -> SystemTime {
+        self.now
+    }
+
+    /// Adds an object. Its version and times are set; the stored object is returned.
+    pub fn create<T: Indexed>(&mut self, object: impl Into<Shared<T>>) -> Result<Shared<T>> {
+        let mut object = object.into();
+        let (version, now) = (self.version, self.now.into());
+        let meta = object.meta_mut();
+        meta.version.index = version;
+        meta.created_at.get_or_insert(now);
+        meta.updated_at = Some(now);
+        let event = self.tables.insert(T::into_object(object.clone()))?;
+        self.events.push(event);
+        Ok(object)
+    }
+
+    /// Replaces an object; its version must be the stored one, so read it, change it, and give it back.
+    pub fn update<T: Indexed>(&mut self, object: impl Into<Shared<T>>) -> Result<Shared<T>> {
+        let mut object = object.into();
+        let table = T::table(&self.tables);
+        let stored = table.get(object.id());
+        if stored.is_none_or(|s| s.name_text() != object.name_text()) && table.name_taken(&object) {
+            return Err(Error::NameConflict);
+        }
+        let stored = stored.ok_or(Error::NotExist)?;
+        if self.check_versions && stored.meta().version != object.meta().version {
+            return Err(Error::Sequence);
+        }
+        let (version, now) = (self.version, self.now.into());
+        let meta = object.meta_mut();
+        meta.version.index = version;
+        meta.updated_at = Some(now);
+        let event = self.tables.replace(T::into_object(object.clone()))?;
+        self.events.push(event);
+        Ok(object)
+    }
+
+    /// Removes an object and returns it as it was.
+    pub fn remove<T: Indexed>(&mut self, id: &str) -> Result<Shared<T>> {
+        let event = self.tables.remove(T::KIND, id)?;
+        let old = T::from_object(event.object()).cloned().unwrap_or_default();
+        self.events.push(event);
+        Ok(old)
+    }
+
+    /// Runs a part of the transaction that is undone as a whole if it fails, while the rest goes on.
+    pub fn group<R, E>(&mut self, f: impl FnOnce(&mut Tx) -> Result<R, E>) -> Result<R, E> {
+        let changes = self.events.len();
+        let result = f(self);
+        if result.is_err() {
+            self.undo(changes);
+        }
+        result
+    }
+
+    /// Takes back all but so many changes. (Keeping the tables as they were would make every change after that
+    /// copy its nodes again.)
+    pub(crate) fn undo(&mut self, changes: usize) {
+        let undone: Vec<Event> = self.events.drain(changes..).rev().map(Event::inverse).collect();
+        self.tables.replay(&undone);
+    }
+
+    /// Makes several changes of one task one change, in the place of the first. For transactions that take tasks
+    /// through several steps at once; to be called last, and not within a group. Tasks have no unique names, so
+    /// their changes may move.
+    pub fn merge_task_changes(&mut self) {
+        // Looked up only: the order is that of the changes.
+        let mut place = HashMap::with_capacity(self.events.len());
+        let mut merged: Vec<Option<Event>> = Vec::with_capacity(self.events.len());
+        for event in self.events.drain(..) {
+            let Object::Task(task) = event.object() else {
+                merged.push(Some(event));
+                continue;
+            };
+            let at = *place.entry(task.id.clone()).or_insert(merged.len());
+            if at == merged.len() {
+                merged.push(Some(event));
+                continue;
+            }
+            merged[at] = match (merged[at].take(), event) {
+                (Some(Event::Created(_)), Event::Updated { new, .. }) => Some(Event::Created(new)),
+                (Some(Event::Created(_)), Event::Removed(_)) => None,
+                (Some(Event::Updated { old, .. }), Event::Updated { new, .. }) => {
+                    Some(Event::Updated { old, new })
+                }
+                (Some(Event::Updated { old, .. }), Event::Removed(_)) => Some(Event::Removed(old)),
+                (Some(Event::Removed(old)), Event::Created(new)) => Some(Event::Updated { old, new }),
+                (_, event) => Some(event),
+            };
+        }
+        self.events = merged.into_iter().flatten().collect();
+    }
+
+    /// The changes so far, in order.
+    pub fn changes(&self) -> &[Event] {
+        &self.events
+    }
+
+    /// Nothing was changed so far.
+    pub fn is_unchanged(&self) -> bool {
+        self.events.is_empty()
+    }
+
+    pub(crate) fn into_parts(self) -> (Tables, Vec<Event>) {
+        (self.tables, self.events)
+    }
+}
+
+impl Deref for Tx {
+    type Target = Tables;
+    fn deref(&self) -> &Tables {
+        &self.tables
+    }
+}
+
+/// The action of a log entry that makes this change.
+pub(crate) fn action(event: &Event) -> StoreAction {
+    fn action(kind: StoreActionKind, object: &Object) -> StoreAction {
+        StoreAction { action: kind as i32, target: Some(object.to_target()) }
+    }
+    match event {
+        Event::Created(o) => action(StoreActionKind::StoreActionCreate, o),
+        Event::Updated { new, .. } => action(StoreActionKind::StoreActionUpdate, new),
+        Event::Removed(o) => action(StoreActionKind::StoreActionRemove, o),
+    }
+}
+
+/// The actions of a log entry that make these changes.
+pub(crate) fn actions(events: &[Event]) -> Vec<StoreAction> {
+    events.iter().map(action).collect()
+}

@@ -1,0 +1,436 @@
+//! The staged writer. Transactions run one at a time on the *staged* tables: the committed ones with every
+//! transaction in flight on top. Each becomes one proposal; none waits for the one before it.
+//!
+//! What is staged can fall through: a proposal may be refused, leadership may be lost, an entry of somebody
+//! else may come in between. Each of these changes the `generation`; a closure that ran meanwhile is run
+//! again before anything of it is proposed. Rules on stamps and epochs: `docs/decisions/0006-staged-writer.md`.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use prost::Message as _;
+use swarm_api::defaults::MAX_TRANSACTION_BYTES;
+use swarm_api::v1::InternalRaftRequest;
+use tokio::sync::{OwnedSemaphorePermit, broadcast, oneshot};
+
+use crate::store::UNIT;
+use crate::tx::actions;
+use crate::{ApplyError, Commit, Error, Event, Proposer, Store, Subscription, Tables, Ticket, Tx, View};
+
+/// Commits kept for slow subscribers; one that falls further behind is told to start over.
+const QUEUE: usize = 4096;
+
+/// What became of a transaction in flight.
+#[derive(Debug, Clone)]
+pub(crate) enum Fate {
+    /// Applied as this entry.
+    Committed(u64),
+    /// Certainly not written; run the closure again.
+    Refused,
+    /// It failed, or may have.
+    Failed(Error),
+}
+
+type Waiter = oneshot::Sender<Fate>;
+
+/// What running a closure came to.
+pub(crate) enum Step<R, E> {
+    /// Its answer is final, as of this index.
+    Done(Result<R, E>, u64),
+    /// Its answer holds if what it waits for is committed.
+    Wait(Result<R, E>, oneshot::Receiver<Fate>),
+    /// Nothing could be proposed; run it again after this.
+    Again {
+        /// Raft refused this very transaction, as against: others have to be decided first.
+        refused: bool,
+        /// When to run it again.
+        after: oneshot::Receiver<Fate>,
+    },
+}
+
+/// Waiters to be told once no lock is held.
+#[derive(Default)]
+#[must_use]
+pub(crate) struct Wakes(Vec<(Waiter, Fate)>);
+
+impl Wakes {
+    fn add(&mut self, waiters: Vec<Waiter>, fate: &Fate) {
+        self.0.extend(waiters.into_iter().map(|w| (w, fate.clone())));
+    }
+
+    /// In the order in which the transactions were staged. One that nobody waits for any more is skipped.
+    pub(crate) fn send(self) {
+        for (waiter, fate) in self.0 {
+            let _ = waiter.send(fate);
+        }
+    }
+}
+
+/// A transaction in flight.
+struct Pending {
+    ticket: Ticket,
+    /// The version on its objects.
+    stamp: u64,
+    /// The tables after it.
+    tables: Arc<Tables>,
+    events: Vec<Event>,
+    /// Set if it does not fit on what was applied before it.
+    unfit: Option<Error>,
+    /// Its caller, and those whose answer rests on it.
+    waiters: Vec<Waiter>,
+    _room: OwnedSemaphorePermit,
+}
+
+/// What a closure starts from.
+struct Base {
+    generation: u64,
+    tables: Arc<Tables>,
+    last_stamp: u64,
+    applied: u64,
+    proposer: Option<Arc<dyn Proposer>>,
+}
+
+/// Everything behind the store's second lock.
+pub(crate) struct State {
+    /// Without a log.
+    pub(crate) local: bool,
+    closed: bool,
+    leader: bool,
+    proposer: Option<Arc<dyn Proposer>>,
+    /// Grows when what is staged changes otherwise than by a transaction staged on top.
+    generation: u64,
+    epoch: u64,
+    number: u64,
+    /// The version that the last own entry stamped.
+    committed_stamp: u64,
+    /// Oldest first.
+    pending: VecDeque<Pending>,
+    /// A proposal was not taken: nothing is proposed until every pending one is decided.
+    draining: bool,
+    pub(crate) divergence: Option<ApplyError>,
+    current: Arc<ArcSwap<View>>,
+    commits: Option<broadcast::Sender<Arc<Commit>>>,
+}
+
+impl State {
+    pub(crate) fn new(local: bool, current: Arc<ArcSwap<View>>) -> State {
+        State {
+            local,
+            closed: false,
+            leader: false,
+            proposer: None,
+            generation: 0,
+            epoch: 1,
+            number: 0,
+            committed_stamp: 0,
+            pending: VecDeque::new(),
+            draining: false,
+            divergence: None,
+            current,
+            commits: Some(broadcast::channel(QUEUE).0),
+        }
+    }
+
+    pub(crate) fn attach(&mut self, proposer: Arc<dyn Proposer>) {
+        if !self.closed {
+            self.proposer = Some(proposer);
+        }
+    }
+
+    pub(crate) fn proposer(&self) -> Result<Arc<dyn Proposer>, Error> {
+        self.proposer.clone().ok_or(Error::Stopped)
+    }
+
+    pub(crate) fn view(&self) -> View {
+        View::clone(&self.current.load())
+    }
+
+    pub(crate) fn subscribe(&self) -> (View, Subscription) {
+        let receiver = match &self.commits {
+            Some(commits) => commits.subscribe(),
+            None => broadcast::channel(1).1,
+        };
+        let view = self.view();
+        let seen = view.sequence();
+        (view, Subscription { receiver, seen, current: self.current.clone() })
+    }
+
+    pub(crate) fn close(&mut self) -> Wakes {
+        self.closed = true;
+        self.leader = false;
+        self.proposer = None;
+        self.commits = None;
+        self.discard(0, &Fate::Failed(Error::Stopped))
+    }
+
+    /// Makes tables the committed ones.
+    pub(crate) fn publish(&mut self, index: u64, tables: Arc<Tables>, events: Vec<Event>) {
+        let view = self.view().after(tables, index);
+        self.current.store(Arc::new(view.clone()));
+        if let Some(commits) = &self.commits {
+            let _ = commits.send(Arc::new(Commit { index, events, view }));
+        }
+    }
+
+    /// The same tables at a later index.
+    pub(crate) fn advance(&mut self, index: u64) {
+        let view = self.view().at(index);
+        self.current.store(Arc::new(view));
+    }
+
+    /// Discards everything in flight from position `from` on, and starts a new epoch.
+    fn discard(&mut self, from: usize, fate: &Fate) -> Wakes {
+        let mut wakes = Wakes::default();
+        for pending in self.pending.drain(from..) {
+            wakes.add(pending.waiters, fate);
+        }
+        self.generation += 1;
+        self.epoch += 1;
+        self.end_draining();
+        wakes
+    }
+
+    fn end_draining(&mut self) {
+        if self.draining && self.pending.is_empty() {
+            self.draining = false;
+            self.epoch += 1;
+        }
+    }
+
+    /// The proposals from `first` on may have come to nothing.
+    pub(crate) fn lost(&mut self, first: Ticket, error: Error) -> Wakes {
+        let from = self.pending.partition_point(|p| p.ticket < first);
+        self.discard(from, &Fate::Failed(error))
+    }
+
+    /// `first` and all later ones of its epoch were refused. Later epochs do not build on them: a new one
+    /// begins only when everything before it is out of reach of a refusal.
+    pub(crate) fn refused(&mut self, first: Ticket) -> Wakes {
+        let from = self.pending.partition_point(|p| p.ticket < first);
+        let to = self.pending.partition_point(|p| p.ticket.epoch <= first.epoch);
+        let mut wakes = Wakes::default();
+        for pending in self.pending.drain(from..to) {
+            wakes.add(pending.waiters, &Fate::Refused);
+        }
+        if self.epoch <= first.epoch {
+            self.epoch = first.epoch + 1;
+        }
+        if from < self.pending.len() {
+            self.restage();
+        }
+        self.generation += 1;
+        self.end_draining();
+        wakes
+    }
+
+    pub(crate) fn leadership(&mut self, leader: bool) -> Wakes {
+        self.leader = leader && !self.closed;
+        self.discard(0, &Fate::Failed(Error::LostLeadership))
+    }
+
+    /// Everything in flight is undone by a snapshot.
+    pub(crate) fn restored(&mut self) -> Wakes {
+        self.discard(0, &Fate::Failed(Error::LostLeadership))
+    }
+
+    /// Commits the oldest transaction in flight, if the ticket is its own and it still fits.
+    pub(crate) fn commit_own(&mut self, index: u64, ticket: Ticket) -> Option<Wakes> {
+        if self.pending.front().is_none_or(|p| p.ticket != ticket || p.unfit.is_some()) {
+            return None;
+        }
+        let pending = self.pending.pop_front()?;
+        self.committed_stamp = pending.stamp;
+        self.publish(index, pending.tables, pending.events);
+        self.end_draining();
+        let mut wakes = Wakes::default();
+        wakes.add(pending.waiters, &Fate::Committed(index));
+        Some(wakes)
+    }
+
+    /// Takes a transaction out of those in flight because its entry was applied from its bytes.
+    pub(crate) fn settle(&mut self, ticket: Ticket, fate: &Fate) -> Wakes {
+        let mut wakes = Wakes::default();
+        if let Some(at) = self.pending.iter().position(|p| p.ticket == ticket)
+            && let Some(pending) = self.pending.remove(at)
+        {
+            wakes.add(pending.waiters, fate);
+            self.end_draining();
+        }
+        wakes
+    }
+
+    /// The committed tables changed beneath the transactions in flight: puts these on top again. One that
+    /// does not fit will be skipped when its entry is applied, as on every other manager.
+    pub(crate) fn restage(&mut self) {
+        self.generation += 1;
+        let mut base = self.view().shared();
+        for pending in &mut self.pending {
+            let mut tables = (*base).clone();
+            match tables.apply(std::mem::take(&mut pending.events)) {
+                Ok(events) => {
+                    base = Arc::new(tables);
+                    (pending.events, pending.unfit) = (events, None);
+                }
+                Err((events, error)) => (pending.events, pending.unfit) = (events, Some(error)),
+            }
+            pending.tables = base.clone();
+        }
+    }
+
+    fn base(&self) -> Result<Base, Error> {
+        if self.closed {
+            return Err(Error::Stopped);
+        }
+        if !self.local {
+            self.proposer()?;
+            if !self.leader {
+                return Err(Error::LostLeadership);
+            }
+        }
+        let view = self.view();
+        let (tables, last_stamp) = match self.pending.back() {
+            Some(pending) => (pending.tables.clone(), pending.stamp),
+            None => (view.shared(), self.committed_stamp),
+        };
+        let applied = view.index();
+        Ok(Base { generation: self.generation, tables, last_stamp, applied, proposer: self.proposer.clone() })
+    }
+
+    /// Resolves once the newest transaction in flight is decided.
+    fn wait_for_newest(&mut self) -> Option<oneshot::Receiver<Fate>> {
+        let newest = self.pending.back_mut()?;
+        let (waiter, fate) = oneshot::channel();
+        newest.waiters.push(waiter);
+        Some(fate)
+    }
+
+    /// Proposes a transaction that was run on this state.
+    fn propose(
+        &mut self,
+        proposer: &dyn Proposer,
+        data: Bytes,
+        mut pending: Pending,
+    ) -> Result<oneshot::Receiver<Fate>, Refused> {
+        if self.draining
+            && let Some(fate) = self.wait_for_newest()
+        {
+            return Err(Refused::Wait { refused: false, after: fate });
+        }
+        self.number += 1;
+        pending.ticket = Ticket { epoch: self.epoch, number: self.number };
+        match proposer.propose(pending.ticket, data) {
+            Ok(()) => {
+                let (waiter, fate) = oneshot::channel();
+                pending.waiters.push(waiter);
+                self.pending.push_back(pending);
+                Ok(fate)
+            }
+            Err(Error::Dropped) => {
+                // Raft might still refuse what this one built on. Only once that is decided is it safe to
+                // go on in a new epoch.
+                if let Some(after) = self.wait_for_newest() {
+                    self.draining = true;
+                    return Err(Refused::Wait { refused: true, after });
+                }
+                self.epoch += 1;
+                let (waiter, after) = oneshot::channel();
+                let _ = waiter.send(Fate::Refused);
+                Err(Refused::Wait { refused: true, after })
+            }
+            Err(error) => Err(Refused::Failed(error)),
+        }
+    }
+}
+
+/// Why nothing was proposed.
+enum Refused {
+    Wait { refused: bool, after: oneshot::Receiver<Fate> },
+    Failed(Error),
+}
+
+impl Store {
+    /// Takes room for a large transaction, or all there is, so that the next update waits.
+    fn take_room(&self, bytes: usize, room: &mut OwnedSemaphorePermit) {
+        let take = |units: usize| {
+            let units = u32::try_from(units).unwrap_or(u32::MAX);
+            self.in_flight.clone().try_acquire_many_owned(units).ok()
+        };
+        let units = bytes / UNIT;
+        if units > 0
+            && let Some(more) = take(units).or_else(|| take(self.in_flight.available_permits()))
+        {
+            room.merge(more);
+        }
+    }
+
+    /// Runs a closure on the staged state and proposes its changes.
+    pub(crate) fn stage<R, E: From<Error>>(
+        &self,
+        f: &mut impl FnMut(&mut Tx) -> Result<R, E>,
+        mut room: OwnedSemaphorePermit,
+    ) -> Step<R, E> {
+        let _writer = self.writer.lock();
+        loop {
+            let base = match self.state.lock().base() {
+                Ok(base) => base,
+                Err(error) => return Step::Done(Err(E::from(error)), 0),
+            };
+            let stamp = match &base.proposer {
+                Some(proposer) => proposer.commit_index().max(base.applied).max(base.last_stamp + 1),
+                None => base.applied + 1,
+            };
+            let mut tx = Tx::new((*base.tables).clone(), stamp, self.now(), true);
+            let result = f(&mut tx);
+            let (tables, events) = tx.into_parts();
+            let (result, changes) = match result {
+                Ok(result) if !events.is_empty() => match encode(&events, base.proposer.as_deref(), stamp) {
+                    Ok(data) => (Ok(result), Some((Arc::new(tables), events, data))),
+                    Err(error) => (Err(E::from(error)), None),
+                },
+                other => (other, None),
+            };
+
+            let mut state = self.state.lock();
+            if state.generation != base.generation {
+                continue; // what it was run on is gone
+            }
+            let Some((tables, events, data)) = changes else {
+                return match state.wait_for_newest() {
+                    Some(fate) => Step::Wait(result, fate),
+                    None => Step::Done(result, state.view().index()),
+                };
+            };
+            let Some(proposer) = base.proposer else {
+                let index = state.view().index() + 1;
+                state.publish(index, tables, events);
+                return Step::Done(result, index);
+            };
+            self.take_room(data.len(), &mut room);
+            let ticket = Ticket { epoch: 0, number: 0 };
+            let pending =
+                Pending { ticket, stamp, tables, events, unfit: None, waiters: Vec::new(), _room: room };
+            return match state.propose(&*proposer, data, pending) {
+                Ok(fate) => Step::Wait(result, fate),
+                Err(Refused::Wait { refused, after }) => Step::Again { refused, after },
+                Err(Refused::Failed(error)) => Step::Done(Err(E::from(error)), 0),
+            };
+        }
+    }
+}
+
+/// The log entry that makes these changes. Only the proposer's own prefix and the stamp go into its id:
+/// the stamp is unique among what this manager has in flight.
+fn encode(events: &[Event], proposer: Option<&dyn Proposer>, stamp: u64) -> Result<Bytes, Error> {
+    let Some(proposer) = proposer else { return Ok(Bytes::new()) };
+    let id = u64::from(proposer.id_prefix()) << 48 | (stamp & 0xffff_ffff_ffff);
+    let request = InternalRaftRequest { id, action: actions(events) };
+    let size = request.encoded_len();
+    if size > MAX_TRANSACTION_BYTES {
+        return Err(Error::TooLarge);
+    }
+    let mut data = Vec::with_capacity(size);
+    request.encode_raw(&mut data);
+    Ok(data.into())
+}

@@ -1,0 +1,315 @@
+//! The staged writer: order, versions, refusals, lost leadership.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use bytes::Bytes;
+use prost::Message as _;
+use swarm_api::v1::{InternalRaftRequest, Service};
+use swarm_store::testing::LoopbackProposer;
+use swarm_store::{Error, StateMachine as _, Store};
+
+use crate::support::{Started, count, counter, create_service};
+
+#[tokio::test]
+async fn an_update_is_visible_when_it_returns() {
+    let (store, _raft) = LoopbackProposer::store();
+    let ((), committed) = store.update(|tx| create_service(tx, "s1", "web")).await.unwrap();
+    assert_eq!(store.view().index(), committed.index);
+    assert!(store.view().get::<Service>("s1").is_some());
+}
+
+#[tokio::test]
+async fn many_transactions_are_in_flight_and_each_sees_those_before_it() {
+    let (store, raft) = LoopbackProposer::store();
+    raft.hold();
+    let mut updates: Vec<_> = (0..50).map(|_| Started::new(store.update(|tx| count(tx, "c")))).collect();
+    raft.wait_for_queue(50);
+    assert_eq!(counter(&store, "c"), 0, "nothing is visible before it is committed");
+    raft.step(1);
+    let first = updates.remove(0).done().await.unwrap();
+    assert_eq!((first.0, counter(&store, "c")), (1, 1));
+    raft.release();
+    for (n, update) in updates.into_iter().enumerate() {
+        let (counted, committed) = update.done().await.unwrap();
+        assert_eq!((counted, committed.index), (n as u64 + 2, first.1.index + 1 + n as u64));
+    }
+    assert_eq!(counter(&store, "c"), 50);
+}
+
+#[tokio::test]
+async fn versions_grow_strictly_and_stay_below_the_index_of_their_entry() {
+    let (store, raft) = LoopbackProposer::store();
+    raft.hold();
+    let updates: Vec<_> = (0..20).map(|_| Started::new(store.update(|tx| count(tx, "c")))).collect();
+    raft.wait_for_queue(20);
+    raft.release();
+    for update in updates {
+        update.done().await.unwrap();
+    }
+    let log = raft.log();
+    let mut last = 0;
+    for (index, entry) in (1..).zip(log).filter(|(_, data)| !data.is_empty()) {
+        let request = InternalRaftRequest::decode(entry).unwrap();
+        assert_eq!(request.id >> 48, 0x4242, "the proposer's prefix");
+        for action in request.action {
+            let object = swarm_api::Object::from_action(&action).unwrap();
+            let version = object.meta().version.index;
+            assert!(last < version && version < index, "{last} < {version} < {index}");
+            last = version;
+        }
+    }
+    assert!(last > 0);
+}
+
+#[tokio::test]
+async fn versions_of_refused_transactions_are_used_again() {
+    let (store, raft) = LoopbackProposer::store();
+    raft.hold();
+    let mut updates: Vec<_> = (0..20).map(|_| Started::new(store.update(|tx| count(tx, "c")))).collect();
+    raft.wait_for_queue(20);
+    raft.refuse_next();
+    raft.settle();
+    for update in &mut updates {
+        assert!(update.poll().is_none());
+    }
+    raft.release();
+    for update in updates {
+        update.done().await.unwrap();
+    }
+    let view = store.view();
+    let counter = view.get::<Service>("c").unwrap();
+    assert_eq!(counter.spec.task.force_update, 20);
+    assert!(counter.meta.version.index < view.index(), "{} {}", counter.meta.version.index, view.index());
+}
+
+#[tokio::test]
+async fn names_are_checked_against_what_is_in_flight() {
+    let (store, raft) = LoopbackProposer::store();
+    raft.hold();
+    let first = Started::new(store.update(|tx| create_service(tx, "s1", "web")));
+    let mut second = Started::new(store.update(|tx| create_service(tx, "s2", "WEB")));
+    assert!(second.poll().is_none(), "the conflict rests on what may still come to nothing");
+    raft.release();
+    assert!(first.done().await.is_ok());
+    assert_eq!(second.done().await.unwrap_err(), Error::NameConflict);
+}
+
+#[tokio::test]
+async fn a_conflict_with_a_refused_transaction_is_no_conflict() {
+    let (store, raft) = LoopbackProposer::store();
+    raft.hold();
+    let cancelled = Started::new(store.update(|tx| create_service(tx, "s1", "web")));
+    let second = Started::new(store.update(|tx| create_service(tx, "s2", "web")));
+    drop(cancelled); // so that it is not run again
+    raft.refuse_next();
+    raft.settle();
+    raft.release();
+    assert!(second.done().await.is_ok());
+    assert!(store.view().get::<Service>("s1").is_none());
+    assert!(store.view().get::<Service>("s2").is_some());
+}
+
+#[tokio::test]
+async fn nothing_to_change_is_answered_when_what_it_read_is_committed() {
+    let (store, raft) = LoopbackProposer::store();
+    raft.hold();
+    let first = Started::new(store.update(|tx| count(tx, "c")));
+    let mut second = Started::new(
+        store.update(|tx| Ok::<_, Error>(tx.get::<Service>("c").map(|s| s.spec.task.force_update))),
+    );
+    assert!(second.poll().is_none());
+    raft.release();
+    first.done().await.unwrap();
+    let (seen, committed) = second.done().await.unwrap();
+    assert_eq!((seen, committed.index), (Some(1), store.view().index()));
+    let entries = raft.log().len();
+    let ((), committed) = store.update(|_| Ok::<_, Error>(())).await.unwrap();
+    assert_eq!((raft.log().len(), committed.index), (entries, store.view().index()));
+}
+
+#[tokio::test]
+async fn refused_transactions_run_again_on_the_committed_state() {
+    let (store, raft) = LoopbackProposer::store();
+    let runs = AtomicU32::new(0);
+    raft.hold();
+    let updates: Vec<_> = (0..3)
+        .map(|_| {
+            Started::new(store.update(|tx| {
+                runs.fetch_add(1, Ordering::Relaxed);
+                count(tx, "c")
+            }))
+        })
+        .collect();
+    raft.wait_for_queue(3);
+    raft.step(1);
+    raft.settle();
+    raft.refuse_next();
+    raft.settle();
+    raft.release();
+    let mut counts = Vec::new();
+    for update in updates {
+        counts.push(update.done().await.unwrap().0);
+    }
+    assert_eq!(counts, [1, 2, 3]);
+    assert_eq!(runs.load(Ordering::Relaxed), 5, "the first was committed before the refusal");
+    assert_eq!(counter(&store, "c"), 3);
+}
+
+#[tokio::test]
+async fn endless_refusal_is_told() {
+    let (store, raft) = LoopbackProposer::store();
+    raft.set_full(true);
+    assert_eq!(store.update(|tx| count(tx, "c")).await.unwrap_err(), Error::Dropped);
+    raft.set_full(false);
+    assert_eq!(store.update(|tx| count(tx, "c")).await.unwrap().0, 1);
+}
+
+#[tokio::test]
+async fn a_full_queue_is_waited_out() {
+    let (store, raft) = LoopbackProposer::store();
+    raft.hold();
+    let first = Started::new(store.update(|tx| count(tx, "c")));
+    raft.set_full(true);
+    let mut second = Started::new(store.update(|tx| count(tx, "c")));
+    raft.set_full(false);
+    let mut third = Started::new(store.update(|tx| count(tx, "c")));
+    assert!(second.poll().is_none() && third.poll().is_none());
+    raft.wait_for_queue(1);
+    raft.release();
+    assert_eq!(first.done().await.unwrap().0, 1);
+    let mut counts = [second.done().await.unwrap().0, third.done().await.unwrap().0];
+    counts.sort_unstable();
+    assert_eq!(counts, [2, 3]);
+}
+
+#[tokio::test]
+async fn lost_leadership_fails_everything_in_flight_and_its_outcome_is_unknown() {
+    let (store, raft) = LoopbackProposer::store();
+    raft.hold();
+    let updates: Vec<_> = (0..4).map(|_| Started::new(store.update(|tx| count(tx, "c")))).collect();
+    let rested = Started::new(store.update(|tx| create_service(tx, "c", "other")));
+    raft.wait_for_queue(4);
+    raft.lose_leadership(2);
+    for update in updates {
+        assert_eq!(update.done().await.unwrap_err(), Error::LostLeadership);
+    }
+    assert_eq!(rested.done().await.unwrap_err(), Error::LostLeadership);
+    raft.settle();
+    assert_eq!(counter(&store, "c"), 2, "two were in the next leader's log");
+    assert_eq!(store.update(|tx| count(tx, "c")).await.unwrap_err(), Error::LostLeadership);
+    raft.release();
+    raft.lead();
+    assert_eq!(store.update(|tx| count(tx, "c")).await.unwrap().0, 3);
+    assert_eq!(store.divergence(), None);
+}
+
+#[tokio::test]
+async fn an_entry_of_another_manager_goes_beneath_what_is_staged() {
+    let (other, other_raft) = LoopbackProposer::store();
+    other.update(|tx| create_service(tx, "x", "theirs")).await.unwrap();
+    let entry = other_raft.log().pop().unwrap();
+
+    let (store, raft) = LoopbackProposer::store();
+    raft.hold();
+    let ours = Started::new(store.update(|tx| create_service(tx, "s1", "ours")));
+    let clash = Started::new(store.update(|tx| create_service(tx, "s2", "theirs")));
+    raft.wait_for_queue(2);
+    raft.foreign(entry);
+    raft.settle();
+    assert!(store.view().get::<Service>("x").is_some());
+    raft.release();
+    ours.done().await.unwrap();
+    assert_eq!(clash.done().await.unwrap_err(), Error::NameConflict);
+    let view = store.view();
+    assert!(view.get::<Service>("x").is_some() && view.get::<Service>("s1").is_some());
+    assert!(view.get::<Service>("s2").is_none());
+}
+
+#[tokio::test]
+async fn a_replica_fed_with_the_entries_has_the_same_tables() {
+    let (store, raft) = LoopbackProposer::store();
+    for n in 0..5 {
+        store.update(|tx| create_service(tx, &format!("s{n}"), &format!("web{n}"))).await.unwrap();
+    }
+    store.update(|tx| tx.remove::<Service>("s3").map(drop)).await.unwrap();
+    let replica = Store::new();
+    for (index, entry) in (1..).zip(raft.log()) {
+        replica.apply(index, entry, None).unwrap();
+    }
+    assert_eq!(replica.view().to_snapshot(), store.view().to_snapshot());
+    assert_eq!(replica.view().index(), store.view().index());
+}
+
+#[tokio::test]
+async fn a_transaction_that_does_not_fit_an_entry_is_refused() {
+    let (store, raft) = LoopbackProposer::store();
+    let big = |tx: &mut swarm_store::Tx| {
+        let mut service = crate::support::service("s1", "web");
+        service.spec.annotations.labels.insert("l".to_owned(), "x".repeat(1_572_864));
+        tx.create(service).map(drop)
+    };
+    let error = store.update(big).await.unwrap_err();
+    assert_eq!(error.to_string(), "raft: raft message is too large and can't be sent");
+    assert!(store.view().services().is_empty());
+    assert_eq!(raft.log().iter().filter(|e| !e.is_empty()).count(), 0);
+}
+
+#[tokio::test]
+async fn a_batch_packs_items_into_few_entries_and_a_failing_item_fails_alone() {
+    let (store, raft) = LoopbackProposer::store();
+    let items: Vec<usize> = (0..100).collect();
+    let results = store
+        .batch(&items, |tx, &n| {
+            let mut service = crate::support::service(&format!("s{n:03}"), &format!("web{n}"));
+            service.spec.annotations.labels.insert("l".to_owned(), "x".repeat(30_000));
+            tx.create(service)?;
+            if n % 10 == 7 { Err(Error::Exists) } else { Ok(n) }
+        })
+        .await;
+    for (n, result) in results.iter().enumerate() {
+        match result {
+            Ok((answer, committed)) => {
+                assert_eq!(*answer, n);
+                assert!(committed.index > 0);
+            }
+            Err(error) => assert_eq!((n % 10, error), (7, &Error::Exists)),
+        }
+    }
+    assert_eq!(store.view().services().len(), 90);
+    let sizes: Vec<usize> = raft.log().iter().filter(|e| !e.is_empty()).map(Bytes::len).collect();
+    assert_eq!(sizes.len(), 3, "{sizes:?}");
+    assert!(sizes.iter().all(|size| *size <= 1_179_648 + 16), "{sizes:?}");
+}
+
+#[tokio::test]
+async fn a_batch_item_that_is_too_large_fails_alone() {
+    let (store, _raft) = LoopbackProposer::store();
+    let results = store
+        .batch(&[10, 1_300_000, 10, 2_000_000, 10], |tx, &size| {
+            let mut service = crate::support::service(&format!("s{}", tx.services().len()), "");
+            service.spec.annotations.name = service.id.clone();
+            service.spec.annotations.labels.insert("l".to_owned(), "x".repeat(size));
+            tx.create(service).map(drop)
+        })
+        .await;
+    let errors: Vec<_> = results.into_iter().map(Result::err).collect();
+    assert_eq!(errors, [None, None, None, Some(Error::TooLarge), None]);
+    assert_eq!(store.view().services().len(), 4);
+}
+
+#[tokio::test]
+async fn lost_leadership_fails_the_rest_of_a_batch() {
+    let (store, raft) = LoopbackProposer::store();
+    raft.hold();
+    let items: Vec<usize> = (0..100).collect();
+    let batch = Started::new(store.batch(&items, |tx, &n| {
+        let mut service = crate::support::service(&format!("s{n:03}"), &format!("web{n}"));
+        service.spec.annotations.labels.insert("l".to_owned(), "x".repeat(30_000));
+        tx.create(service).map(drop)
+    }));
+    raft.wait_for_queue(1);
+    raft.lose_leadership(0);
+    let results = batch.done().await;
+    assert_eq!(results.len(), 100);
+    assert!(results.into_iter().all(|r| r.unwrap_err() == Error::LostLeadership));
+}

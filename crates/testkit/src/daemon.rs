@@ -1,0 +1,345 @@
+//! Real daemons on this host: one manager, any number of workers, each a process with its own state directory.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use hyper_util::rt::TokioIo;
+use swarm_api::v1::control_client::ControlClient;
+use swarm_api::v1::{
+    GetServiceRequest, ListClustersRequest, ListNodesRequest, ListServicesRequest, ListTasksRequest, Node,
+    Service, Task, TaskState, list_tasks_request,
+};
+use swarm_api::{Shared, v1};
+use tempfile::TempDir;
+use tokio::net::UnixStream;
+use tonic::transport::{Channel, Endpoint, Uri};
+
+use crate::wait::until;
+
+/// Longest wait for a daemon to become ready.
+const READY: Duration = Duration::from_secs(30);
+
+/// How the daemons of a cluster run tasks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Engine {
+    /// Containers of the Docker Engine of this host, and native processes.
+    Docker,
+    /// Native processes only.
+    None,
+}
+
+/// A program of this workspace, beside the running test in the target directory.
+///
+/// # Errors
+/// If it was not built; `cargo xtask test` builds all of them first.
+pub fn program(name: &str) -> Result<PathBuf> {
+    let test = std::env::current_exe()?;
+    let profile = test.parent().and_then(Path::parent).context("a test runs from target/<profile>/deps")?;
+    let program = profile.join(name);
+    ensure!(
+        program.exists(),
+        "{} is missing: build it with `cargo build --workspace --bins`",
+        program.display()
+    );
+    Ok(program)
+}
+
+/// One running or stopped daemon.
+#[derive(Debug)]
+pub struct Daemon {
+    /// Its hostname in the cluster.
+    pub name: String,
+    state: PathBuf,
+    args: Vec<String>,
+    child: Option<Child>,
+}
+
+impl Daemon {
+    /// Starts the process (again), with the same state directory and flags, and waits until it is ready.
+    pub async fn start(&mut self) -> Result<()> {
+        self.spawn()?;
+        self.ready().await
+    }
+
+    /// Starts the process without waiting.
+    pub fn spawn(&mut self) -> Result<()> {
+        ensure!(self.child.is_none(), "{} is running already", self.name);
+        let log = File::options().create(true).append(true).open(self.log_path())?;
+        let mut command = Command::new(program("swarmd")?);
+        command.arg("--state-dir").arg(&self.state).args(["--hostname", &self.name]).args(&self.args);
+        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        self.child = Some(command.spawn()?);
+        Ok(())
+    }
+
+    /// Waits until the log of the present run says that the node is ready.
+    pub async fn ready(&mut self) -> Result<()> {
+        let path = self.log_path();
+        let name = self.name.clone();
+        let child = self.child.as_mut().context("not started")?;
+        let end = tokio::time::Instant::now() + READY;
+        loop {
+            let log = std::fs::read_to_string(&path).unwrap_or_default();
+            let present = log.rfind("starting swarmd").map_or("", |at| &log[at..]);
+            if present.contains("node is ready") {
+                return Ok(());
+            }
+            if let Some(status) = child.try_wait()? {
+                bail!("{name} ended with {status}; its log:\n{log}");
+            }
+            if tokio::time::Instant::now() > end {
+                bail!("{name} did not become ready in {READY:?}; its log:\n{log}");
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// Ends the process as a crash would: SIGKILL.
+    pub fn kill(&mut self) -> Result<()> {
+        let mut child = self.child.take().context("not running")?;
+        child.kill()?;
+        child.wait()?;
+        Ok(())
+    }
+
+    /// Asks the process to end and waits for it.
+    pub async fn stop(&mut self) -> Result<std::process::ExitStatus> {
+        let mut child = self.child.take().context("not running")?;
+        let status = Command::new("kill").arg(child.id().to_string()).status()?;
+        ensure!(status.success(), "kill failed");
+        until(&format!("{} to end", self.name), READY, || {
+            let ended = child.try_wait();
+            async move { ended?.context("it still runs") }
+        })
+        .await
+    }
+
+    /// Process id, while it runs.
+    pub fn pid(&self) -> Option<u32> {
+        self.child.as_ref().map(Child::id)
+    }
+
+    /// Everything that it wrote to its log so far.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.log_path()).unwrap_or_default()
+    }
+
+    /// Its state directory.
+    pub fn state_dir(&self) -> &Path {
+        &self.state
+    }
+
+    fn log_path(&self) -> PathBuf {
+        self.state.with_extension("log")
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+/// A manager and its workers.
+#[derive(Debug)]
+pub struct Cluster {
+    engine: Engine,
+    flags: Vec<String>,
+    dir: TempDir,
+    /// The one manager; its node runs tasks too unless drained.
+    pub manager: Daemon,
+    /// The workers, in the order in which they were added.
+    pub workers: Vec<Daemon>,
+    /// Typed access to the control API over the manager's socket.
+    pub control: ControlClient<Channel>,
+}
+
+impl Cluster {
+    /// Starts a manager and `workers` workers, and waits until all are ready.
+    pub async fn start(engine: Engine, workers: usize) -> Result<Cluster> {
+        Cluster::start_with(engine, workers, &[]).await
+    }
+
+    /// The same, with more flags for every daemon.
+    pub async fn start_with(engine: Engine, workers: usize, flags: &[&str]) -> Result<Cluster> {
+        let dir = tempfile::Builder::new().prefix("swarm").tempdir()?;
+        let socket = dir.path().join("control.sock");
+        let socket_text = socket.to_str().context("the temporary directory's name is UTF-8")?;
+        let mut manager = daemon(
+            dir.path(),
+            engine,
+            "manager",
+            &["--listen-remote-api", "127.0.0.1:0", "--listen-control-api", socket_text],
+        );
+        manager.args.extend(flags.iter().map(|f| (*f).to_owned()));
+        manager.start().await?;
+        // After a restart the manager must be found where its workers know it.
+        let address = listening(&manager.log())?;
+        manager.args[1] = address;
+        let control = ControlClient::new(channel(socket));
+        let flags = flags.iter().map(|f| (*f).to_owned()).collect();
+        let mut cluster = Cluster { engine, dir, manager, workers: Vec::new(), control, flags };
+        for _ in 0..workers {
+            cluster.add_worker().await?;
+        }
+        Ok(cluster)
+    }
+
+    /// Adds a worker and waits until it is ready.
+    pub async fn add_worker(&mut self) -> Result<()> {
+        let name = format!("worker-{}", self.workers.len() + 1);
+        let (address, token) = (self.address()?, self.worker_token().await?);
+        let args = ["--join-addr", &address, "--join-token", &token, "--listen-remote-api", "127.0.0.1:0"];
+        let mut worker = daemon(self.dir.path(), self.engine, &name, &args);
+        worker.args.extend(self.flags.iter().cloned());
+        worker.start().await?;
+        self.workers.push(worker);
+        Ok(())
+    }
+
+    /// A daemon of this cluster's directory that was not started yet.
+    pub fn daemon(&self, name: &str, args: &[&str]) -> Daemon {
+        daemon(self.dir.path(), self.engine, name, args)
+    }
+
+    /// Address of the manager's remote API.
+    pub fn address(&self) -> Result<String> {
+        listening(&self.manager.log())
+    }
+
+    /// Path of the manager's control socket.
+    pub fn socket(&self) -> PathBuf {
+        self.dir.path().join("control.sock")
+    }
+
+    /// A channel to the manager's control socket.
+    pub fn channel(&self) -> Channel {
+        channel(self.socket())
+    }
+
+    /// The cluster object.
+    pub async fn cluster_object(&mut self) -> Result<Shared<v1::Cluster>> {
+        let answer = self.control.list_clusters(ListClustersRequest::default()).await?.into_inner();
+        answer.clusters.into_iter().next().context("no cluster object")
+    }
+
+    /// The join token for workers.
+    pub async fn worker_token(&mut self) -> Result<String> {
+        Ok(self.cluster_object().await?.root_ca.join_tokens.worker.clone())
+    }
+
+    /// Runs `swarmctl` against the manager's socket.
+    pub fn ctl(&self, args: &[&str]) -> Result<Output> {
+        Ok(Command::new(program("swarmctl")?).arg("--socket").arg(self.socket()).args(args).output()?)
+    }
+
+    /// Runs `swarmctl` and returns what it printed; fails if it does.
+    pub fn ctl_ok(&self, args: &[&str]) -> Result<String> {
+        let out = self.ctl(args)?;
+        ensure!(out.status.success(), "swarmctl {args:?}: {}", String::from_utf8_lossy(&out.stderr));
+        Ok(String::from_utf8_lossy(&out.stdout).into_owned())
+    }
+
+    /// All nodes.
+    pub async fn nodes(&mut self) -> Result<Vec<Shared<Node>>> {
+        Ok(self.control.list_nodes(ListNodesRequest::default()).await?.into_inner().nodes)
+    }
+
+    /// The node with this hostname.
+    pub async fn node(&mut self, name: &str) -> Result<Shared<Node>> {
+        let nodes = self.nodes().await?;
+        let found = nodes.into_iter().find(|n| n.description.as_ref().is_some_and(|d| d.hostname == name));
+        found.with_context(|| format!("no node {name}"))
+    }
+
+    /// All services.
+    pub async fn services(&mut self) -> Result<Vec<Shared<Service>>> {
+        Ok(self.control.list_services(ListServicesRequest::default()).await?.into_inner().services)
+    }
+
+    /// A service by its id.
+    pub async fn service(&mut self, id: &str) -> Result<Shared<Service>> {
+        let request = GetServiceRequest { service_id: id.to_owned(), insert_defaults: false };
+        self.control.get_service(request).await?.into_inner().service.context("an answer without a service")
+    }
+
+    /// Every task of a service.
+    pub async fn tasks(&mut self, service: &str) -> Result<Vec<Shared<Task>>> {
+        let filters =
+            list_tasks_request::Filters { service_ids: vec![service.to_owned()], ..Default::default() };
+        let request = ListTasksRequest { filters: Some(filters) };
+        Ok(self.control.list_tasks(request).await?.into_inner().tasks)
+    }
+
+    /// Waits until exactly `count` tasks of a service run and are wanted, and returns them.
+    pub async fn running(
+        &mut self,
+        service: &str,
+        count: usize,
+        deadline: Duration,
+    ) -> Result<Vec<Shared<Task>>> {
+        let control = self.control.clone();
+        until(&format!("{count} running tasks"), deadline, || {
+            let (mut control, service) = (control.clone(), service.to_owned());
+            async move {
+                let filters =
+                    list_tasks_request::Filters { service_ids: vec![service], ..Default::default() };
+                let request = ListTasksRequest { filters: Some(filters) };
+                let tasks = control.list_tasks(request).await?.into_inner().tasks;
+                let wanted: Vec<_> =
+                    tasks.iter().filter(|t| t.desired_state() == TaskState::Running).cloned().collect();
+                let running: Vec<_> =
+                    wanted.iter().filter(|t| t.status.state() == TaskState::Running).cloned().collect();
+                if running.len() == count && wanted.len() == count {
+                    return Ok(running);
+                }
+                let states: Vec<_> = tasks
+                    .iter()
+                    .map(|t| {
+                        format!("{}→{} {}", t.status.state().name(), t.desired_state().name(), t.status.err)
+                    })
+                    .collect();
+                bail!("{} of {} run: {states:#?}", running.len(), wanted.len())
+            }
+        })
+        .await
+    }
+
+    /// What every daemon wrote to its log: for the text of a failing test.
+    pub fn logs(&self) -> String {
+        let all = std::iter::once(&self.manager).chain(&self.workers);
+        all.map(|d| format!("---- {}\n{}", d.name, d.log())).collect()
+    }
+}
+
+fn daemon(dir: &Path, engine: Engine, name: &str, args: &[&str]) -> Daemon {
+    let mut args: Vec<String> = args.iter().map(|a| (*a).to_owned()).collect();
+    if engine == Engine::None {
+        args.extend(["--engine-addr".to_owned(), "none".to_owned()]);
+    }
+    Daemon { name: name.to_owned(), state: dir.join(name), args, child: None }
+}
+
+/// The address that the last run of a manager listens on.
+fn listening(log: &str) -> Result<String> {
+    let line =
+        log.lines().rev().find(|l| l.contains("Listening for connections")).context("it does not listen")?;
+    let address =
+        line.split_whitespace().find_map(|w| w.strip_prefix("addr=")).context("no address in the log")?;
+    Ok(address.trim_matches('"').to_owned())
+}
+
+/// A plaintext gRPC channel over a UNIX socket, dialled when first used and again after a failure.
+pub fn channel(socket: PathBuf) -> Channel {
+    let endpoint = Endpoint::from_static("http://localhost");
+    endpoint.connect_with_connector_lazy(tower::service_fn(move |_: Uri| {
+        let socket = socket.clone();
+        async move { UnixStream::connect(socket).await.map(TokioIo::new) }
+    }))
+}

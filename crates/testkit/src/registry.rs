@@ -1,0 +1,186 @@
+//! A registry of images on 127.0.0.1, as small as an engine's pull allows (OCI distribution, pull only).
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use anyhow::Result;
+use bytes::Bytes;
+use http::{Request, Response, StatusCode};
+use http_body_util::Full;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::conn::auto;
+use parking_lot::Mutex;
+use sha2::{Digest, Sha256};
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+
+const MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
+const CONFIG: &str = "application/vnd.docker.container.image.v1+json";
+const LAYER: &str = "application/vnd.docker.image.rootfs.diff.tar";
+
+/// Serves the images it was given until it is dropped.
+pub struct Registry {
+    address: SocketAddr,
+    shared: Arc<Shared>,
+    _tasks: JoinSet<()>,
+}
+
+#[derive(Default)]
+struct Shared {
+    /// Value of the `Authorization` header that is asked for.
+    authorization: Option<String>,
+    blobs: Mutex<BTreeMap<String, Bytes>>,
+    /// `name:tag` and `name:digest` to manifests.
+    manifests: Mutex<BTreeMap<String, Bytes>>,
+    /// Manifests asked for by tag or digest, with GET or HEAD.
+    resolved: AtomicUsize,
+    refused: AtomicUsize,
+}
+
+impl Registry {
+    /// A registry for everybody, or for who sends this `Authorization` header.
+    ///
+    /// # Errors
+    /// If no port is free.
+    pub async fn start(authorization: Option<String>) -> Result<Registry> {
+        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let address = listener.local_addr()?;
+        let shared = Arc::new(Shared { authorization, ..Shared::default() });
+        let mut tasks = JoinSet::new();
+        let state = shared.clone();
+        tasks.spawn(async move {
+            let mut connections = JoinSet::new();
+            loop {
+                tokio::select! {
+                    accepted = listener.accept() => {
+                        let Ok((stream, _)) = accepted else { return };
+                        let state = state.clone();
+                        connections.spawn(async move {
+                            let service = hyper_util::service::TowerToHyperService::new(tower::service_fn(
+                                move |request| {
+                                    let answer = state.answer(&request);
+                                    async move { Ok::<_, Infallible>(answer) }
+                                },
+                            ));
+                            // An engine that hangs up is no error of the test.
+                            let _ = auto::Builder::new(TokioExecutor::new())
+                                .serve_connection(TokioIo::new(stream), service)
+                                .await;
+                        });
+                    }
+                    Some(_) = connections.join_next() => {}
+                }
+            }
+        });
+        Ok(Registry { address, shared, _tasks: tasks })
+    }
+
+    /// `127.0.0.1:port`, the first part of its images' names.
+    pub fn address(&self) -> String {
+        self.address.to_string()
+    }
+
+    /// Serves an image of one layer (a tar archive) under `name:tag`, in place of what was there; gives the
+    /// digest of its manifest.
+    ///
+    /// # Errors
+    /// Only if JSON can't be written.
+    pub fn push(&self, name: &str, tag: &str, layer: Vec<u8>, command: &[&str]) -> Result<String> {
+        let layer_digest = digest(&layer);
+        let config = serde_json::to_vec(&serde_json::json!({
+            "architecture": "amd64",
+            "os": "linux",
+            "config": {"Cmd": command, "Labels": {"tag": tag}},
+            "rootfs": {"type": "layers", "diff_ids": [layer_digest]},
+        }))?;
+        let manifest = serde_json::to_vec(&serde_json::json!({
+            "schemaVersion": 2,
+            "mediaType": MANIFEST,
+            "config": {"mediaType": CONFIG, "size": config.len(), "digest": digest(&config)},
+            "layers": [{"mediaType": LAYER, "size": layer.len(), "digest": layer_digest}],
+        }))?;
+        let manifest_digest = digest(&manifest);
+        let mut blobs = self.shared.blobs.lock();
+        blobs.insert(digest(&config), config.into());
+        blobs.insert(layer_digest, layer.into());
+        let mut manifests = self.shared.manifests.lock();
+        let manifest = Bytes::from(manifest);
+        manifests.insert(format!("{name}:{tag}"), manifest.clone());
+        manifests.insert(format!("{name}:{manifest_digest}"), manifest);
+        Ok(manifest_digest)
+    }
+
+    /// How often an image was asked for by its tag or digest.
+    pub fn resolved(&self) -> usize {
+        self.shared.resolved.load(Ordering::SeqCst)
+    }
+
+    /// Requests without the right credentials.
+    pub fn refused(&self) -> usize {
+        self.shared.refused.load(Ordering::SeqCst)
+    }
+}
+
+fn digest(bytes: &[u8]) -> String {
+    let hex: String = Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("sha256:{hex}")
+}
+
+impl Shared {
+    fn answer<B>(&self, request: &Request<B>) -> Response<Full<Bytes>> {
+        let given = request.headers().get(http::header::AUTHORIZATION);
+        if let Some(wanted) = &self.authorization
+            && given.is_none_or(|given| given.as_bytes() != wanted.as_bytes())
+        {
+            self.refused.fetch_add(1, Ordering::SeqCst);
+            let mut answer = plain(StatusCode::UNAUTHORIZED, "application/json", error("UNAUTHORIZED"));
+            let scheme = http::HeaderValue::from_static("Basic realm=\"test\"");
+            answer.headers_mut().insert(http::header::WWW_AUTHENTICATE, scheme);
+            return answer;
+        }
+        let path = request.uri().path();
+        let Some(path) = path.strip_prefix("/v2/") else { return missing() };
+        if path.is_empty() {
+            return plain(StatusCode::OK, "application/json", Bytes::from_static(b"{}"));
+        }
+        if let Some((name, reference)) = path.split_once("/manifests/") {
+            self.resolved.fetch_add(1, Ordering::SeqCst);
+            let manifests = self.manifests.lock();
+            return match manifests.get(&format!("{name}:{reference}")) {
+                Some(manifest) => plain(StatusCode::OK, MANIFEST, manifest.clone()),
+                None => missing(),
+            };
+        }
+        match path.split_once("/blobs/").and_then(|(_, digest)| self.blobs.lock().get(digest).cloned()) {
+            Some(blob) => plain(StatusCode::OK, "application/octet-stream", blob),
+            None => missing(),
+        }
+    }
+}
+
+fn error(code: &str) -> Bytes {
+    format!("{{\"errors\":[{{\"code\":\"{code}\",\"message\":\"{code}\"}}]}}").into()
+}
+
+fn missing() -> Response<Full<Bytes>> {
+    plain(StatusCode::NOT_FOUND, "application/json", error("MANIFEST_UNKNOWN"))
+}
+
+fn plain(status: StatusCode, kind: &str, body: Bytes) -> Response<Full<Bytes>> {
+    let mut answer = Response::new(Full::new(body.clone()));
+    *answer.status_mut() = status;
+    let headers = answer.headers_mut();
+    for (name, value) in [
+        ("content-type", kind.to_owned()),
+        ("docker-content-digest", digest(&body)),
+        ("docker-distribution-api-version", "registry/2.0".to_owned()),
+    ] {
+        if let Ok(value) = value.parse() {
+            headers.insert(name, value);
+        }
+    }
+    answer
+}

@@ -1,0 +1,78 @@
+//! `cargo xtask test`: everything that the tests need, then the tests.
+
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::{cargo, engine, run};
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Leave out the tests that need a Docker Engine.
+    #[arg(long)]
+    no_docker: bool,
+    /// Passed on to nextest, after `--`.
+    #[arg(last = true)]
+    rest: Vec<String>,
+}
+
+/// Tests of the engine: by their name, or all of the executor's that are no unit tests.
+const DOCKER_TESTS: &str = "(test(/docker/) or (package(swarm-executor-docker) and kind(test)))";
+
+fn run_tests(no_docker: bool, rest: &[String]) -> Result<()> {
+    // Tests of whole clusters run the programs themselves.
+    run(cargo().args(["build", "--workspace", "--bins"]))?;
+    let mut command = cargo();
+    command.args(["nextest", "run", "--workspace", "--no-fail-fast"]);
+    if no_docker {
+        println!("leaving out the tests that need a Docker Engine (--no-docker)");
+        command.args(["-E", &format!("not {DOCKER_TESTS}")]);
+    }
+    command.args(rest);
+    if std::env::var_os("CI").is_some() {
+        command.args(["--profile", "ci"]);
+    }
+    run(&mut command)?;
+    // nextest does not run examples in documentation.
+    run(cargo().args(["test", "--workspace", "--doc", "--quiet"]))
+}
+
+pub(crate) fn run_args(args: &Args) -> Result<()> {
+    install(args.no_docker)?;
+    if !args.no_docker && !engine::is_there() {
+        bail!(
+            "no Docker Engine answers on {}: start one, or leave out the tests that need it with --no-docker",
+            engine::SOCKET
+        );
+    }
+    run_tests(args.no_docker, &args.rest)
+}
+
+/// Installs what is missing, with Debian's packages and cargo.
+fn install(no_docker: bool) -> Result<()> {
+    if !Command::new("cargo-nextest")
+        .args(["nextest", "--version"])
+        .output()
+        .is_ok_and(|o| o.status.success())
+    {
+        println!("installing cargo-nextest");
+        run(cargo().args(["install", "--locked", "cargo-nextest"]))?;
+    }
+    let mut packages = Vec::new();
+    if !no_docker && !Path::new("/bin/busybox").exists() {
+        packages.push("busybox-static");
+    }
+    if packages.is_empty() {
+        return Ok(());
+    }
+    println!("installing {}", packages.join(" "));
+    let apt = |words: &[&str]| {
+        run(Command::new("apt-get").args(["-qq", "-o", "DPkg::Lock::Timeout=120"]).args(words))
+            .context("Debian's package manager is needed to install what the tests use")
+    };
+    apt(&["update"])?;
+    let mut words = vec!["install", "--yes", "--no-install-recommends"];
+    words.extend(packages);
+    apt(&words)
+}

@@ -1,0 +1,119 @@
+//! What the tests of whole clusters have in common: specs, and a look at what really runs on this host.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use prost_types::Any;
+use swarm_api::swarmd::ProcessSpec;
+use swarm_api::v1::{
+    ContainerSpec, CreateServiceRequest, GenericRuntimeSpec, ReplicatedService, ServiceSpec, TaskSpec,
+    UpdateServiceRequest, service_spec, task_spec,
+};
+use swarm_api::{Shared, v1};
+use swarm_testkit::daemon::Cluster;
+
+/// Time within which a few tasks must run.
+pub const SOON: Duration = Duration::from_secs(60);
+
+/// A service of native processes that do nothing for ever.
+pub fn process_service(name: &str, replicas: u64) -> ServiceSpec {
+    let spec = ProcessSpec {
+        command: vec!["/bin/sleep".into()],
+        args: vec!["1000000".into()],
+        stop_grace_period: Some(prost_types::Duration { seconds: 2, nanos: 0 }),
+        ..Default::default()
+    };
+    let payload = Any::from_msg(&spec).unwrap_or_default();
+    let runtime =
+        task_spec::Runtime::Generic(GenericRuntimeSpec { kind: "process".into(), payload: Some(payload) });
+    service(name, replicas, runtime)
+}
+
+/// A service of containers that do nothing for ever.
+pub fn container_service(name: &str, image: &str, replicas: u64) -> ServiceSpec {
+    let container = ContainerSpec {
+        image: image.into(),
+        command: vec!["/bin/sleep".into()],
+        args: vec!["1000000".into()],
+        stop_grace_period: Some(prost_types::Duration { seconds: 1, nanos: 0 }),
+        ..Default::default()
+    };
+    service(name, replicas, task_spec::Runtime::Container(container))
+}
+
+fn service(name: &str, replicas: u64, runtime: task_spec::Runtime) -> ServiceSpec {
+    let mut spec = ServiceSpec {
+        task: TaskSpec { runtime: Some(runtime), ..Default::default() }.into(),
+        mode: Some(service_spec::Mode::Replicated(ReplicatedService { replicas })),
+        ..Default::default()
+    };
+    spec.annotations.name = name.to_owned();
+    spec
+}
+
+/// Creates a service and returns its id.
+pub async fn create(cluster: &mut Cluster, spec: ServiceSpec) -> Result<String> {
+    let answer =
+        cluster.control.create_service(CreateServiceRequest { spec: Some(spec) }).await?.into_inner();
+    Ok(answer.service.context("an answer without a service")?.id.clone())
+}
+
+/// Changes a service's spec.
+pub async fn update(cluster: &mut Cluster, id: &str, change: impl Fn(&mut ServiceSpec)) -> Result<()> {
+    let service = cluster.service(id).await?;
+    let mut spec = service.spec.clone();
+    change(&mut spec);
+    let request = UpdateServiceRequest {
+        service_id: id.to_owned(),
+        service_version: Some(service.meta.version),
+        spec: Some(spec),
+        ..Default::default()
+    };
+    cluster.control.update_service(request).await?;
+    Ok(())
+}
+
+/// Sets the number of replicas.
+pub async fn scale(cluster: &mut Cluster, id: &str, replicas: u64) -> Result<()> {
+    update(cluster, id, |spec| {
+        spec.mode = Some(service_spec::Mode::Replicated(ReplicatedService { replicas }));
+    })
+    .await
+}
+
+/// Number of tasks per node id.
+pub fn spread(tasks: &[Shared<v1::Task>]) -> BTreeMap<String, usize> {
+    let mut count = BTreeMap::new();
+    for task in tasks {
+        *count.entry(task.node_id.clone()).or_default() += 1;
+    }
+    count
+}
+
+/// Process ids of everything on this host that runs with this text in its environment.
+pub fn processes_with(environment: &str) -> Vec<u32> {
+    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries
+        .filter_map(|e| e.file_name().to_str()?.parse::<u32>().ok())
+        .filter(|pid| {
+            let environ = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+            environ.split(|b| *b == 0).any(|v| v == environment.as_bytes())
+        })
+        .collect()
+}
+
+/// Fails with what every daemon logged if the result is an error.
+pub fn with_logs(cluster: &Cluster, result: Result<()>) -> Result<()> {
+    result.map_err(|error| error.context(format!("the daemons' logs:\n{}", cluster.logs())))
+}
+
+/// Each element stands for itself only once.
+pub fn all_different<T: Ord + std::fmt::Debug>(items: impl IntoIterator<Item = T>) -> Result<()> {
+    let mut seen = std::collections::BTreeSet::new();
+    for item in items {
+        ensure!(!seen.contains(&item), "{item:?} is there twice");
+        seen.insert(item);
+    }
+    Ok(())
+}
