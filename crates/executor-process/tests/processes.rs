@@ -478,14 +478,20 @@ async fn killed_at_any_point_a_task_neither_runs_twice_nor_is_forgotten() {
         let record = lab.task(&shell(&format!("echo run >> {}; exec sleep 1000", count.display())));
         let task = lab.controller(&record);
         within(task.prepare()).await.unwrap();
-        let shim = std::process::Command::new(env!("CARGO_BIN_EXE_swarm-process-shim"))
-            .args(["__swarmd-task-shim".as_ref(), lab.dir(&record).as_os_str()])
+        // The first never come to their first instruction, the last have run the command, whatever the machine's
+        // speed; those between are killed at any point.
+        let hold = if round < 3 { "kill -STOP $$; exec \"$0\" \"$@\"" } else { "exec \"$0\" \"$@\"" };
+        let shim = std::process::Command::new("sh")
+            .args(["-c", hold, env!("CARGO_BIN_EXE_swarm-process-shim"), "__swarmd-task-shim"])
+            .arg(lab.dir(&record))
             .stdout(std::process::Stdio::null())
             .stderr(std::process::Stdio::null())
             .spawn();
         let mut shim = shim.unwrap();
-        // From before its first instruction to well after the command runs.
-        tokio::time::sleep(Duration::from_micros(round * 400)).await;
+        match round {
+            0..57 => std::thread::sleep(Duration::from_micros(round * 100)),
+            _ => until_lines_of(&count, 1).await,
+        }
         shim.kill().unwrap();
         shim.wait().unwrap();
         let ran_before = std::fs::read_to_string(&count).unwrap_or_default().lines().count();
