@@ -21,6 +21,13 @@ pub struct Ticks {
     pub election: u32,
 }
 
+impl Ticks {
+    /// How long requests that wait for the group (joining, a transfer of leadership) may take: 25 s by default.
+    pub fn request_timeout(&self) -> Duration {
+        Duration::from_secs(5) + self.interval.unwrap_or(Duration::from_secs(1)) * self.election * 2
+    }
+}
+
 impl Default for Ticks {
     fn default() -> Ticks {
         Ticks {

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
 
 use bytes::Bytes;
 use futures::FutureExt as _;
@@ -16,7 +15,7 @@ use tokio::sync::{oneshot, watch};
 use crate::check::{self, Verdict};
 use crate::counters::Counters;
 use crate::inbox::{Inbox, Reply, Request};
-use crate::{Change, Counts, Error, Membership, Result};
+use crate::{Change, Counts, Error, Membership, Result, Ticks, Transport};
 
 /// What this member is in its term.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -67,6 +66,8 @@ pub(crate) struct Shared {
     pub(crate) applied: AtomicU64,
     /// This member leads and is the only one, so that its own word is a quorum's.
     pub(crate) alone: AtomicBool,
+    /// Consecutive ticks without a known leader.
+    pub(crate) leaderless: AtomicU64,
     pub(crate) status: watch::Sender<Status>,
     pub(crate) membership: watch::Sender<Arc<Membership>>,
     pub(crate) outcome: watch::Sender<Option<Outcome>>,
@@ -81,6 +82,7 @@ impl Shared {
             commit: AtomicU64::new(0),
             applied: AtomicU64::new(0),
             alone: AtomicBool::new(false),
+            leaderless: AtomicU64::new(0),
             status: watch::Sender::new(Status { raft_id, ..Status::default() }),
             membership: watch::Sender::new(Arc::new(Membership::default())),
             outcome: watch::Sender::new(None),
@@ -155,13 +157,29 @@ impl Drop for Owner {
 pub struct RaftHandle {
     shared: Arc<Shared>,
     owner: Arc<Owner>,
-    transfer_timeout: Duration,
+    transport: Transporter,
+    ticks: Ticks,
+}
+
+/// Only so that a handle can be printed.
+#[derive(Clone)]
+struct Transporter(Arc<dyn Transport>);
+
+impl std::fmt::Debug for Transporter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Transport").finish_non_exhaustive()
+    }
 }
 
 impl RaftHandle {
-    pub(crate) fn new(shared: Arc<Shared>, thread: JoinHandle<()>, transfer_timeout: Duration) -> RaftHandle {
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        thread: JoinHandle<()>,
+        transport: Arc<dyn Transport>,
+        ticks: Ticks,
+    ) -> RaftHandle {
         let owner = Arc::new(Owner { shared: shared.clone(), thread: Mutex::new(Some(thread)) });
-        RaftHandle { shared, owner, transfer_timeout }
+        RaftHandle { shared, owner, transport: Transporter(transport), ticks }
     }
 
     /// Own raft id.
@@ -190,6 +208,21 @@ impl RaftHandle {
             found = status.wait_for(holds) => found.map(|s| *s).map_err(|_| Error::Stopped),
             _ = outcome.wait_for(Option::is_some) => Err(Error::Stopped),
         }
+    }
+
+    /// The clock of elections that this member was started with.
+    pub fn ticks(&self) -> Ticks {
+        self.ticks
+    }
+
+    /// Consecutive ticks in which this member has known no leader.
+    pub fn ticks_without_leader(&self) -> u64 {
+        self.shared.leaderless.load(Ordering::Acquire)
+    }
+
+    /// The member can be reached from here as of now; this one always can.
+    pub fn is_reachable(&self, raft_id: u64) -> bool {
+        raft_id == self.raft_id() || self.transport.0.is_active(raft_id)
     }
 
     /// Index of the last committed entry that this member knows of.
@@ -275,9 +308,10 @@ impl RaftHandle {
         self.shared.ask(|reply| Request::Transfer(to, reply)).await?;
         let own = self.raft_id();
         let other = self.wait_for(|status| status.leader != 0 && status.leader != own);
-        match tokio::time::timeout(self.transfer_timeout, other).await {
+        let limit = self.ticks.request_timeout();
+        match tokio::time::timeout(limit, other).await {
             Ok(result) => result.map(|_| ()),
-            Err(_) => Err(Error::TransferTimeout(self.transfer_timeout)),
+            Err(_) => Err(Error::TransferTimeout(limit)),
         }
     }
 

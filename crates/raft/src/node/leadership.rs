@@ -79,6 +79,9 @@ impl Turns {
             term: raft.term,
             diverged: self.diverged,
         };
+        if status.leader != 0 {
+            self.shared.leaderless.store(0, Ordering::Release);
+        }
         let alone = self.leads && role == Role::Leader && raft.prs().is_singleton();
         self.shared.alone.store(alone, Ordering::Release);
         self.shared.status.send_if_modified(|old| {

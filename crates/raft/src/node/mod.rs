@@ -11,7 +11,6 @@ mod turn;
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
 use prost::Message as _;
 use raft_proto::eraftpb::{ConfState, Entry, EntryType, HardState};
@@ -117,14 +116,13 @@ impl RaftNode {
     /// If no thread can be started. Everything later shows in [`RaftHandle::ended`].
     pub fn start(self, state_machine: Arc<dyn StateMachine>) -> Result<RaftHandle> {
         let shared = self.shared.clone();
-        let ticks = self.config.ticks;
-        let transfer = ticks.interval.unwrap_or(Duration::from_secs(1)) * ticks.election * 2;
+        let (ticks, transport) = (self.config.ticks, self.config.transport.clone());
         let name = "raft".to_owned();
         let thread = std::thread::Builder::new()
             .name(name)
             .spawn(move || turn::run(self, state_machine))
             .map_err(Error::io("start a thread for", Path::new("raft")))?;
-        Ok(RaftHandle::new(shared, thread, Duration::from_secs(5) + transfer))
+        Ok(RaftHandle::new(shared, thread, transport, ticks))
     }
 }
 

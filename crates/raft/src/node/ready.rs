@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering;
 
 use prost::Message as _;
-use raft::Ready;
+use raft::{Ready, StateRole};
 use raft_proto::eraftpb::{Entry, EntryType, Message, Snapshot};
 use swarm_api::raftpb;
 use swarm_api::v1::StoreSnapshot;
@@ -162,6 +162,22 @@ impl Turns {
         self.diverged = true;
     }
 
+    /// A leader lets a member hear that its removal is committed while it still knows the way there; and everybody
+    /// else, if the member is itself, for it will be gone in the next turn.
+    fn send_last_words(&mut self, raft_id: u64) {
+        let raft = &mut self.raw.raft;
+        if raft.state != StateRole::Leader {
+            return;
+        }
+        if raft_id == self.shared.raft_id {
+            raft.bcast_append();
+        } else if raft.prs().get(raft_id).is_some() {
+            raft.send_append(raft_id);
+        }
+        let messages = std::mem::take(&mut raft.msgs);
+        self.send(messages);
+    }
+
     pub(super) fn apply_change(&mut self, entry: &Entry) {
         let own = self.shared.raft_id;
         let Ok(change) = raftpb::ConfChange::decode(&*entry.data) else {
@@ -170,6 +186,9 @@ impl Turns {
             return;
         };
         let verdict = self.membership.validate(&change);
+        if let Ok(Change::Remove(raft_id)) = &verdict {
+            self.send_last_words(*raft_id);
+        }
         let changed = self.membership.apply(&change);
         // The library is told even of what is not valid: its voters must be the same everywhere.
         if let Some(library) = for_library(&change) {

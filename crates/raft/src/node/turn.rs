@@ -211,6 +211,9 @@ impl Turns {
             self.raw.raft.election_elapsed = 0;
         }
         self.raw.tick();
+        if self.raw.raft.leader_id == 0 {
+            self.shared.leaderless.fetch_add(1, Ordering::AcqRel);
+        }
         Ok(())
     }
 

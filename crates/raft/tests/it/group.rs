@@ -73,6 +73,9 @@ impl Transport for Port {
     }
 }
 
+/// Slow enough that a busy machine does not depose a leader.
+const TICKS: Ticks = Ticks { interval: Some(Duration::from_millis(100)), heartbeat: 1, election: 10 };
+
 struct Group {
     dir: tempfile::TempDir,
     network: Arc<Network>,
@@ -90,8 +93,7 @@ impl Group {
             addr: format!("{name}:4242"),
             origin,
             transport: port.clone(),
-            // Slow enough that a busy machine does not depose a leader.
-            ticks: Ticks { interval: Some(Duration::from_millis(100)), ..Ticks::default() },
+            ticks: TICKS,
             ..config(&self.dir.path().join(name))
         };
         (config, port)
@@ -116,10 +118,15 @@ impl Group {
     }
 
     async fn join(&self, leader: &Manager, name: &str, raft_id: u64) -> Manager {
+        self.join_with(leader, name, raft_id, TICKS).await
+    }
+
+    async fn join_with(&self, leader: &Manager, name: &str, raft_id: u64, ticks: Ticks) -> Manager {
         let member = member(name, raft_id);
         in_time("joining", leader.raft.change_membership(Change::Add(member))).await.unwrap();
         let members = leader.raft.membership().members().cloned().collect();
-        self.start(name, Origin::Joined { raft_id, members })
+        let (config, port) = self.config(name, Origin::Joined { raft_id, members });
+        self.run(RaftNode::open(Config { ticks, ..config }).unwrap(), &port)
     }
 
     fn cut_off(&self, manager: &Manager, cut: bool) {
@@ -222,6 +229,8 @@ async fn a_member_that_was_removed_is_told_and_may_not_return() {
     let c = group.join(&a, "m3", 3).await;
     same(&[&a, &b, &c]).await;
     in_time("the removal", a.raft.change_membership(Change::Remove(3))).await.unwrap();
+    let outcome = in_time("its end", c.raft.ended()).await;
+    assert!(matches!(outcome, Outcome::Removed), "{outcome:?}");
     let late =
         Message { r#type: MessageType::MsgApp as i32, from: 3, to: a.raft.raft_id(), ..Message::default() };
     let told = a.raft.step(late).unwrap_err();
@@ -230,6 +239,65 @@ async fn a_member_that_was_removed_is_told_and_may_not_return() {
     same(&[&a, &b]).await;
     let again = a.raft.change_membership(Change::Add(member("m3", 3))).await;
     assert!(again.unwrap_err().to_string().contains("removed during cluster lifetime"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_hears_of_its_removal_from_the_leader() {
+    let group = Group::new();
+    let a = group.first().await;
+    let b = group.join(&a, "m2", 2).await;
+    // Without a clock it never campaigns, so nobody else tells it.
+    let c = group.join_with(&a, "m3", 3, Ticks { interval: None, ..Ticks::default() }).await;
+    same(&[&a, &b, &c]).await;
+    in_time("the removal", a.raft.change_membership(Change::Remove(3))).await.unwrap();
+    let outcome = in_time("its end", c.raft.ended()).await;
+    assert!(matches!(outcome, Outcome::Removed), "{outcome:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_that_missed_its_removal_is_told_when_it_campaigns() {
+    let group = Group::new();
+    let a = group.first().await;
+    let b = group.join(&a, "m2", 2).await;
+    let c = group.join(&a, "m3", 3).await;
+    same(&[&a, &b, &c]).await;
+    group.cut_off(&c, true);
+    in_time("the removal", a.raft.change_membership(Change::Remove(3))).await.unwrap();
+    assert!(c.raft.membership().get(3).is_some());
+    group.cut_off(&c, false);
+    let outcome = in_time("its end", c.raft.ended()).await;
+    assert!(matches!(outcome, Outcome::Removed), "{outcome:?}");
+    a.write("without c").await;
+    same(&[&a, &b]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_that_removes_itself_leaves_a_group_behind() {
+    let group = Group::new();
+    let a = group.first().await;
+    let b = group.join(&a, "m2", 2).await;
+    let c = group.join(&a, "m3", 3).await;
+    same(&[&a, &b, &c]).await;
+    in_time("the removal", a.raft.change_membership(Change::Remove(a.raft.raft_id()))).await.unwrap();
+    let outcome = in_time("its end", a.raft.ended()).await;
+    assert!(matches!(outcome, Outcome::Removed), "{outcome:?}");
+    eventually("a new leader", || [&b, &c].iter().any(|m| m.raft.status().role == Role::Leader)).await;
+    same(&[&b, &c]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ticks_without_a_leader_are_counted() {
+    let group = Group::new();
+    let a = group.first().await;
+    let b = group.join(&a, "m2", 2).await;
+    same(&[&a, &b]).await;
+    eventually("a leader", || b.raft.ticks_without_leader() == 0).await;
+    group.cut_off(&b, true);
+    eventually("ticks without a leader", || b.raft.ticks_without_leader() > 10).await;
+    assert!(!a.raft.is_reachable(2) && b.raft.is_reachable(2));
+    group.cut_off(&b, false);
+    eventually("a leader again", || b.raft.ticks_without_leader() == 0).await;
+    assert!(a.raft.is_reachable(2));
 }
 
 #[tokio::test(flavor = "multi_thread")]
