@@ -2,6 +2,7 @@
 //! that decides.
 //!
 //! - [`Manager`]: listeners, raft, store and services put together.
+//! - [`LeaderLink`]: the way to the leader, for calls that only it can answer.
 //! - [`auth`]: who may call what, and who a handler's caller is.
 //! - [`bootstrap`]: what the first leader of a new cluster writes.
 //! - [`ca`]: admits nodes and signs their certificates.
@@ -17,10 +18,12 @@ pub mod control_socket;
 mod error;
 pub mod keys;
 mod leader;
+mod leader_link;
 mod manager;
 mod membership;
 pub mod roles;
 
 pub use brain::run_brain;
 pub use error::Error;
+pub use leader_link::{LeaderLink, NoLeader, RaftSlot, Route};
 pub use manager::{Config, Manager};

@@ -29,6 +29,7 @@ use crate::bootstrap::Bootstrap;
 use crate::ca::CaServer;
 use crate::control_socket::{ControlSocket, SocketFile};
 use crate::leader::Leader;
+use crate::leader_link::RaftSlot;
 use crate::membership::RaftMembership;
 
 /// Time that open calls have to end before their connections are closed.
@@ -108,7 +109,9 @@ impl Manager {
 
         let (managers_out, managers) =
             watch::channel(vec![Peer { node_id: node_id.clone(), addr: advertised.clone() }]);
-        let membership = Arc::new(RaftMembership::new(raft.clone()));
+        let slot = RaftSlot::default();
+        let _ = slot.set(raft.clone());
+        let membership = Arc::new(RaftMembership::new(slot.clone()));
         let dispatcher = Dispatcher::new(
             store.clone(),
             swarm_dispatcher::Config {

@@ -2,36 +2,40 @@
 
 use std::collections::BTreeMap;
 
-use swarm_api::v1::{ManagerStatus, raft_member_status};
+use swarm_api::v1::{ManagerStatus, raft_member_status::Reachability};
 use swarm_control::Membership;
-use swarm_raft::{RaftHandle, Role};
+use swarm_raft::Role;
 
-/// Reads the group from the raft node.
+use crate::leader_link::RaftSlot;
+
+/// Reads the group from the raft node; before there is one, there are no members.
 pub(crate) struct RaftMembership {
-    raft: RaftHandle,
+    raft: RaftSlot,
 }
 
 impl RaftMembership {
-    pub(crate) fn new(raft: RaftHandle) -> RaftMembership {
+    pub(crate) fn new(raft: RaftSlot) -> RaftMembership {
         RaftMembership { raft }
     }
 }
 
 impl Membership for RaftMembership {
     fn is_leader(&self) -> bool {
-        self.raft.status().role == Role::Leader
+        self.raft.get().is_some_and(|raft| raft.status().role == Role::Leader)
     }
 
     fn members(&self) -> BTreeMap<String, ManagerStatus> {
-        let leader = self.raft.status().leader;
-        let membership = self.raft.membership();
+        let Some(raft) = self.raft.get() else { return BTreeMap::new() };
+        let leader = raft.status().leader;
+        let membership = raft.membership();
         let members = membership.members().map(|member| {
-            // Without other members nobody else can be unreachable.
+            let reachable = raft.is_reachable(member.raft_id);
+            let reachability = if reachable { Reachability::Reachable } else { Reachability::Unreachable };
             let status = ManagerStatus {
                 raft_id: member.raft_id,
                 addr: member.addr.clone(),
                 leader: leader == member.raft_id,
-                reachability: raft_member_status::Reachability::Reachable as i32,
+                reachability: reachability as i32,
             };
             (member.node_id.clone(), status)
         });
@@ -39,10 +43,9 @@ impl Membership for RaftMembership {
     }
 
     fn can_remove(&self, node_id: &str) -> bool {
-        let membership = self.raft.membership();
-        // The last member can't leave itself behind; others can't be reached as long as there is no transport.
-        membership.by_node_id(node_id).is_some_and(|m| {
-            membership.len() > 1 && membership.can_remove(m.raft_id, self.raft.raft_id(), |_| false)
+        self.raft.get().is_some_and(|raft| {
+            let membership = raft.membership();
+            membership.by_node_id(node_id).is_some_and(|member| raft.can_remove(member.raft_id))
         })
     }
 }

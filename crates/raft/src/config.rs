@@ -24,7 +24,12 @@ pub struct Ticks {
 impl Ticks {
     /// How long requests that wait for the group (joining, a transfer of leadership) may take: 25 s by default.
     pub fn request_timeout(&self) -> Duration {
-        Duration::from_secs(5) + self.interval.unwrap_or(Duration::from_secs(1)) * self.election * 2
+        Duration::from_secs(5) + self.length() * self.election * 2
+    }
+
+    /// Length of a tick; a second if it is ticked by hand.
+    pub fn length(&self) -> Duration {
+        self.interval.unwrap_or(Duration::from_secs(1))
     }
 }
 

@@ -225,6 +225,11 @@ impl RaftHandle {
         raft_id == self.raft_id() || self.transport.0.is_active(raft_id)
     }
 
+    /// Without this member the group would still have a quorum that can be reached. Never true of the last one.
+    pub fn can_remove(&self, raft_id: u64) -> bool {
+        self.membership().can_remove(raft_id, self.raft_id(), |id| self.is_reachable(id))
+    }
+
     /// Index of the last committed entry that this member knows of.
     pub fn commit_index(&self) -> u64 {
         self.shared.commit.load(Ordering::Acquire)

@@ -12,6 +12,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use raft::{RawNode, StateRole};
+use swarm_api::raftpb::{Message, MessageType};
 use swarm_store::{Lost, StateMachine};
 
 use super::changes::Changes;
@@ -25,7 +26,7 @@ use crate::inbox::{Batch, Gather, Request};
 use crate::log::Log;
 use crate::snapshot::Snapshots;
 use crate::storage::Write;
-use crate::{Config, Error, Membership, Result};
+use crate::{Config, Error, Membership, Outgoing, Result};
 
 /// Bytes of entries in one append message, as in the original; a larger entry goes alone.
 const MAX_APPEND_BYTES: u64 = 65_535;
@@ -212,9 +213,24 @@ impl Turns {
         }
         self.raw.tick();
         if self.raw.raft.leader_id == 0 {
-            self.shared.leaderless.fetch_add(1, Ordering::AcqRel);
+            let ticks = self.shared.leaderless.fetch_add(1, Ordering::AcqRel) + 1;
+            if !self.raw.raft.promotable() && ticks.is_multiple_of(u64::from(self.config.ticks.election)) {
+                self.knock();
+            }
         }
         Ok(())
+    }
+
+    /// A member whose log does not make it one yet can't campaign, so it would never be told that it was removed
+    /// before it heard anything. Those that know answer any message; to others this one says nothing.
+    fn knock(&self) {
+        let (own, term) = (self.shared.raft_id, self.raw.raft.term.max(1));
+        let knock = |to| {
+            let r#type = MessageType::MsgHeartbeatResp as i32;
+            Outgoing::Message(Message { r#type, to, from: own, term, ..Message::default() })
+        };
+        let others = self.membership.members().map(|m| m.raft_id).filter(|id| *id != own);
+        self.config.transport.send(others.map(knock).collect());
     }
 
     /// The library draws election timeouts at random; ours depend on the seed, the member and the term, so that

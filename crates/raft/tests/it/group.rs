@@ -157,9 +157,12 @@ fn member(name: &str, raft_id: u64) -> RaftMember {
 async fn same(managers: &[&Manager]) {
     eventually("all managers to be equal", || {
         let first = managers[0].store.view().to_snapshot();
-        managers
-            .iter()
-            .all(|m| m.store.view().to_snapshot() == first && m.raft.membership().len() == managers.len())
+        let applied = managers[0].raft.applied_index();
+        managers.iter().all(|m| {
+            m.store.view().to_snapshot() == first
+                && m.raft.membership().len() == managers.len()
+                && m.raft.applied_index() == applied
+        })
     })
     .await;
 }
@@ -269,6 +272,21 @@ async fn a_member_that_missed_its_removal_is_told_when_it_campaigns() {
     assert!(matches!(outcome, Outcome::Removed), "{outcome:?}");
     a.write("without c").await;
     same(&[&a, &b]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_joiner_that_was_removed_before_it_heard_anything_is_told() {
+    let group = Group::new();
+    let a = group.first().await;
+    let b = group.join(&a, "m2", 2).await;
+    same(&[&a, &b]).await;
+    let add = a.raft.change_membership(Change::Add(member("m3", 3)));
+    in_time("joining", add).await.unwrap();
+    let members = a.raft.membership().members().cloned().collect();
+    in_time("the removal", a.raft.change_membership(Change::Remove(3))).await.unwrap();
+    let c = group.start("m3", Origin::Joined { raft_id: 3, members });
+    let outcome = in_time("its end", c.raft.ended()).await;
+    assert!(matches!(outcome, Outcome::Removed), "{outcome:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
