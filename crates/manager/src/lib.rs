@@ -8,6 +8,7 @@
 //! - [`ca`]: admits nodes and signs their certificates.
 //! - [`run_brain`]: runs the leader's reconcilers.
 //! - [`keys`]: the network keys in the cluster object. [`roles`]: the observed roles of nodes.
+//! - [`forward`]: passes calls on to the leader.
 //! - [`control_socket`]: the socket that `swarmctl` talks to.
 
 pub mod auth;
@@ -16,6 +17,7 @@ mod brain;
 pub mod ca;
 pub mod control_socket;
 mod error;
+pub mod forward;
 pub mod keys;
 mod leader;
 mod leader_link;

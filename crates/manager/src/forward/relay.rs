@@ -1,0 +1,301 @@
+//! Passing one call on, and what becomes of it when the leader goes away.
+
+use std::error::Error as StdError;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::future::poll_fn;
+use http::request::Parts;
+use http::{HeaderMap, Request, Response, Version};
+use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
+use hyper::body::{Body as HttpBody, Frame, SizeHint};
+use swarm_pki::LocalConnectionInfo;
+use tokio::time::{Instant, sleep};
+use tonic::body::Body;
+use tonic::transport::Channel;
+use tonic::{Code, Status};
+use tower::{Service, ServiceExt as _};
+use tracing::debug;
+
+use super::rules::{self, Rule};
+use super::{Door, Leader, LeaderChannel, metadata};
+use crate::auth::Caller;
+
+/// Largest request that is held for a repetition: one message, and what gRPC puts before it.
+const MAX_REQUEST: usize = swarm_api::defaults::MAX_MESSAGE_BYTES + 5;
+/// Between two attempts.
+const PAUSE: Duration = Duration::from_millis(200);
+/// How long a leader that nobody has replaced yet is tried. Longer than an election takes.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Answers of a manager that has stopped leading, with their codes.
+const LOST: [(Code, &str); 3] = [
+    (Code::Unknown, "raft: failed to process the request: node lost leader status"),
+    (Code::Aborted, "CA signer is stopped"),
+    (Code::Aborted, "CA signer is still starting"),
+];
+
+/// See the module's documentation.
+pub(super) struct Relay {
+    door: Door,
+    leader: Arc<dyn LeaderChannel>,
+}
+
+/// Why an attempt had no answer that the caller could use.
+enum Failure {
+    /// The call never began.
+    NotBegun(Status),
+    /// Nobody knows what became of it.
+    Unknown(Status),
+}
+
+impl Relay {
+    pub(super) fn new(door: Door, leader: Arc<dyn LeaderChannel>) -> Self {
+        Self { door, leader }
+    }
+
+    pub(super) fn rule(&self, request: &Request<Body>) -> Option<Rule> {
+        rules::rule(request.uri().path(), self.door, self.is_forwarded(request))
+    }
+
+    fn is_forwarded(&self, request: &Request<Body>) -> bool {
+        let caller = request.extensions().get::<Caller>();
+        self.door == Door::Remote
+            && caller.is_some_and(|caller| metadata::is_forwarded(request.headers(), caller))
+    }
+
+    /// Has the leader answer, which may be this very manager with `inner`.
+    pub(super) async fn call<S>(
+        &self,
+        inner: S,
+        request: Request<Body>,
+        rule: Rule,
+    ) -> Result<Response<Body>, S::Error>
+    where
+        S: Service<Request<Body>, Response = Response<Body>> + Clone,
+    {
+        if self.is_forwarded(&request) {
+            return self.forwarded(inner, request, rule).await;
+        }
+        if rule.client_stream {
+            let (parts, body) = request.into_parts();
+            return match self.leader.leader().await {
+                Err(status) => Ok(status.into_http()),
+                Ok(Leader::Here { .. }) => serve(inner, Request::from_parts(parts, body)).await,
+                Ok(Leader::There { name, channel }) => match self.outgoing(&parts) {
+                    Ok(parts) => Ok(match send(channel, Request::from_parts(parts, body), &name).await {
+                        Ok(response) => response,
+                        Err(Failure::NotBegun(status) | Failure::Unknown(status)) => status.into_http(),
+                    }),
+                    Err(status) => Ok(status.into_http()),
+                },
+            };
+        }
+        self.repeating(inner, request, rule).await
+    }
+
+    /// A call that another manager passed on to this one as the leader.
+    async fn forwarded<S>(
+        &self,
+        inner: S,
+        request: Request<Body>,
+        rule: Rule,
+    ) -> Result<Response<Body>, S::Error>
+    where
+        S: Service<Request<Body>, Response = Response<Body>> + Clone,
+    {
+        let Some(term) = self.leader.leading() else {
+            return Ok(metadata::refused(request.headers()).into_http());
+        };
+        let headers = rule.read.then(|| request.headers().clone());
+        let response = serve(inner, request).await?;
+        match headers {
+            // What was read may be older than a change that the new leader has acknowledged.
+            Some(headers) if self.leader.leading() != Some(term) => {
+                Ok(metadata::refused(&headers).into_http())
+            }
+            _ => Ok(response),
+        }
+    }
+
+    async fn repeating<S>(
+        &self,
+        inner: S,
+        request: Request<Body>,
+        rule: Rule,
+    ) -> Result<Response<Body>, S::Error>
+    where
+        S: Service<Request<Body>, Response = Response<Body>> + Clone,
+    {
+        let (parts, body) = request.into_parts();
+        let message = match collect(body).await {
+            Ok(message) => message,
+            Err(status) => return Ok(status.into_http()),
+        };
+        let rebuild = |parts: Parts| Request::from_parts(parts, Body::new(Full::new(message.clone())));
+        let mut first_failure = None;
+        loop {
+            let failure = match self.leader.leader().await {
+                Err(status) => return Ok(status.into_http()),
+                Ok(Leader::Here { term }) => {
+                    let response = serve(inner.clone(), rebuild(parts.clone())).await?;
+                    if !rule.read || self.leader.leading() == Some(term) {
+                        return Ok(response);
+                    }
+                    Status::unavailable("this manager lost leadership while it read")
+                }
+                Ok(Leader::There { name, channel }) => {
+                    let outgoing = match self.outgoing(&parts) {
+                        Ok(outgoing) => outgoing,
+                        Err(status) => return Ok(status.into_http()),
+                    };
+                    match send(channel, rebuild(outgoing), &name).await {
+                        Ok(response) if rule.read && is_lost(response.headers()) => {
+                            Status::unavailable(format!("the manager {name} lost leadership while it read"))
+                        }
+                        Ok(response) => return Ok(response),
+                        Err(Failure::NotBegun(status)) => status,
+                        Err(Failure::Unknown(status)) if rule.read => status,
+                        Err(Failure::Unknown(status)) => return Ok(status.into_http()),
+                    }
+                }
+            };
+            debug!(method = parts.uri.path(), reason = failure.message(), "passing a call on failed");
+            if first_failure.get_or_insert_with(Instant::now).elapsed() >= PATIENCE {
+                return Ok(failure.into_http());
+            }
+            sleep(PAUSE).await;
+        }
+    }
+
+    /// The head of a call as the leader gets it.
+    fn outgoing(&self, parts: &Parts) -> Result<Parts, Status> {
+        let mut outgoing = parts.clone();
+        outgoing.extensions = http::Extensions::default();
+        outgoing.version = Version::HTTP_2;
+        let caller = parts.extensions.get::<Caller>().cloned().unwrap_or_default();
+        let local = parts.extensions.get::<LocalConnectionInfo>();
+        metadata::prepare(&mut outgoing.headers, self.door, &caller, local)?;
+        Ok(outgoing)
+    }
+}
+
+async fn serve<S>(mut inner: S, request: Request<Body>) -> Result<Response<Body>, S::Error>
+where
+    S: Service<Request<Body>, Response = Response<Body>>,
+{
+    poll_fn(|cx| inner.poll_ready(cx)).await?;
+    inner.call(request).await
+}
+
+async fn send(channel: Channel, request: Request<Body>, name: &str) -> Result<Response<Body>, Failure> {
+    match channel.oneshot(request).await {
+        Ok(response) if is_refused(response.headers()) => {
+            Err(Failure::NotBegun(Status::unavailable(format!("the manager {name} does not lead any more"))))
+        }
+        Ok(response) => {
+            let relayed = |body| Relayed { body: Some(body), leader: name.to_owned() };
+            Ok(response.map(|body| Body::new(relayed(body))))
+        }
+        Err(error) if never_sent(&error) => {
+            let reason = innermost(&error);
+            Err(Failure::NotBegun(Status::unavailable(format!(
+                "the leader {name} can't be reached: {reason}"
+            ))))
+        }
+        Err(error) => Err(Failure::Unknown(lost(name, &innermost(&error)))),
+    }
+}
+
+fn lost(name: &str, reason: &str) -> Status {
+    Status::unavailable(format!(
+        "the connection to the leader {name} was lost during the call, which may or may not have had an effect: {reason}"
+    ))
+}
+
+/// The connection was not made, or was gone before the call went out.
+fn never_sent(error: &(dyn StdError + 'static)) -> bool {
+    sources(error).any(|error| {
+        error.is::<tonic::ConnectError>()
+            || error.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_canceled)
+    })
+}
+
+fn innermost(error: &(dyn StdError + 'static)) -> String {
+    sources(error).last().map(ToString::to_string).unwrap_or_default()
+}
+
+fn sources<'e>(error: &'e (dyn StdError + 'static)) -> impl Iterator<Item = &'e (dyn StdError + 'static)> {
+    std::iter::successors(Some(error), |error: &&'e (dyn StdError + 'static)| (*error).source())
+}
+
+/// The status of an answer that is nothing but an error.
+fn status(headers: &HeaderMap) -> Option<Status> {
+    // Not the details: what a peer sends there is not always what it should be.
+    let mut plain = HeaderMap::new();
+    for name in ["grpc-status", "grpc-message"] {
+        if let Some(value) = headers.get(name) {
+            plain.insert(name, value.clone());
+        }
+    }
+    Status::from_header_map(&plain).filter(|status| status.code() != Code::Ok)
+}
+
+fn is_refused(headers: &HeaderMap) -> bool {
+    status(headers)
+        .is_some_and(|s| s.code() == Code::ResourceExhausted && s.message().starts_with(metadata::REFUSED))
+}
+
+fn is_lost(headers: &HeaderMap) -> bool {
+    status(headers).is_some_and(|s| LOST.contains(&(s.code(), s.message())))
+}
+
+/// The whole of a request.
+async fn collect(body: Body) -> Result<Bytes, Status> {
+    match Limited::new(body, MAX_REQUEST).collect().await {
+        Ok(collected) => Ok(collected.to_bytes()),
+        Err(error) if error.is::<LengthLimitError>() => {
+            let limit = swarm_api::defaults::MAX_MESSAGE_BYTES;
+            Err(Status::resource_exhausted(format!("the message is larger than the limit of {limit} bytes")))
+        }
+        Err(error) => Err(Status::cancelled(format!("the request ended early: {error}"))),
+    }
+}
+
+/// An answer on its way from the leader. If the connection breaks, the caller hears so in gRPC's terms.
+struct Relayed {
+    body: Option<Body>,
+    leader: String,
+}
+
+impl HttpBody for Relayed {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let Some(body) = &mut self.body else { return Poll::Ready(None) };
+        match Pin::new(body).poll_frame(cx) {
+            Poll::Ready(Some(Err(error))) => {
+                self.body = None;
+                let mut trailers = HeaderMap::new();
+                lost(&self.leader, error.message()).add_header(&mut trailers)?;
+                Poll::Ready(Some(Ok(Frame::trailers(trailers))))
+            }
+            other => other,
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.as_ref().is_none_or(HttpBody::is_end_stream)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.as_ref().map(HttpBody::size_hint).unwrap_or_default()
+    }
+}
