@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use swarm_dispatcher::Dispatcher;
+use swarm_raft::RaftHandle;
 use swarm_reconcile::Reconciler;
 use swarm_store::Store;
 use tokio::task::JoinSet;
@@ -13,7 +14,7 @@ use crate::bootstrap::Bootstrap;
 use crate::brain::run_brain;
 use crate::ca::CaServer;
 use crate::keys;
-use crate::roles::RoleManager;
+use crate::roles;
 
 /// Everything that starts and stops with leadership.
 pub(crate) struct Leader {
@@ -21,6 +22,7 @@ pub(crate) struct Leader {
     pub(crate) bootstrap: Bootstrap,
     pub(crate) dispatcher: Arc<Dispatcher>,
     pub(crate) ca: Arc<CaServer>,
+    pub(crate) raft: RaftHandle,
 }
 
 impl Leader {
@@ -65,6 +67,13 @@ impl Leader {
                 }
             });
         }
+        {
+            let (store, raft, cancel) = (self.store.clone(), self.raft.clone(), cancel.clone());
+            let run = async move {
+                cancel.run_until_cancelled(roles::run(store, raft)).await;
+            };
+            parts.spawn(run.instrument(info_span!("roles")));
+        }
         while let Some(ended) = parts.join_next().await {
             if let Err(error) = ended {
                 error!(%error, "a part of the leader failed");
@@ -80,6 +89,5 @@ fn reconcilers() -> Vec<Box<dyn Reconciler>> {
     all.push(Box::new(swarm_scheduler::Scheduler::new()));
     all.push(Box::new(swarm_scheduler::ConstraintEnforcer::new()));
     all.push(Box::new(swarm_orchestrator::Reaper::default()));
-    all.push(Box::new(RoleManager::default()));
     all
 }

@@ -165,6 +165,7 @@ impl Manager {
             bootstrap: bootstrap(&config, &node_id, &cluster_id),
             dispatcher,
             ca,
+            raft: raft.clone(),
         };
         shared.watch_raft(raft.clone());
         let follow = follow_leadership(

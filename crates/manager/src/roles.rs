@@ -1,94 +1,213 @@
-//! The role manager: brings the observed role of nodes in line with the desired one.
+//! The role manager: brings the observed role of nodes in line with the desired one, while this manager leads.
 //!
-//! A role is raised once the node is a member of the raft group, or is to become one: the CA certifies the
-//! observed role at the next renewal. Lowering it takes the member out of the group first, which is the
-//! business of membership changes and not done here.
+//! A role is raised at once: the CA certifies the observed role at the node's next renewal, and the node joins the raft
+//! group by itself. It is lowered only when the node is no member of the group any more, so that no member ever holds a
+//! worker's certificate. A member is taken out of the group only if the others keep a quorum, and never by itself: a
+//! leader that is demoted hands leadership over, and its successor finishes the work. Otherwise the group could lose
+//! its leader before anybody else has heard of the removal.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
-use swarm_api::v1::NodeRole;
-use swarm_api::{Kind, Object};
-use swarm_reconcile::{Ctx, Decision, Group, Guard, Patch, Reconciler, Write};
-use swarm_store::{Event, Tables};
+use swarm_api::Kind;
+use swarm_api::v1::{Node, NodeRole};
+use swarm_raft::{Change, RaftHandle};
+use swarm_store::{Error, Received, Store, Tx, View};
+use tokio::time::{Instant, sleep_until, timeout};
+use tracing::{debug, info, warn};
 
-/// See the module's documentation.
-#[derive(Debug, Default)]
-pub struct RoleManager {
-    dirty: BTreeSet<String>,
+/// Between two attempts at what could not be done.
+const RETRY: Duration = Duration::from_secs(5);
+/// Limit of the removal of one member.
+const REMOVAL: Duration = Duration::from_secs(5);
+
+/// The raft group, as far as roles depend on it.
+#[tonic::async_trait]
+pub trait Group: Send + Sync {
+    /// Node ids of all members.
+    fn members(&self) -> Vec<String>;
+
+    /// Whether this node is a member.
+    fn is_member(&self, node_id: &str) -> bool;
+
+    /// Whether it is this manager itself.
+    fn is_self(&self, node_id: &str) -> bool;
+
+    /// Whether the others would keep a quorum of members that can be reached.
+    fn can_remove(&self, node_id: &str) -> bool;
+
+    /// Takes a member out.
+    async fn remove(&self, node_id: &str) -> Result<(), swarm_raft::Error>;
+
+    /// Has another member lead; returns when one does.
+    async fn hand_over(&self) -> Result<(), swarm_raft::Error>;
 }
 
-impl Reconciler for RoleManager {
-    fn name(&self) -> &'static str {
-        "roles"
+#[tonic::async_trait]
+impl Group for RaftHandle {
+    fn members(&self) -> Vec<String> {
+        self.membership().members().map(|member| member.node_id.clone()).collect()
     }
 
-    fn init(&mut self, _: &mut Ctx<'_>, tables: &Tables) {
-        self.dirty = tables.nodes().iter().map(|n| n.id.clone()).collect();
+    fn is_member(&self, node_id: &str) -> bool {
+        self.membership().by_node_id(node_id).is_some()
     }
 
-    fn observe(&mut self, _: &mut Ctx<'_>, events: &[Event], _: &Tables) {
-        let nodes = events.iter().filter(|e| e.kind() == Kind::Node);
-        self.dirty.extend(nodes.map(|e| e.id().to_owned()));
+    fn is_self(&self, node_id: &str) -> bool {
+        self.membership().by_node_id(node_id).is_some_and(|member| member.raft_id == self.raft_id())
     }
 
-    fn decide(&mut self, _: &mut Ctx<'_>, tables: &Tables) -> Decision {
-        let mut groups = Vec::new();
-        for id in std::mem::take(&mut self.dirty) {
-            let Some(node) = tables.nodes().get(&id) else { continue };
-            if node.spec.desired_role() == NodeRole::Manager && node.role() == NodeRole::Worker {
-                let patch = Patch::new(raise(&id)).guard(Guard::Exists(Kind::Node, id.clone()));
-                groups.push(Group { tag: 0, patches: vec![patch] });
+    fn can_remove(&self, node_id: &str) -> bool {
+        let membership = self.membership();
+        membership
+            .by_node_id(node_id)
+            .is_some_and(|member| membership.can_remove(member.raft_id, self.raft_id(), |_| false))
+    }
+
+    async fn remove(&self, node_id: &str) -> Result<(), swarm_raft::Error> {
+        let raft_id = self.membership().by_node_id(node_id).map(|member| member.raft_id);
+        match raft_id {
+            Some(raft_id) => self.change_membership(Change::Remove(raft_id)).await,
+            None => Ok(()),
+        }
+    }
+
+    async fn hand_over(&self) -> Result<(), swarm_raft::Error> {
+        self.transfer_leadership(None).await
+    }
+}
+
+/// Runs until leadership is lost or the store is closed.
+pub async fn run(store: Arc<Store>, group: impl Group) {
+    let (view, mut commits) = store.view_and_subscribe();
+    let mut roles = RoleManager { store: store.clone(), group };
+    let mut due = roles.everything(&view);
+    let mut later = BTreeSet::new();
+    let mut retry = Instant::now();
+    loop {
+        for id in std::mem::take(&mut due) {
+            match roles.settle(&id).await {
+                Ok(Settled::Done) => {
+                    later.remove(&id);
+                }
+                Ok(Settled::NotYet) => {
+                    if later.is_empty() {
+                        retry = Instant::now() + RETRY;
+                    }
+                    later.insert(id);
+                }
+                Err(Error::LostLeadership | Error::Stopped) => return,
+                Err(error) => {
+                    warn!(node.id = id, %error, "a role could not be written");
+                    if later.is_empty() {
+                        retry = Instant::now() + RETRY;
+                    }
+                    later.insert(id);
+                }
             }
         }
-        Decision { groups, wake_at: None }
+        tokio::select! {
+            received = commits.next() => match received {
+                Received::Commit(commit) => {
+                    let nodes = commit.events.iter().filter(|event| event.kind() == Kind::Node);
+                    due.extend(nodes.map(|event| event.id().to_owned()));
+                }
+                Received::Lagged(view) => due = roles.everything(&view),
+                Received::Closed => return,
+            },
+            () = sleep_until(retry), if !later.is_empty() => due = std::mem::take(&mut later),
+        }
     }
 }
 
-fn raise(id: &str) -> Write {
-    Write::Edit {
-        kind: Kind::Node,
-        id: id.to_owned(),
-        what: "raise the role of",
-        edit: Arc::new(|object| {
-            let Object::Node(node) = object else { return None };
-            if node.spec.desired_role() != NodeRole::Manager || node.role() == NodeRole::Manager {
-                return None;
+struct RoleManager<G> {
+    store: Arc<Store>,
+    group: G,
+}
+
+enum Settled {
+    Done,
+    NotYet,
+}
+
+impl<G: Group> RoleManager<G> {
+    /// Every node, and every member without a node.
+    fn everything(&self, view: &View) -> BTreeSet<String> {
+        let nodes = view.nodes().iter().map(|node| node.id.clone());
+        nodes.chain(self.group.members()).collect()
+    }
+
+    async fn settle(&mut self, id: &str) -> Result<Settled, Error> {
+        let roles = self.store.view().nodes().get(id).map(|node| (node.spec.desired_role(), node.role()));
+        match roles {
+            Some((NodeRole::Manager, NodeRole::Worker)) => {
+                self.write(id, NodeRole::Manager).await?;
+                info!(node.id = id, "the node is to become a manager");
             }
-            let mut node = node.clone();
-            node.role = NodeRole::Manager as i32;
-            Some(Object::Node(node))
-        }),
+            Some((NodeRole::Worker, NodeRole::Manager)) => {
+                if self.group.is_member(id) && !self.take_out(id).await {
+                    return Ok(Settled::NotYet);
+                }
+                self.write(id, NodeRole::Worker).await?;
+                info!(node.id = id, "the node is no manager any more");
+            }
+            Some(_) => {}
+            None if self.group.is_member(id) => {
+                if !self.take_out(id).await {
+                    return Ok(Settled::NotYet);
+                }
+            }
+            None => {}
+        }
+        Ok(Settled::Done)
+    }
+
+    /// Takes a member out of the group; says whether it is out.
+    async fn take_out(&self, id: &str) -> bool {
+        if !self.group.can_remove(id) {
+            debug!(node.id = id, "the manager stays for now: without it there would be no quorum");
+            return false;
+        }
+        if self.group.is_self(id) {
+            info!(node.id = id, "demoted; transferring leadership");
+            if let Err(error) = self.group.hand_over().await {
+                warn!(node.id = id, %error, "leadership could not be handed over; trying again");
+            }
+            // Whoever leads now finishes it.
+            return false;
+        }
+        match timeout(REMOVAL, self.group.remove(id)).await {
+            Ok(Ok(())) => {
+                info!(node.id = id, "the manager was taken out of the raft group");
+                true
+            }
+            Ok(Err(error)) => {
+                warn!(node.id = id, %error, "the manager could not be taken out of the raft group; trying again");
+                false
+            }
+            Err(_) => {
+                warn!(node.id = id, "taking the manager out of the raft group takes long; trying again");
+                false
+            }
+        }
+    }
+
+    /// Writes the observed role, if it is still the one that is wanted.
+    async fn write(&self, id: &str, role: NodeRole) -> Result<(), Error> {
+        let write = |tx: &mut Tx| {
+            let Some(node) = tx.nodes().get(id) else { return Ok(()) };
+            if node.spec.desired_role() != role || node.role() == role {
+                return Ok(());
+            }
+            let mut node = Node::clone(node);
+            node.role = role as i32;
+            tx.update::<Node>(node).map(drop)
+        };
+        self.store.update(write).await.map(drop)
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use std::time::{Duration, SystemTime};
-
-    use swarm_api::v1::Node;
-    use swarm_reconcile::{Now, SequentialIds};
-
-    use super::*;
-
-    #[test]
-    fn a_node_that_should_be_a_manager_is_raised_once() {
-        let mut tables = Tables::default();
-        for (id, desired) in [("m", NodeRole::Manager), ("w", NodeRole::Worker)] {
-            let mut node = Node { id: id.into(), ..Default::default() };
-            node.spec.desired_role = desired as i32;
-            tables.insert(node.into()).unwrap();
-        }
-        let mut ids = SequentialIds::default();
-        let now = Now { mono: Duration::ZERO, wall: SystemTime::UNIX_EPOCH };
-        let mut ctx = Ctx { now, ids: &mut ids };
-        let mut roles = RoleManager::default();
-        roles.init(&mut ctx, &tables);
-        let decision = roles.decide(&mut ctx, &tables);
-        assert_eq!(decision.groups.len(), 1);
-        let event = decision.groups[0].patches[0].apply(&mut tables).unwrap().unwrap();
-        assert_eq!(tables.nodes().get("m").unwrap().role(), NodeRole::Manager);
-        roles.observe(&mut ctx, &[event], &tables);
-        assert!(roles.decide(&mut ctx, &tables).groups.is_empty());
-    }
-}
+#[path = "roles_tests.rs"]
+mod tests;

@@ -86,8 +86,11 @@ impl Control {
                 let demoted =
                     node.spec.desired_role() == NodeRole::Manager && spec.desired_role() == NodeRole::Worker;
                 if demoted {
-                    let mut managers = tx.nodes().by_role(NodeRole::Manager);
-                    if managers.next().is_some_and(|first| first.id == node_id) && managers.next().is_none() {
+                    // Those that are on their way to being workers don't count.
+                    let stays = |manager: &&Shared<Node>| {
+                        manager.id != node_id && manager.spec.desired_role() == NodeRole::Manager
+                    };
+                    if !tx.nodes().by_role(NodeRole::Manager).any(|manager| stays(&manager)) {
                         return Err(Error::precondition(
                             "attempting to demote the last manager of the swarm",
                         ));

@@ -142,6 +142,20 @@ async fn demotion_keeps_a_manager_and_the_quorum() {
 }
 
 #[tokio::test]
+async fn two_managers_can_not_both_be_demoted() {
+    let control = with_members(&[("m1", true), ("m2", true)]);
+    let mut demoted = [
+        put(&control, node("m1", "m1", NodeRole::Manager, State::Ready)).await,
+        put(&control, node("m2", "m2", NodeRole::Manager, State::Ready)).await,
+    ];
+    demoted.iter_mut().for_each(|node| node.spec.desired_role = NodeRole::Worker as i32);
+    update(&control, &demoted[0]).await.unwrap();
+    // It is still a member, and observed as a manager.
+    let last = "attempting to demote the last manager of the swarm";
+    error(update(&control, &demoted[1]).await, Code::FailedPrecondition, last);
+}
+
+#[tokio::test]
 async fn removal_is_refused_while_a_node_is_in_use() {
     let control = with_members(&[("m", true)]);
     put_cluster(&control).await;
