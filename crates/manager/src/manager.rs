@@ -28,8 +28,9 @@ use crate::auth::{AuthorizeLayer, Authorizer, LocalCallerLayer};
 use crate::bootstrap::Bootstrap;
 use crate::ca::CaServer;
 use crate::control_socket::{ControlSocket, SocketFile};
+use crate::forward::{Door, ForwardLayer};
 use crate::leader::Leader;
-use crate::leader_link::RaftSlot;
+use crate::leader_link::{LeaderLink, RaftSlot};
 use crate::membership::RaftMembership;
 
 /// Time that open calls have to end before their connections are closed.
@@ -125,6 +126,7 @@ impl Manager {
         let control = Control::new(store.clone(), membership);
         let watch = Watch::new(store.clone());
 
+        let link = Arc::new(LeaderLink::new(slot, config.security.clone()));
         let tasks = TaskTracker::new();
         let (leading, serving) = (CancellationToken::new(), CancellationToken::new());
         let (ended_out, ended) = watch::channel(None);
@@ -145,12 +147,14 @@ impl Manager {
         info!(proto = "unix", addr = %path.display(), "Listening for local connections");
         let local = Server::builder()
             .layer(LocalCallerLayer::new(config.security.clone(), advertised.parse().ok()))
+            .layer(ForwardLayer::new(Door::Socket, link.clone(), serving.clone()))
             .add_routes(services())
             .serve_with_incoming_shutdown(local, serving.clone().cancelled_owned());
         shared.serve("the control socket", local);
         info!(proto = "tcp", addr = %addr, "Listening for connections");
         let remote = Server::builder()
             .layer(AuthorizeLayer::new(Authorizer::new(&cluster_id, store.clone())))
+            .layer(ForwardLayer::new(Door::Remote, link, serving.clone()))
             .add_routes(services())
             .serve_with_incoming_shutdown(
                 TlsIncoming::new(listener, config.security.clone()),

@@ -60,9 +60,7 @@ impl Group for RaftHandle {
 
     fn can_remove(&self, node_id: &str) -> bool {
         let membership = self.membership();
-        membership
-            .by_node_id(node_id)
-            .is_some_and(|member| membership.can_remove(member.raft_id, self.raft_id(), |_| false))
+        membership.by_node_id(node_id).is_some_and(|member| RaftHandle::can_remove(self, member.raft_id))
     }
 
     async fn remove(&self, node_id: &str) -> Result<(), swarm_raft::Error> {
@@ -153,12 +151,10 @@ impl<G: Group> RoleManager<G> {
                 info!(node.id = id, "the node is no manager any more");
             }
             Some(_) => {}
-            None if self.group.is_member(id) => {
-                if !self.take_out(id).await {
-                    return Ok(Settled::NotYet);
-                }
+            None => {
+                let stays = self.group.is_member(id) && !self.take_out(id).await;
+                return Ok(if stays { Settled::NotYet } else { Settled::Done });
             }
-            None => {}
         }
         Ok(Settled::Done)
     }

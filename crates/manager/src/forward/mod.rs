@@ -19,31 +19,16 @@ use std::task::{Context, Poll};
 
 use futures::future::{BoxFuture, Either};
 use http::{Request, Response};
+use tokio_util::sync::CancellationToken;
 use tonic::Status;
 use tonic::body::Body;
-use tonic::transport::Channel;
 use tower::{Layer, Service};
 
 use relay::Relay;
 
-pub use rules::Door;
+use crate::leader_link::{LeaderLink, Route};
 
-/// Where the leader is.
-#[derive(Debug, Clone)]
-pub enum Leader {
-    /// This manager leads.
-    Here {
-        /// The term in which it does.
-        term: u64,
-    },
-    /// Another one leads.
-    There {
-        /// Its node id and address, for error messages.
-        name: String,
-        /// Calls to it, as this manager.
-        channel: Channel,
-    },
-}
+pub use rules::Door;
 
 /// Finds the leader.
 #[tonic::async_trait]
@@ -52,10 +37,24 @@ pub trait LeaderChannel: Send + Sync + 'static {
     ///
     /// # Errors
     /// UNKNOWN with the contract's text about a swarm without a leader, once there has been none for too long.
-    async fn leader(&self) -> Result<Leader, Status>;
+    async fn leader(&self) -> Result<Route, Status>;
 
     /// Whether this manager leads, and if so in which term. A leader that is replaced never leads in that term again.
     fn leading(&self) -> Option<u64>;
+}
+
+#[tonic::async_trait]
+impl LeaderChannel for LeaderLink {
+    async fn leader(&self) -> Result<Route, Status> {
+        Ok(self.find().await?)
+    }
+
+    fn leading(&self) -> Option<u64> {
+        match self.route() {
+            Ok(Route::Here { term }) => Some(term),
+            _ => None,
+        }
+    }
 }
 
 /// Passes calls on to the leader. Requests must carry a [`crate::auth::Caller`].
@@ -63,9 +62,10 @@ pub trait LeaderChannel: Send + Sync + 'static {
 pub struct ForwardLayer(Arc<Relay>);
 
 impl ForwardLayer {
-    /// For the services of one listener.
-    pub fn new(door: Door, leader: Arc<dyn LeaderChannel>) -> Self {
-        Self(Arc::new(Relay::new(door, leader)))
+    /// For the services of one listener. When it stops, so do the streams that are passed on: their callers find
+    /// another manager.
+    pub fn new(door: Door, leader: Arc<dyn LeaderChannel>, stop: CancellationToken) -> Self {
+        Self(Arc::new(Relay::new(door, leader, stop)))
     }
 }
 

@@ -3,7 +3,7 @@
 use std::error::Error as StdError;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -14,6 +14,7 @@ use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
 use hyper::body::{Body as HttpBody, Frame, SizeHint};
 use swarm_pki::LocalConnectionInfo;
 use tokio::time::{Instant, sleep};
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::body::Body;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
@@ -21,8 +22,9 @@ use tower::{Service, ServiceExt as _};
 use tracing::debug;
 
 use super::rules::{self, Rule};
-use super::{Door, Leader, LeaderChannel, metadata};
+use super::{Door, LeaderChannel, metadata};
 use crate::auth::Caller;
+use crate::leader_link::Route;
 
 /// Largest request that is held for a repetition: one message, and what gRPC puts before it.
 const MAX_REQUEST: usize = swarm_api::defaults::MAX_MESSAGE_BYTES + 5;
@@ -42,6 +44,7 @@ const LOST: [(Code, &str); 3] = [
 pub(super) struct Relay {
     door: Door,
     leader: Arc<dyn LeaderChannel>,
+    stop: CancellationToken,
 }
 
 /// Why an attempt had no answer that the caller could use.
@@ -53,8 +56,8 @@ enum Failure {
 }
 
 impl Relay {
-    pub(super) fn new(door: Door, leader: Arc<dyn LeaderChannel>) -> Self {
-        Self { door, leader }
+    pub(super) fn new(door: Door, leader: Arc<dyn LeaderChannel>, stop: CancellationToken) -> Self {
+        Self { door, leader, stop }
     }
 
     pub(super) fn rule(&self, request: &Request<Body>) -> Option<Rule> {
@@ -82,14 +85,16 @@ impl Relay {
         }
         if rule.client_stream {
             let (parts, body) = request.into_parts();
-            return match self.leader.leader().await {
+            return match self.find().await {
                 Err(status) => Ok(status.into_http()),
-                Ok(Leader::Here { .. }) => serve(inner, Request::from_parts(parts, body)).await,
-                Ok(Leader::There { name, channel }) => match self.outgoing(&parts) {
-                    Ok(parts) => Ok(match send(channel, Request::from_parts(parts, body), &name).await {
-                        Ok(response) => response,
-                        Err(Failure::NotBegun(status) | Failure::Unknown(status)) => status.into_http(),
-                    }),
+                Ok(Route::Here { .. }) => serve(inner, Request::from_parts(parts, body)).await,
+                Ok(Route::There { name, channel }) => match self.outgoing(&parts) {
+                    Ok(parts) => {
+                        Ok(match self.send(channel, Request::from_parts(parts, body), &name).await {
+                            Ok(response) => response,
+                            Err(Failure::NotBegun(status) | Failure::Unknown(status)) => status.into_http(),
+                        })
+                    }
                     Err(status) => Ok(status.into_http()),
                 },
             };
@@ -138,21 +143,21 @@ impl Relay {
         let rebuild = |parts: Parts| Request::from_parts(parts, Body::new(Full::new(message.clone())));
         let mut first_failure = None;
         loop {
-            let failure = match self.leader.leader().await {
+            let failure = match self.find().await {
                 Err(status) => return Ok(status.into_http()),
-                Ok(Leader::Here { term }) => {
+                Ok(Route::Here { term }) => {
                     let response = serve(inner.clone(), rebuild(parts.clone())).await?;
                     if !rule.read || self.leader.leading() == Some(term) {
                         return Ok(response);
                     }
                     Status::unavailable("this manager lost leadership while it read")
                 }
-                Ok(Leader::There { name, channel }) => {
+                Ok(Route::There { name, channel }) => {
                     let outgoing = match self.outgoing(&parts) {
                         Ok(outgoing) => outgoing,
                         Err(status) => return Ok(status.into_http()),
                     };
-                    match send(channel, rebuild(outgoing), &name).await {
+                    match self.send(channel, rebuild(outgoing), &name).await {
                         Ok(response) if rule.read && is_lost(response.headers()) => {
                             Status::unavailable(format!("the manager {name} lost leadership while it read"))
                         }
@@ -171,6 +176,11 @@ impl Relay {
         }
     }
 
+    async fn find(&self) -> Result<Route, Status> {
+        let found = self.stop.run_until_cancelled(self.leader.leader()).await;
+        found.unwrap_or_else(|| Err(stopping()))
+    }
+
     /// The head of a call as the leader gets it.
     fn outgoing(&self, parts: &Parts) -> Result<Parts, Status> {
         let mut outgoing = parts.clone();
@@ -181,6 +191,31 @@ impl Relay {
         metadata::prepare(&mut outgoing.headers, self.door, &caller, local)?;
         Ok(outgoing)
     }
+
+    async fn send(
+        &self,
+        channel: Channel,
+        request: Request<Body>,
+        name: &str,
+    ) -> Result<Response<Body>, Failure> {
+        match channel.oneshot(request).await {
+            Ok(response) if is_refused(response.headers()) => Err(Failure::NotBegun(Status::unavailable(
+                format!("the manager {name} does not lead any more"),
+            ))),
+            Ok(response) => {
+                let stop = Box::pin(self.stop.clone().cancelled_owned());
+                let relayed = |body| Relayed { body: Some(body), leader: name.to_owned(), stop };
+                Ok(response.map(|body| Body::new(relayed(body))))
+            }
+            Err(error) if never_sent(&error) => {
+                let reason = innermost(&error);
+                Err(Failure::NotBegun(Status::unavailable(format!(
+                    "the leader {name} can't be reached: {reason}"
+                ))))
+            }
+            Err(error) => Err(Failure::Unknown(lost(name, &innermost(&error)))),
+        }
+    }
 }
 
 async fn serve<S>(mut inner: S, request: Request<Body>) -> Result<Response<Body>, S::Error>
@@ -189,25 +224,6 @@ where
 {
     poll_fn(|cx| inner.poll_ready(cx)).await?;
     inner.call(request).await
-}
-
-async fn send(channel: Channel, request: Request<Body>, name: &str) -> Result<Response<Body>, Failure> {
-    match channel.oneshot(request).await {
-        Ok(response) if is_refused(response.headers()) => {
-            Err(Failure::NotBegun(Status::unavailable(format!("the manager {name} does not lead any more"))))
-        }
-        Ok(response) => {
-            let relayed = |body| Relayed { body: Some(body), leader: name.to_owned() };
-            Ok(response.map(|body| Body::new(relayed(body))))
-        }
-        Err(error) if never_sent(&error) => {
-            let reason = innermost(&error);
-            Err(Failure::NotBegun(Status::unavailable(format!(
-                "the leader {name} can't be reached: {reason}"
-            ))))
-        }
-        Err(error) => Err(Failure::Unknown(lost(name, &innermost(&error)))),
-    }
 }
 
 fn lost(name: &str, reason: &str) -> Status {
@@ -269,6 +285,11 @@ async fn collect(body: Body) -> Result<Bytes, Status> {
 struct Relayed {
     body: Option<Body>,
     leader: String,
+    stop: Pin<Box<WaitForCancellationFutureOwned>>,
+}
+
+fn stopping() -> Status {
+    Status::unavailable("this manager is stopping")
 }
 
 impl HttpBody for Relayed {
@@ -280,15 +301,19 @@ impl HttpBody for Relayed {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         let Some(body) = &mut self.body else { return Poll::Ready(None) };
-        match Pin::new(body).poll_frame(cx) {
-            Poll::Ready(Some(Err(error))) => {
-                self.body = None;
-                let mut trailers = HeaderMap::new();
-                lost(&self.leader, error.message()).add_header(&mut trailers)?;
-                Poll::Ready(Some(Ok(Frame::trailers(trailers))))
+        let end = match Pin::new(body).poll_frame(cx) {
+            Poll::Ready(Some(Err(error))) => lost(&self.leader, error.message()),
+            // What is there already still goes out.
+            Poll::Pending => {
+                ready!(self.stop.as_mut().poll(cx));
+                stopping()
             }
-            other => other,
-        }
+            frame => return frame,
+        };
+        self.body = None;
+        let mut trailers = HeaderMap::new();
+        end.add_header(&mut trailers)?;
+        Poll::Ready(Some(Ok(Frame::trailers(trailers))))
     }
 
     fn is_end_stream(&self) -> bool {

@@ -8,7 +8,7 @@ use swarm_api::v1::*;
 use tonic::{Code, Status};
 
 use super::world::{Wire, World};
-use crate::forward::Leader;
+use crate::Route;
 
 fn config() -> CreateConfigRequest {
     let mut spec = ConfigSpec { data: b"x".to_vec(), ..Default::default() };
@@ -106,7 +106,7 @@ async fn what_a_former_leader_read_is_not_shown() {
     leader.told.lead(8);
     ControlClient::new(leader.local()).create_config(config()).await.unwrap();
     // It believes to lead when the call comes, and finds out before it answers.
-    former.told.set([Ok(Leader::Here { term: 7 }), Ok(former.reach(&leader))]);
+    former.told.set([Ok(Route::Here { term: 7 }), Ok(former.reach(&leader))]);
     let listed =
         ControlClient::new(former.local()).list_configs(ListConfigsRequest::default()).await.unwrap();
     assert_eq!(listed.into_inner().configs.len(), 1);
@@ -115,4 +115,18 @@ async fn what_a_former_leader_read_is_not_shown() {
     let listed =
         ControlClient::new(follower.local()).list_configs(ListConfigsRequest::default()).await.unwrap();
     assert_eq!(listed.into_inner().configs.len(), 1);
+}
+
+#[tokio::test]
+async fn a_manager_that_stops_ends_the_streams_that_it_passes_on() {
+    let world = World::new();
+    let (leader, follower) = (world.manager("leader").await, world.manager("follower").await);
+    leader.told.lead(7);
+    follower.told.set([Ok(follower.reach(&leader))]);
+    let mut broker = LogBrokerClient::new(world.channel("w", NodeRole::Worker, &follower.addr));
+    let mut stream = broker.listen_subscriptions(ListenSubscriptionsRequest {}).await.unwrap().into_inner();
+    stream.message().await.unwrap().unwrap();
+    follower.stop.cancel();
+    let status = stream.message().await.unwrap_err();
+    assert_eq!((status.code(), status.message()), (Code::Unavailable, "this manager is stopping"));
 }

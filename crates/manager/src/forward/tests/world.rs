@@ -23,12 +23,14 @@ use swarm_store::Store;
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use tonic::transport::{Channel, Endpoint, Server, Uri};
 use tonic::{Request, Response, Status, Streaming};
 
+use crate::Route;
 use crate::auth::{AuthorizeLayer, Authorizer, Caller, LocalCallerLayer};
-use crate::forward::{Door, ForwardLayer, Leader, LeaderChannel};
+use crate::forward::{Door, ForwardLayer, LeaderChannel};
 
 pub(super) const ORGANIZATION: &str = "cluster";
 
@@ -71,24 +73,24 @@ impl World {
 /// What a manager is told of the leader: the answers in their order, and the last one again and again.
 #[derive(Default)]
 pub(super) struct Told {
-    answers: Mutex<VecDeque<Result<Leader, Status>>>,
+    answers: Mutex<VecDeque<Result<Route, Status>>>,
     pub(super) leading: Mutex<Option<u64>>,
 }
 
 impl Told {
-    pub(super) fn set(&self, answers: impl IntoIterator<Item = Result<Leader, Status>>) {
+    pub(super) fn set(&self, answers: impl IntoIterator<Item = Result<Route, Status>>) {
         *self.answers.lock() = answers.into_iter().collect();
     }
 
     pub(super) fn lead(&self, term: u64) {
         *self.leading.lock() = Some(term);
-        self.set([Ok(Leader::Here { term })]);
+        self.set([Ok(Route::Here { term })]);
     }
 }
 
 #[tonic::async_trait]
 impl LeaderChannel for Told {
-    async fn leader(&self) -> Result<Leader, Status> {
+    async fn leader(&self) -> Result<Route, Status> {
         let mut answers = self.answers.lock();
         match answers.len() {
             0 => Err(Status::unknown("The swarm does not have a leader.")),
@@ -110,6 +112,7 @@ pub(super) struct Manager {
     pub(super) told: Arc<Told>,
     pub(super) store: Arc<Store>,
     pub(super) probe: Probe,
+    pub(super) stop: CancellationToken,
     socket: std::path::PathBuf,
     _directory: tempfile::TempDir,
     _servers: JoinSet<()>,
@@ -123,6 +126,7 @@ impl Manager {
         let cluster = Cluster { id: ORGANIZATION.into(), ..Default::default() };
         store.update(|tx| tx.create(cluster.clone())).await.unwrap();
         let probe = Probe::default();
+        let stop = CancellationToken::new();
         let routes = || {
             Routes::new(ControlServer::new(Control::new(store.clone(), Arc::new(Alone))))
                 .add_service(LogBrokerServer::new(probe.clone()))
@@ -135,7 +139,7 @@ impl Manager {
         let addr = listener.local_addr().unwrap();
         let server = Server::builder()
             .layer(AuthorizeLayer::new(Authorizer::new(ORGANIZATION, store.clone())))
-            .layer(ForwardLayer::new(Door::Remote, told.clone()))
+            .layer(ForwardLayer::new(Door::Remote, told.clone(), stop.clone()))
             .add_routes(routes())
             .serve_with_incoming(TlsIncoming::new(listener, context.clone()));
         servers.spawn(async move { server.await.unwrap() });
@@ -145,7 +149,7 @@ impl Manager {
         let incoming = LocalIncoming::new(UnixListener::bind(&socket).unwrap(), || None);
         let server = Server::builder()
             .layer(LocalCallerLayer::new(context.clone(), Some(addr)))
-            .layer(ForwardLayer::new(Door::Socket, told.clone()))
+            .layer(ForwardLayer::new(Door::Socket, told.clone(), stop.clone()))
             .add_routes(routes())
             .serve_with_incoming(incoming);
         servers.spawn(async move { server.await.unwrap() });
@@ -157,6 +161,7 @@ impl Manager {
             told,
             store,
             probe,
+            stop,
             socket,
             _directory: directory,
             _servers: servers,
@@ -164,13 +169,13 @@ impl Manager {
     }
 
     /// Another manager, as this one reaches it.
-    pub(super) fn reach(&self, other: &Manager) -> Leader {
+    pub(super) fn reach(&self, other: &Manager) -> Route {
         self.reach_at(&other.id, &other.addr)
     }
 
-    pub(super) fn reach_at(&self, id: &str, addr: &str) -> Leader {
+    pub(super) fn reach_at(&self, id: &str, addr: &str) -> Route {
         let dialer = Dialer::new(self.context.clone(), ServerRole::Manager);
-        Leader::There { name: format!("{id} at {addr}"), channel: dialer.channel(addr).unwrap() }
+        Route::There { name: format!("{id} at {addr}"), channel: dialer.channel(addr).unwrap() }
     }
 
     /// A channel to the control socket.
