@@ -75,6 +75,8 @@ pub struct Config {
     pub transport: Arc<dyn Transport>,
     /// How to begin without a log.
     pub origin: Origin,
+    /// Every other member is lost for ever: go on alone with what is in this log. Without a log it has no effect.
+    pub force_new_group: bool,
     /// Seed of election timeouts, and of the raft id of a new group. `None`: a random one.
     pub seed: Option<u64>,
 }
@@ -95,6 +97,7 @@ impl Config {
             sealer,
             transport: Arc::new(NoTransport),
             origin: Origin::NewGroup,
+            force_new_group: false,
             seed: None,
         }
     }

@@ -114,6 +114,12 @@ pub enum Error {
     /// The node is not the leader, or stopped being it: the outcome is unknown.
     #[error("raft: failed to process the request: node lost leader status")]
     LostLeadership,
+    /// A new group can't be made of a member that left.
+    #[error(
+        "this manager was removed from the cluster before: a new cluster can't be made from its state. Use \
+         --force-new-cluster on a manager that was still a member, or restore a backup"
+    )]
+    ForceRemoved,
     /// A queue is full.
     #[error("the raft node is overloaded")]
     Overloaded,

@@ -15,7 +15,7 @@ use tokio::sync::{oneshot, watch};
 use crate::check::{self, Verdict};
 use crate::counters::Counters;
 use crate::inbox::{Inbox, Reply, Request};
-use crate::{Change, Counts, Error, Membership, Result, Ticks, Transport};
+use crate::{Change, Counts, Error, Membership, Result, Sealer, Ticks, Transport};
 
 /// What this member is in its term.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -328,6 +328,16 @@ impl RaftHandle {
     /// One tick of the clock of elections, for nodes without a clock of their own.
     pub fn tick(&self) {
         self.shared.inbox.request(Request::Tick);
+    }
+
+    /// Seals the log and its snapshots with another key; returns when nothing else is left on disk. Until then, and
+    /// after an error, some of it is sealed with the new key and some with the old one, so the sealer must open both.
+    ///
+    /// # Errors
+    /// What writing gives, after which the node goes on and the call may be repeated; [`Error::Overloaded`] while
+    /// another such change is under way; [`Error::Stopped`].
+    pub async fn reseal(&self, sealer: Arc<dyn Sealer>) -> Result<()> {
+        self.shared.ask(|reply| Request::Reseal(sealer, reply)).await
     }
 
     /// Index and data of normal entries from `from` to `to` inclusive, as far as `max_bytes` allows, at least one.

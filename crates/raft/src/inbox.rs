@@ -3,6 +3,7 @@
 //! Bounds: proposals by number and bytes, messages by number. What does not fit is refused at once, so that the
 //! sender knows; nobody waits for room.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -13,7 +14,7 @@ use tokio::sync::oneshot;
 
 use crate::membership::Change;
 use crate::storage::Position;
-use crate::{Error, Result};
+use crate::{Error, Result, Sealer};
 
 const MAX_PROPOSALS: usize = 16 * 1024;
 const MAX_PROPOSED_BYTES: usize = 64 * 1024 * 1024;
@@ -35,6 +36,7 @@ pub(crate) enum Request {
     SnapshotSent(u64, bool),
     SnapshotTaken(Position, Result<()>),
     Entries { from: u64, to: u64, max_bytes: u64, reply: Reply<Vec<(u64, Bytes)>> },
+    Reseal(Arc<dyn Sealer>, Reply<()>),
     Stop,
 }
 

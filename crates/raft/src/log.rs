@@ -2,12 +2,13 @@
 
 use std::cell::Cell;
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use raft::{GetEntriesContext, RaftState, StorageError};
 use raft_proto::eraftpb::{ConfState, Entry, HardState, Snapshot, SnapshotMetadata};
 
-use crate::Result;
 use crate::storage::{Identity, LogStorage, Position, Recovered, Write};
+use crate::{Result, Sealer};
 
 /// Entries are kept in memory up to this many bytes of data ...
 const CACHE_BYTES: usize = 4 * 1024 * 1024;
@@ -121,6 +122,16 @@ impl Log {
         }
         self.snapshot = write.snapshot.or(self.snapshot);
         Ok(())
+    }
+
+    /// See [`LogStorage::reseal`].
+    pub(crate) fn reseal(&mut self, sealer: Arc<dyn Sealer>) -> Result<()> {
+        self.storage.reseal(sealer)
+    }
+
+    /// See [`LogStorage::switch`].
+    pub(crate) fn switch(&mut self) -> Result<()> {
+        self.storage.switch()
     }
 
     fn remember(&mut self, entries: &[Entry]) {
@@ -254,6 +265,12 @@ impl LogStorage for NoStorage {
     }
     fn bytes(&self) -> u64 {
         0
+    }
+    fn reseal(&mut self, _: Arc<dyn Sealer>) -> Result<()> {
+        Ok(())
+    }
+    fn switch(&mut self) -> Result<()> {
+        Ok(())
     }
 }
 

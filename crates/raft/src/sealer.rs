@@ -10,6 +10,12 @@ pub trait Sealer: Send + Sync + 'static {
     fn open(&self, sealed: &[u8]) -> Result<Bytes, SealError>;
 }
 
+impl std::fmt::Debug for dyn Sealer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Sealer")
+    }
+}
+
 /// Why sealing or opening failed; says nothing of the content.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]

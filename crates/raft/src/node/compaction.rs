@@ -1,16 +1,18 @@
 //! When a snapshot is taken, and how much of the log stays behind it.
 
+use std::path::Path;
 use std::thread::JoinHandle;
 
 use swarm_api::defaults;
 use swarm_store::View;
 
+use super::reseal::Reseal;
 use super::turn::Turns;
-use crate::Result;
 use crate::counters::add;
 use crate::inbox::Request;
 use crate::snapshot::Meta;
 use crate::storage::{Position, Write};
+use crate::{Error, Result};
 
 /// A snapshot is taken when the log takes more room than this, whatever the number of entries.
 const MAX_LOG_BYTES: u64 = 256 * 1024 * 1024;
@@ -62,6 +64,11 @@ impl Compaction {
         Compaction { newest, ..Compaction::default() }
     }
 
+    /// A snapshot is being written.
+    pub(super) fn is_running(&self) -> bool {
+        self.running.is_some()
+    }
+
     /// A snapshot is due.
     pub(super) fn due(&self, applied: u64, settings: Settings, log_bytes: u64, wanted: bool) -> bool {
         if self.running.is_some() || applied <= self.newest || applied < self.not_before {
@@ -98,15 +105,21 @@ impl Turns {
         let raft = &self.raw.raft;
         let applied = raft.raft_log.applied;
         let wanted = self.raw.store().take_wanted();
-        if applied <= self.compaction.newest || self.stopping {
+        let reseal =
+            self.reseal.as_ref().is_some_and(Reseal::wants_snapshot) && !self.compaction.is_running();
+        if (applied <= self.compaction.newest && !reseal) || self.stopping {
             return;
         }
         let view = self.machine.view();
-        if !self.compaction.due(applied, Settings::of(&view), self.raw.store().bytes(), wanted) {
+        let log_bytes = self.raw.store().bytes();
+        if !reseal && !self.compaction.due(applied, Settings::of(&view), log_bytes, wanted) {
             return;
         }
         let Ok(term) = raft.raft_log.term(applied) else { return };
         let at = Position { index: applied, term };
+        if let Some(reseal) = self.reseal.as_mut().filter(|_| reseal) {
+            reseal.snapshot_begun(at);
+        }
         let meta = Meta { at, conf_state: self.raw.store().conf_state.clone() };
         let membership = self.membership.to_snapshot();
         let (snapshots, shared) = (self.snapshots.clone(), self.shared.clone());
@@ -118,7 +131,8 @@ impl Turns {
             Ok(thread) => self.compaction.started(thread),
             Err(error) => {
                 tracing::error!(%error, "can't start a thread for a snapshot");
-                self.compaction.ended(at, false);
+                let error = Error::io("start a thread for", Path::new("a raft snapshot"))(error);
+                self.shared.inbox.request(Request::SnapshotTaken(at, Err(error)));
             }
         }
     }
@@ -127,8 +141,13 @@ impl Turns {
         self.compaction.ended(at, written.is_ok());
         if let Err(error) = written {
             tracing::error!(%error, index = at.index, "a raft snapshot could not be written");
-            return Ok(());
+            return self.reseal_snapshot_taken(at, Err(error));
         }
+        self.take_over_snapshot(at)?;
+        self.reseal_snapshot_taken(at, Ok(()))
+    }
+
+    fn take_over_snapshot(&mut self, at: Position) -> Result<()> {
         if self.raw.store().snapshot_at().is_some_and(|newest| newest.index >= at.index) {
             return Ok(());
         }

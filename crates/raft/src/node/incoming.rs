@@ -83,6 +83,7 @@ impl Turns {
             Request::Entries { from, to, max_bytes, reply } => {
                 let _ = reply.send(self.entries(from, to, max_bytes));
             }
+            Request::Reseal(sealer, reply) => self.begin_reseal(sealer, reply)?,
             Request::Stop => self.stopping = true,
         }
         Ok(())

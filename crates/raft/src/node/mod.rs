@@ -2,13 +2,16 @@
 
 mod changes;
 mod compaction;
+mod force;
 mod incoming;
 mod leadership;
 mod proposals;
 mod reads;
 mod ready;
+mod reseal;
 mod turn;
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -57,8 +60,13 @@ impl RaftNode {
         let dir = config.state_dir.join("raft");
         refuse_foreign(&dir)?;
         crate::disk::create_dir(&dir)?;
-        let storage = SledLog::open(&dir.join("log"), config.sealer.clone())?;
-        RaftNode::open_with(config, Box::new(storage))
+        let log = dir.join("log");
+        // sled panics at some kinds of damage.
+        let opened = catch_unwind(AssertUnwindSafe(|| {
+            let storage = SledLog::open(&log, config.sealer.clone())?;
+            RaftNode::open_with(config, Box::new(storage))
+        }));
+        opened.unwrap_or_else(|panic| Err(Error::damaged(&log, turn::panic_text(&*panic))))
     }
 
     /// The same with a log of another kind. Snapshots are files in the state directory nevertheless.
@@ -78,6 +86,9 @@ impl RaftNode {
                 });
             }
             Some(identity) => identity,
+            None if !snapshots.list()?.is_empty() => {
+                return Err(Error::damaged(&dir.join("log"), "it is empty, but there are snapshots of it"));
+            }
             None => begin(&mut log, &config)?,
         };
         let mut membership = Membership::default();
@@ -94,6 +105,9 @@ impl RaftNode {
             for member in members {
                 membership.apply(&Change::Add(member.clone()).to_conf_change(0));
             }
+        }
+        if config.force_new_group {
+            force::force_new_group(&mut log, &mut membership, &identity, &config)?;
         }
         let shared = Shared::new(identity.raft_id);
         Ok(RaftNode { config, log, snapshots, shared, membership, restore })

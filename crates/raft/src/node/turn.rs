@@ -20,6 +20,7 @@ use super::compaction::Compaction;
 use super::proposals::Proposals;
 use super::reads::Reads;
 use super::ready::restore_store;
+use super::reseal::Reseal;
 use super::{RaftNode, Shared};
 use crate::handle::Outcome;
 use crate::inbox::{Batch, Gather, Request};
@@ -60,7 +61,7 @@ pub(super) fn run(node: RaftNode, state_machine: Arc<dyn StateMachine>) {
     shared.outcome.send_replace(Some(outcome));
 }
 
-fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
+pub(super) fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
     let text = panic.downcast_ref::<String>().cloned();
     text.or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_owned())).unwrap_or_default()
 }
@@ -82,6 +83,7 @@ pub(super) struct Turns {
     pub(super) reads: Reads,
     pub(super) changes: Changes,
     pub(super) compaction: Compaction,
+    pub(super) reseal: Option<Reseal>,
     /// Leadership was announced.
     pub(super) leads: bool,
     pub(super) diverged: bool,
@@ -129,6 +131,7 @@ impl Turns {
             reads: Reads::default(),
             changes: Changes::default(),
             compaction: Compaction::after(applied),
+            reseal: None,
             leads: false,
             diverged: false,
             removed: false,

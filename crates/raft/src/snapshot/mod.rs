@@ -68,6 +68,11 @@ impl Snapshots {
         Ok(snapshots)
     }
 
+    /// The same directory; what is written from now on is sealed with another key.
+    pub(crate) fn sealed_with(&self, sealer: Arc<dyn Sealer>) -> Snapshots {
+        Snapshots { dir: self.dir.clone(), sealer }
+    }
+
     fn files(&self) -> Result<Vec<PathBuf>> {
         let entries = fs::read_dir(&self.dir).map_err(Error::io("read", &self.dir))?;
         let paths: std::io::Result<Vec<_>> = entries.map(|e| Ok(e?.path())).collect();
@@ -141,6 +146,15 @@ impl Snapshots {
     pub fn set_aside(&self, at: Position) -> Result<()> {
         let path = self.path(at);
         fs::rename(&path, path.with_extension("snap.broken")).map_err(Error::io("rename", &path))?;
+        crate::disk::sync_dir(&self.dir)
+    }
+
+    /// Removes every file but this snapshot's: nothing else may be left that another key opens.
+    pub(crate) fn keep_only(&self, newest: Option<Position>) -> Result<()> {
+        let kept = newest.map(|at| self.path(at));
+        for path in self.files()?.into_iter().filter(|path| Some(path) != kept.as_ref()) {
+            fs::remove_file(&path).map_err(Error::io("remove", &path))?;
+        }
         crate::disk::sync_dir(&self.dir)
     }
 

@@ -9,7 +9,7 @@ use prost::Message as _;
 use raft_proto::eraftpb::{Entry, HardState};
 
 use super::{Identity, LogStorage, Position, Recovered, Write};
-use crate::{Error, Result};
+use crate::{Error, Result, Sealer};
 
 /// What is to go wrong.
 #[derive(Debug, Clone, Default)]
@@ -222,5 +222,14 @@ impl LogStorage for MemoryLog {
 
     fn bytes(&self) -> u64 {
         self.disk.0.lock().cached.bytes
+    }
+
+    /// Nothing is sealed here.
+    fn reseal(&mut self, _: Arc<dyn Sealer>) -> Result<()> {
+        Ok(())
+    }
+
+    fn switch(&mut self) -> Result<()> {
+        Ok(())
     }
 }

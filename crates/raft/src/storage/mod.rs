@@ -5,15 +5,18 @@
 
 mod memory;
 mod record;
+mod sled_dir;
 mod sled_log;
 mod watermark;
 
 pub use memory::{Faults, MemoryDisk, MemoryLog};
 pub use sled_log::SledLog;
 
+use std::sync::Arc;
+
 use raft_proto::eraftpb::{Entry, HardState};
 
-use crate::Result;
+use crate::{Result, Sealer};
 
 /// A place in the log.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -84,4 +87,12 @@ pub trait LogStorage: Send {
 
     /// Size of the entries that are kept, in bytes.
     fn bytes(&self) -> u64;
+
+    /// Writes everything once more, sealed with another key, beside what is there. An error leaves the log as it
+    /// was, and usable. Only [`LogStorage::switch`] may follow.
+    fn reseal(&mut self, sealer: Arc<dyn Sealer>) -> Result<()>;
+
+    /// Goes over to what [`LogStorage::reseal`] made, at once as far as a crash is concerned, and removes what was
+    /// there before.
+    fn switch(&mut self) -> Result<()>;
 }

@@ -12,29 +12,27 @@
 //! sled's own `flush` leaves the data in the disk's cache; only a sync of its file makes it safe. What is larger
 //! than a quarter of a segment (128 KiB) sled puts into files of their own, and never syncs those at all. It is
 //! the *page* that counts there, up to some 19 values at once, so values must be small. Should a page become too
-//! large nevertheless, [`SyncedFiles`] finds its file.
+//! large nevertheless, `sled_dir` finds its file.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::ffi::OsString;
-use std::fs::{self, File};
-use std::io;
+use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
 use prost::Message as _;
 use raft_proto::eraftpb::{Entry, HardState};
-use sled::{Batch, Db, Tree};
+use sled::Batch;
 
 use super::record::{self, Record};
+use super::sled_dir::{Generations, SledDir};
 use super::watermark::{Mark, Watermark};
 use super::{Identity, LogStorage, Position, Recovered, Write};
 use crate::{Error, Result, Sealer};
 
 /// Largest value that is given to sled: 19 of them stay below 128 KiB.
 const CHUNK: usize = 6 * 1024;
-/// Memory that sled may use for pages.
-const PAGE_CACHE: u64 = 4 * 1024 * 1024;
+/// A log is sealed anew in batches of about this size.
+const COPIED: usize = 1024 * 1024;
 
 const HARD_STATE: &[u8] = b"mhard-state";
 const BASE: &[u8] = b"mbase";
@@ -52,12 +50,10 @@ struct Stored {
 
 /// The log of a manager.
 pub struct SledLog {
-    dir: PathBuf,
-    db: Db,
-    tree: Tree,
-    /// sled's file, opened a second time to sync it.
-    file: File,
-    blobs: SyncedFiles,
+    generations: Generations,
+    files: SledDir,
+    /// Sealed anew and finished; becomes `files` next.
+    resealed: Option<(PathBuf, PathBuf, Arc<dyn Sealer>)>,
     watermark: Watermark,
     watermark_path: PathBuf,
     /// The mark that was found on opening.
@@ -74,7 +70,10 @@ pub struct SledLog {
 
 impl std::fmt::Debug for SledLog {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("SledLog").field("dir", &self.dir).field("last", &self.last).finish_non_exhaustive()
+        f.debug_struct("SledLog")
+            .field("files", &self.files.path)
+            .field("last", &self.last)
+            .finish_non_exhaustive()
     }
 }
 
@@ -100,67 +99,41 @@ fn parse_position(bytes: &[u8]) -> Option<(Position, &[u8])> {
     Some((Position { index: u64::from_be_bytes(*index), term: u64::from_be_bytes(*term) }, rest))
 }
 
-/// A directory whose files are written once and then removed: syncs each that it has not seen yet.
-#[derive(Debug)]
-struct SyncedFiles {
-    dir: PathBuf,
-    synced: BTreeSet<OsString>,
-}
-
-impl SyncedFiles {
-    fn new(dir: PathBuf) -> SyncedFiles {
-        SyncedFiles { dir, synced: BTreeSet::new() }
-    }
-
-    /// Syncs what is new; returns how many files that were.
-    fn sync(&mut self) -> Result<usize> {
-        let entries = fs::read_dir(&self.dir).map_err(Error::io("read", &self.dir))?;
-        let names: io::Result<BTreeSet<OsString>> = entries.map(|e| Ok(e?.file_name())).collect();
-        let names = names.map_err(Error::io("read", &self.dir))?;
-        let mut new = 0;
-        for name in names.difference(&self.synced) {
-            let path = self.dir.join(name);
-            match File::open(&path).and_then(|f| f.sync_all()) {
-                Ok(()) => new += 1,
-                // Replaced meanwhile.
-                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-                Err(e) => return Err(Error::io("sync", &path)(e)),
-            }
-        }
-        if new > 0 {
-            crate::disk::sync_dir(&self.dir)?;
-        }
-        self.synced = names;
-        Ok(new)
-    }
-}
-
 fn write_error(error: sled::Error) -> Error {
     Error::Write(error.to_string())
 }
 
+/// Adds a sealed record to a batch, and returns the number of its chunks.
+fn insert_record(batch: &mut Batch, first: u64, sealed: &[u8]) -> Result<u16> {
+    let chunks = sealed.chunks(CHUNK);
+    let count = u16::try_from(chunks.len())
+        .map_err(|_| Error::Write(format!("entry {first} has {} bytes", sealed.len())))?;
+    for (number, chunk) in (0u16..).zip(chunks) {
+        if number == 0 {
+            batch.insert(&key(first, 0), [&count.to_be_bytes(), chunk].concat());
+        } else {
+            batch.insert(&key(first, number), chunk);
+        }
+    }
+    Ok(count)
+}
+
 impl SledLog {
-    /// Opens the log in a directory, and creates it if there is none. The watermark is the file `watermark`
-    /// beside the directory.
+    /// Opens the log that began in a directory, and creates it if there is none. The watermark is the file
+    /// `watermark` beside the directory.
     ///
     /// # Errors
     /// If another process has it open, or sled can't read it.
     pub fn open(dir: &Path, sealer: Arc<dyn Sealer>) -> Result<SledLog> {
-        crate::disk::create_dir(dir)?;
+        let generations = Generations::of(dir);
+        let files = SledDir::open(&generations.live()?)?;
+        generations.clean()?;
         let watermark_path = dir.with_file_name("watermark");
-        let config = sled::Config::new().path(dir).flush_every_ms(None).cache_capacity(PAGE_CACHE);
-        let db = open_unlocked(&config, dir)?;
-        let tree = db.open_tree("raft").map_err(|e| Error::damaged(dir, e.to_string()))?;
-        let data = dir.join("db");
-        let file = File::open(&data).map_err(Error::io("open", &data))?;
-        crate::disk::sync_dir(dir)?;
         let (watermark, found) = Watermark::open(&watermark_path)?;
         Ok(SledLog {
-            dir: dir.to_owned(),
-            db,
-            tree,
-            file,
-            blobs: SyncedFiles::new(dir.join("blobs")),
+            generations,
+            files,
+            resealed: None,
             watermark,
             watermark_path,
             found,
@@ -176,16 +149,17 @@ impl SledLog {
     }
 
     fn damaged(&self, reason: impl Into<String>) -> Error {
-        Error::damaged(&self.dir, reason)
+        Error::damaged(&self.files.path, reason)
     }
 
     fn meta(&self, name: &[u8]) -> Result<Option<sled::IVec>> {
-        self.tree.get(name).map_err(|e| self.damaged(e.to_string()))
+        self.files.tree.get(name).map_err(|e| self.damaged(e.to_string()))
     }
 
     fn identity(&self) -> Result<Option<Identity>> {
         let Some(sealed) = self.meta(IDENTITY)? else { return Ok(None) };
-        let plain = self.sealer.open(&sealed).map_err(|_| Error::WrongKey { path: self.dir.clone() })?;
+        let plain =
+            self.sealer.open(&sealed).map_err(|_| Error::WrongKey { path: self.files.path.clone() })?;
         let parsed = plain.split_first_chunk::<8>().and_then(|(raft_id, node_id)| {
             let node_id = String::from_utf8(node_id.to_vec()).ok()?;
             Some(Identity { raft_id: u64::from_be_bytes(*raft_id), node_id })
@@ -196,6 +170,38 @@ impl SledLog {
     fn seal_identity(&self, identity: &Identity) -> Result<Bytes> {
         let plain = [&identity.raft_id.to_be_bytes(), identity.node_id.as_bytes()].concat();
         self.sealer.seal(&plain).map_err(Error::Seal)
+    }
+
+    /// Writes the whole log, sealed anew, into a new directory, and makes it safe.
+    fn copy(&self, to: &Path, sealer: &dyn Sealer) -> Result<()> {
+        let mut files = SledDir::open(to)?;
+        let reseal = |sealed: &[u8], what: &str| {
+            let plain = self.sealer.open(sealed);
+            let plain = plain.map_err(|e| self.damaged(format!("{what} can't be decrypted: {e}")))?;
+            sealer.seal(&plain).map_err(Error::Seal)
+        };
+        let mut batch = Batch::default();
+        for name in [HARD_STATE, BASE, SNAPSHOT] {
+            if let Some(value) = self.meta(name)? {
+                batch.insert(name, value);
+            }
+        }
+        if let Some(sealed) = self.meta(IDENTITY)? {
+            batch.insert(IDENTITY, &*reseal(&sealed, "the identity")?);
+        }
+        let mut size = 0;
+        self.scan(&mut |first, _, sealed| {
+            let sealed = reseal(&sealed, &format!("the record of entry {first}"))?;
+            insert_record(&mut batch, first, &sealed)?;
+            size += sealed.len();
+            if size > COPIED {
+                size = 0;
+                files.tree.apply_batch(std::mem::take(&mut batch)).map_err(write_error)?;
+            }
+            Ok(())
+        })?;
+        files.tree.apply_batch(batch).map_err(write_error)?;
+        files.sync()
     }
 
     fn open_record(&self, first: u64, sealed: &[u8]) -> Result<Record> {
@@ -258,17 +264,8 @@ impl SledLog {
             let first = run.first().map_or(0, |e| e.index);
             let (plain, after) = record::encode(chain, run);
             let sealed = self.sealer.seal(&plain).map_err(Error::Seal)?;
-            let chunks = sealed.chunks(CHUNK);
-            let count = u16::try_from(chunks.len())
-                .map_err(|_| Error::Write(format!("entry {first} has {} bytes", sealed.len())))?;
-            for (number, chunk) in (0u16..).zip(chunks) {
-                if number == 0 {
-                    batch.insert(&key(first, 0), [&count.to_be_bytes(), chunk].concat());
-                } else {
-                    batch.insert(&key(first, number), chunk);
-                }
-            }
-            added.push((first, Stored { chunks: count, bytes: sealed.len() as u32, chain }));
+            let chunks = insert_record(batch, first, &sealed)?;
+            added.push((first, Stored { chunks, bytes: sealed.len() as u32, chain }));
             chain = after;
         }
         Ok((added, chain))
@@ -301,14 +298,18 @@ impl SledLog {
         } else {
             return Ok(());
         };
-        Err(Error::Incomplete { path: self.dir.clone(), watermark: self.watermark_path.clone(), reason })
+        Err(self.incomplete(reason))
+    }
+
+    fn incomplete(&self, reason: String) -> Error {
+        Error::Incomplete { path: self.files.path.clone(), watermark: self.watermark_path.clone(), reason }
     }
 
     /// Collects the records, in order, chunks put together.
     fn scan(&self, found: &mut dyn FnMut(u64, u16, Vec<u8>) -> Result<()>) -> Result<()> {
         let mut current: Option<(u64, u16, u16, Vec<u8>)> = None;
         let missing = |first| self.damaged(format!("a part of entry {first} is missing"));
-        for item in self.tree.scan_prefix(b"e") {
+        for item in self.files.tree.scan_prefix(b"e") {
             let (k, value) = item.map_err(|e| self.damaged(e.to_string()))?;
             let (first, chunk) = parse_key(&k).ok_or_else(|| self.damaged("a key makes no sense"))?;
             if chunk == 0 {
@@ -341,8 +342,11 @@ impl LogStorage for SledLog {
     fn recover(&mut self, visit: &mut dyn FnMut(Entry)) -> Result<Recovered> {
         let identity = self.identity()?;
         if identity.is_none() {
-            if !self.tree.is_empty() {
+            if !self.files.tree.is_empty() {
                 return Err(self.damaged("it has entries, but says not whose they are"));
+            }
+            if let Some(mark) = self.found.filter(|mark| *mark != Mark::default()) {
+                return Err(self.incomplete(format!("it is empty, but entry {} was written", mark.last)));
             }
             self.watermark.write(Mark::default())?;
             self.watermark.wait()?;
@@ -405,11 +409,7 @@ impl LogStorage for SledLog {
         self.last = base + chains.len() as u64 - 1;
         self.chain = chains.back().copied().unwrap_or(self.base_chain);
         let Some(mark) = self.found else {
-            return Err(Error::Incomplete {
-                path: self.dir.clone(),
-                watermark: self.watermark_path.clone(),
-                reason: "how far it should reach is unknown".to_owned(),
-            });
+            return Err(self.incomplete("how far it should reach is unknown".to_owned()));
         };
         self.check_watermark(mark, &chains)?;
         Ok(Recovered { identity, hard_state: self.hard_state, base: self.base, snapshot })
@@ -468,7 +468,7 @@ impl LogStorage for SledLog {
             }
         }
         let (added, chain) = self.add_records(&mut batch, write.entries, chain)?;
-        self.tree.apply_batch(batch).map_err(write_error)?;
+        self.files.tree.apply_batch(batch).map_err(write_error)?;
 
         for first in removed {
             if let Some(stored) = self.records.remove(&first) {
@@ -489,9 +489,7 @@ impl LogStorage for SledLog {
     }
 
     fn sync(&mut self) -> Result<()> {
-        self.db.flush().map_err(write_error)?;
-        self.file.sync_data().map_err(Error::io("sync", &self.dir.join("db")))?;
-        self.blobs.sync()?;
+        self.files.sync()?;
         self.watermark.write(self.mark())
     }
 
@@ -523,42 +521,32 @@ impl LogStorage for SledLog {
     fn bytes(&self) -> u64 {
         self.bytes
     }
-}
 
-/// How long a lock is waited for: sled lets go of it a moment after a log was closed.
-const LOCKED: std::time::Duration = std::time::Duration::from_secs(2);
-
-fn open_unlocked(config: &sled::Config, dir: &Path) -> Result<sled::Db> {
-    let end = std::time::Instant::now() + LOCKED;
-    loop {
-        match config.open() {
-            Ok(db) => return Ok(db),
-            Err(sled::Error::Io(error)) if error.to_string().contains("lock") => {
-                if std::time::Instant::now() > end {
-                    return Err(Error::InUse { path: dir.to_owned() });
-                }
-                std::thread::park_timeout(std::time::Duration::from_millis(10));
-            }
-            Err(other) => return Err(Error::damaged(dir, other.to_string())),
+    fn reseal(&mut self, sealer: Arc<dyn Sealer>) -> Result<()> {
+        let (building, path) = self.generations.next()?;
+        // Of an attempt that failed.
+        remove_dir(&building)?;
+        if let Err(error) = self.copy(&building, &*sealer) {
+            let _ = remove_dir(&building);
+            return Err(error);
         }
+        self.resealed = Some((building, path, sealer));
+        Ok(())
+    }
+
+    fn switch(&mut self) -> Result<()> {
+        let Some((building, path, sealer)) = self.resealed.take() else { return Ok(()) };
+        std::fs::rename(&building, &path).map_err(Error::io("rename", &building))?;
+        crate::disk::sync_dir_of(&path)?;
+        self.files = SledDir::open(&path)?;
+        self.sealer = sealer;
+        self.generations.clean()
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn each_new_file_is_synced_once() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut files = SyncedFiles::new(dir.path().to_owned());
-        assert_eq!(files.sync().unwrap(), 0);
-        fs::write(dir.path().join("1"), b"x").unwrap();
-        fs::write(dir.path().join("2"), b"x").unwrap();
-        assert_eq!(files.sync().unwrap(), 2);
-        fs::remove_file(dir.path().join("1")).unwrap();
-        fs::write(dir.path().join("3"), b"x").unwrap();
-        assert_eq!(files.sync().unwrap(), 1);
-        assert_eq!(files.sync().unwrap(), 0);
+fn remove_dir(path: &Path) -> Result<()> {
+    match std::fs::remove_dir_all(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::io("remove", path)(error)),
+        _ => Ok(()),
     }
 }

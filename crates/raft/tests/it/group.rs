@@ -18,13 +18,13 @@ use crate::support::{Manager, begin, config, eventually, in_time};
 
 /// Delivers at once, in order, unless the sender or the receiver is cut off.
 #[derive(Default)]
-struct Network {
+pub(crate) struct Network {
     nodes: Mutex<BTreeMap<u64, RaftHandle>>,
     cut_off: Mutex<Vec<u64>>,
 }
 
 /// A member's way into the network.
-struct Port {
+pub(crate) struct Port {
     network: Weak<Network>,
     own: Mutex<u64>,
 }
@@ -76,17 +76,17 @@ impl Transport for Port {
 /// Slow enough that a busy machine does not depose a leader.
 const TICKS: Ticks = Ticks { interval: Some(Duration::from_millis(100)), heartbeat: 1, election: 10 };
 
-struct Group {
-    dir: tempfile::TempDir,
+pub(crate) struct Group {
+    pub(crate) dir: tempfile::TempDir,
     network: Arc<Network>,
 }
 
 impl Group {
-    fn new() -> Group {
+    pub(crate) fn new() -> Group {
         Group { dir: tempfile::tempdir().unwrap(), network: Arc::default() }
     }
 
-    fn config(&self, name: &str, origin: Origin) -> (Config, Arc<Port>) {
+    pub(crate) fn config(&self, name: &str, origin: Origin) -> (Config, Arc<Port>) {
         let port = Arc::new(Port { network: Arc::downgrade(&self.network), own: Mutex::default() });
         let config = Config {
             node_id: name.to_owned(),
@@ -104,20 +104,20 @@ impl Group {
         self.run(RaftNode::open(config).unwrap(), &port)
     }
 
-    fn run(&self, node: RaftNode, port: &Port) -> Manager {
+    pub(crate) fn run(&self, node: RaftNode, port: &Port) -> Manager {
         *port.own.lock() = node.raft_id();
         let manager = begin(node);
         self.network.nodes.lock().insert(manager.raft.raft_id(), manager.raft.clone());
         manager
     }
 
-    async fn first(&self) -> Manager {
+    pub(crate) async fn first(&self) -> Manager {
         let manager = self.start("m1", Origin::NewGroup);
         manager.leads().await;
         manager
     }
 
-    async fn join(&self, leader: &Manager, name: &str, raft_id: u64) -> Manager {
+    pub(crate) async fn join(&self, leader: &Manager, name: &str, raft_id: u64) -> Manager {
         self.join_with(leader, name, raft_id, TICKS).await
     }
 
@@ -137,7 +137,7 @@ impl Group {
         }
     }
 
-    async fn stop(&self, manager: Manager) {
+    pub(crate) async fn stop(&self, manager: Manager) {
         self.network.nodes.lock().remove(&manager.raft.raft_id());
         manager.stop().await;
     }
@@ -154,7 +154,7 @@ fn member(name: &str, raft_id: u64) -> RaftMember {
     RaftMember { raft_id, node_id: name.into(), addr: format!("{name}:4242"), ..RaftMember::default() }
 }
 
-async fn same(managers: &[&Manager]) {
+pub(crate) async fn same(managers: &[&Manager]) {
     eventually("all managers to be equal", || {
         let first = managers[0].store.view().to_snapshot();
         let applied = managers[0].raft.applied_index();

@@ -5,8 +5,10 @@
 
 mod crash;
 mod disk;
+mod force;
 mod group;
 mod promises;
+mod reseal;
 mod restart;
 mod single;
 mod storage;

@@ -1,13 +1,12 @@
 //! Starting again on what is on disk, and refusing to.
 
 use std::fs;
-use std::path::Path;
 use std::sync::Arc;
 
 use swarm_api::v1::RaftConfig;
 use swarm_raft::{Config, MaskSealer, Outcome};
 
-use crate::support::{config, eventually, in_time, snapshot_files, start, try_start};
+use crate::support::{config, copy, eventually, in_time, snapshot_files, start, try_start};
 
 fn settings(snapshot_interval: u64, keep_old_snapshots: u64, slow: u64) -> RaftConfig {
     RaftConfig {
@@ -88,8 +87,10 @@ async fn a_broken_snapshot_is_put_aside_for_an_older_one_if_the_log_allows() {
     })
     .await;
     manager.stop().await;
-    let newest = snapshot_files(dir.path()).pop().unwrap();
-    fs::write(dir.path().join("raft/snapshots").join(&newest), b"garbage").unwrap();
+    // All but the oldest: beside the one that the log begins from there may be one that was not taken over in time.
+    for newer in &snapshot_files(dir.path())[1..] {
+        fs::write(dir.path().join("raft/snapshots").join(newer), b"garbage").unwrap();
+    }
 
     let manager = start(config(dir.path())).await;
     assert_eq!(manager.names().len(), 45);
@@ -146,14 +147,6 @@ async fn another_key_or_another_node_is_refused() {
     assert!(start(config(dir.path())).await.has("a"), "neither did any harm");
 }
 
-fn copy(from: &Path, to: &Path) {
-    fs::create_dir_all(to).unwrap();
-    for entry in fs::read_dir(from).unwrap().map(Result::unwrap) {
-        let (path, target) = (entry.path(), to.join(entry.file_name()));
-        if path.is_dir() { copy(&path, &target) } else { fs::copy(&path, &target).map(|_| ()).unwrap() }
-    }
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_log_that_does_not_reach_its_watermark_is_refused() {
     let dir = tempfile::tempdir().unwrap();
@@ -165,6 +158,18 @@ async fn a_log_that_does_not_reach_its_watermark_is_refused() {
     let manager = start(config(dir.path())).await;
     manager.write_many(5..9).await;
     manager.stop().await;
+
+    // The log is gone as a whole, with or without the snapshots of it.
+    fs::rename(dir.path().join("raft/log"), dir.path().join("aside")).unwrap();
+    let error = refused(config(dir.path()));
+    assert!(error.contains("it is empty, but entry"), "{error}");
+    fs::remove_dir_all(dir.path().join("raft/log")).unwrap();
+    fs::rename(dir.path().join("aside"), dir.path().join("raft/log")).unwrap();
+    // As is its file alone.
+    fs::rename(dir.path().join("raft/log/db"), dir.path().join("aside")).unwrap();
+    let error = refused(config(dir.path()));
+    assert!(error.contains("raft/log is"), "{error}");
+    fs::rename(dir.path().join("aside"), dir.path().join("raft/log/db")).unwrap();
 
     // The log goes back to what it was, as a disk that lied, or sled after a damaged record, would have it.
     fs::remove_dir_all(dir.path().join("raft/log")).unwrap();

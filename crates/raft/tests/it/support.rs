@@ -125,6 +125,19 @@ impl Manager {
     }
 }
 
+/// Copies a directory: of a node that is idle, what a crash would leave.
+pub(crate) fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap().map(Result::unwrap) {
+        let (path, target) = (entry.path(), to.join(entry.file_name()));
+        if path.is_dir() {
+            copy(&path, &target);
+        } else {
+            std::fs::copy(&path, &target).unwrap();
+        }
+    }
+}
+
 /// Names of snapshot files in a state directory.
 pub(crate) fn snapshot_files(dir: &Path) -> Vec<String> {
     let entries = std::fs::read_dir(dir.join("raft/snapshots")).unwrap();
