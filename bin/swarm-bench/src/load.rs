@@ -14,6 +14,7 @@ use swarm_api::v1::{
     ConfigSpec, ContainerSpec, CreateConfigRequest, CreateServiceRequest, RemoveConfigRequest,
     RemoveServiceRequest, ReplicatedService, ServiceSpec, task_spec,
 };
+use swarm_pki::{Clock, connect_local_tls};
 use tokio::net::UnixStream;
 use tokio::task::JoinSet;
 use tonic::transport::{Channel, Endpoint};
@@ -31,6 +32,7 @@ const REMOVERS: usize = 64;
 #[derive(Debug, Clone)]
 pub(crate) struct Run {
     pub(crate) socket: PathBuf,
+    pub(crate) tls: bool,
     pub(crate) connections: usize,
     pub(crate) warmup: Duration,
     pub(crate) time: Duration,
@@ -57,13 +59,22 @@ struct Done {
 
 type Client = ControlClient<Channel>;
 
-async fn connect(socket: &Path) -> Result<Client> {
+async fn connect(socket: &Path, tls: bool) -> Result<Client> {
+    let endpoint = Endpoint::from_static("http://localhost");
     let path = socket.to_owned();
-    let connector = tower::service_fn(move |_| {
-        let path = path.clone();
-        async move { UnixStream::connect(path).await.map(TokioIo::new) }
-    });
-    let channel = Endpoint::from_static("http://localhost").connect_with_connector(connector).await;
+    let channel = if tls {
+        let connector = tower::service_fn(move |_| {
+            let path = path.clone();
+            async move { connect_local_tls(&path, &Clock::system()).await.map(TokioIo::new) }
+        });
+        endpoint.connect_with_connector(connector).await
+    } else {
+        let connector = tower::service_fn(move |_| {
+            let path = path.clone();
+            async move { UnixStream::connect(path).await.map(TokioIo::new) }
+        });
+        endpoint.connect_with_connector(connector).await
+    };
     let channel = channel.with_context(|| format!("can't reach a manager at {}", socket.display()))?;
     Ok(ControlClient::new(channel).max_decoding_message_size(usize::MAX))
 }
@@ -75,7 +86,7 @@ pub(crate) async fn run(run: &Run) -> Result<Report> {
     let prefix = format!("bench-{}", &id::random()[..12]);
     let mut connections = JoinSet::new();
     for _ in 0..run.connections {
-        let client = connect(&run.socket).await?;
+        let client = connect(&run.socket, run.tls).await?;
         connections.spawn(write(client, run.what, prefix.clone(), shared.clone()));
     }
     tokio::time::sleep(run.warmup).await;
@@ -146,7 +157,7 @@ fn config(name: String) -> ConfigSpec {
 
 /// Removes objects, many at a time.
 async fn remove(run: &Run, ids: Vec<String>) -> Result<()> {
-    let client = connect(&run.socket).await?;
+    let client = connect(&run.socket, run.tls).await?;
     let mut removers = JoinSet::new();
     let share = ids.len().div_ceil(REMOVERS).max(1);
     for ids in ids.chunks(share).map(<[String]>::to_vec) {
@@ -194,6 +205,7 @@ mod tests {
         for what in [What::Service, What::Config] {
             let run = Run {
                 socket: socket.clone(),
+                tls: false,
                 connections: 3,
                 warmup: Duration::ZERO,
                 time: Duration::from_millis(200),

@@ -20,6 +20,9 @@ struct Cli {
     /// Control socket of the manager
     #[arg(short, long, env = "SWARM_SOCKET", default_value = "/var/run/swarmd.sock", value_name = "PATH")]
     socket: PathBuf,
+    /// Speak TLS on the socket, as the managers of the original and of Docker Engine want it
+    #[arg(long)]
+    tls: bool,
     /// Connections, a run for each number
     #[arg(short, long, value_delimiter = ',', default_values_t = [1, 64], value_name = "N,…")]
     connections: Vec<usize>,
@@ -62,6 +65,7 @@ fn main() -> anyhow::Result<()> {
         for connections in &cli.connections {
             let run = load::Run {
                 socket: cli.socket.clone(),
+                tls: cli.tls,
                 connections: (*connections).max(1),
                 warmup: Duration::from_secs(cli.warmup),
                 time: Duration::from_secs(cli.time),

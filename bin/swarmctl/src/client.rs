@@ -1,10 +1,13 @@
-//! The connection to a manager: plaintext gRPC over its UNIX socket.
+//! The connection to a manager: gRPC over its UNIX socket.
 
+use std::io;
 use std::path::{Path, PathBuf};
 
 use hyper_util::rt::TokioIo;
 use swarm_api::v1::ca_client::CaClient;
 use swarm_api::v1::control_client::ControlClient;
+use swarm_pki::{Clock, connect_local_tls};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint};
 
@@ -18,24 +21,18 @@ pub(crate) struct Client {
 
 impl Client {
     /// Connects at once, so that a socket without a manager behind it is told apart from a refused call.
+    ///
+    /// Managers of the original and of Docker Engine speak only TLS there, a locked one of ours only plaintext; so
+    /// TLS is tried, then plaintext.
     pub(crate) async fn connect(socket: &str) -> Result<Client> {
         let path = path(socket);
-        let stream = UnixStream::connect(&path).await.map_err(|source| Error::unreachable(&path, source))?;
-        let mut first = Some(stream);
-        let dialled = path.clone();
-        let connector = tower::service_fn(move |_| {
-            let (ready, path) = (first.take(), dialled.clone());
-            async move {
-                let stream = match ready {
-                    Some(stream) => stream,
-                    None => UnixStream::connect(path).await?,
-                };
-                Ok::<_, std::io::Error>(TokioIo::new(stream))
-            }
-        });
-        // The address is not used for dialling; it only makes a valid :authority.
-        let channel = Endpoint::from_static("http://localhost").connect_with_connector(connector).await;
-        let channel = channel.map_err(|error| Error::unreachable(&path, std::io::Error::other(error)))?;
+        let unreachable = |source| Error::unreachable(&path, source);
+        let channel = match connect_local_tls(&path, &Clock::system()).await {
+            Ok(stream) => channel(stream).await,
+            // A manager may go away between the two.
+            Err(_) => channel(UnixStream::connect(&path).await.map_err(unreachable)?).await,
+        };
+        let channel = channel.map_err(|error| unreachable(io::Error::other(error)))?;
         Ok(Client { channel })
     }
 
@@ -48,6 +45,20 @@ impl Client {
     pub(crate) fn ca(&self) -> CaClient<Channel> {
         CaClient::new(self.channel.clone())
     }
+}
+
+/// A command makes a few calls, all over its one connection.
+async fn channel<S>(stream: S) -> std::result::Result<Channel, tonic::transport::Error>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let mut stream = Some(TokioIo::new(stream));
+    let connector = tower::service_fn(move |_| {
+        let stream = stream.take().ok_or_else(|| io::Error::from(io::ErrorKind::NotConnected));
+        std::future::ready(stream)
+    });
+    // The address is not used for dialling; it only makes a valid :authority.
+    Endpoint::from_static("http://localhost").connect_with_connector(connector).await
 }
 
 /// A plain path, or one behind `unix://`.

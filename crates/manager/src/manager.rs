@@ -14,7 +14,7 @@ use swarm_control::{CONTROL_API, Control, Health, RAFT, Watch};
 use swarm_dispatcher::Dispatcher;
 use swarm_pki::{JoinToken, KeyStore, LocalIncoming, RootCa, SecurityContext, TlsIncoming};
 use swarm_raft::{Outcome, RaftHandle, RaftNode, Role, Ticks};
-use swarm_store::Store;
+use swarm_store::{Received, Store};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -354,14 +354,8 @@ async fn follow_leadership(
         let lead = leader.lead(term.clone());
         tokio::pin!(lead);
         let announce = async {
-            let (view, mut commits) = leader.store.view_and_subscribe();
-            let mut found = view.cluster().is_some();
-            while !found {
-                match commits.next().await {
-                    swarm_store::Received::Commit(commit) => found = commit.view.cluster().is_some(),
-                    swarm_store::Received::Lagged(view) => found = view.cluster().is_some(),
-                    swarm_store::Received::Closed => return,
-                }
+            if !cluster_exists(&leader.store).await {
+                return;
             }
             ready.send_replace(true);
             std::future::pending::<()>().await;
@@ -400,4 +394,18 @@ fn advertised(bound: SocketAddr) -> SocketAddr {
         Ok(ip) if !ip.is_unspecified() => SocketAddr::new(ip, bound.port()),
         _ => bound,
     }
+}
+
+/// Waits until there is a cluster object; `false` if the store is closed first.
+async fn cluster_exists(store: &Store) -> bool {
+    // Dropped on return: a subscription that nobody reads keeps thousands of versions of the tables alive.
+    let (mut view, mut commits) = store.view_and_subscribe();
+    while view.cluster().is_none() {
+        view = match commits.next().await {
+            Received::Commit(commit) => commit.view.clone(),
+            Received::Lagged(view) => view,
+            Received::Closed => return false,
+        };
+    }
+    true
 }

@@ -48,7 +48,7 @@ pub use seal::{Dek, SealError, Sealer};
 pub use secret::SecretBytes;
 pub use tls::{
     ConnectionInfo, DialError, Dialer, LocalConnectionInfo, LocalIncoming, SecurityContext, ServerRole,
-    TlsFailure, TlsIncoming, endpoint,
+    TlsFailure, TlsIncoming, connect_local_tls, endpoint,
 };
 pub use token::{JoinToken, RootDigest, TokenError, tokens_equal};
 pub use unlock_key::{Kek, UnlockKey};

@@ -8,8 +8,8 @@
 use std::cmp::Ordering;
 use std::sync::Arc;
 
-/// Entries in a leaf.
-const LEAF: usize = 64;
+/// Entries in a leaf: less than 1 KiB of them, which is what allocators hand out and take back fastest.
+const LEAF: usize = 40;
 /// Children of an inner node. Copying one touches the reference count of each, so it is small.
 const FAN: usize = 16;
 

@@ -1,6 +1,7 @@
-//! The local control socket: gRPC in plaintext, or over TLS as older clients do, told apart by the first byte.
+//! The local control socket: gRPC in plaintext, or over TLS as the original's clients do, told apart by the first byte.
 
 use std::io;
+use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -10,10 +11,12 @@ use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
 use tokio::net::unix::UCred;
 use tokio::net::{UnixListener, UnixStream};
-use tokio_rustls::TlsAcceptor;
+use tokio_rustls::{TlsAcceptor, TlsConnector};
 use tonic::transport::server::Connected;
 
+use super::config::{ServerRole, unverified_client};
 use super::handshakes::Handshakes;
+use crate::Clock;
 
 /// First byte of every TLS connection: the type of a handshake record. HTTP/2 begins with a `P`.
 const TLS_HANDSHAKE: u8 = 0x16;
@@ -86,6 +89,21 @@ async fn accept(mut stream: UnixStream, config: &TlsSource) -> io::Result<LocalS
         Inner::Plain(stream)
     };
     Ok(LocalStream { inner, info })
+}
+
+/// Connects over TLS to the control socket of a manager that speaks nothing else, as the original's and Docker Engine's
+/// do. Whoever has the socket's file is believed to be the manager: its certificate is not checked.
+///
+/// # Errors
+/// If nobody listens there, or not with TLS: then the kind is [`io::ErrorKind::InvalidData`] or
+/// [`io::ErrorKind::UnexpectedEof`], among others.
+pub async fn connect_local_tls(
+    path: &Path,
+    clock: &Clock,
+) -> io::Result<tokio_rustls::client::TlsStream<UnixStream>> {
+    let stream = UnixStream::connect(path).await?;
+    let config = unverified_client(clock).map_err(io::Error::other)?;
+    TlsConnector::from(config).connect(ServerRole::Manager.server_name(), stream).await
 }
 
 impl Connected for LocalStream {

@@ -13,7 +13,7 @@ pub use context::{Active, SecurityContext};
 pub use dial::{ClientStream, DialError, Dialer, endpoint};
 pub use failure::TlsFailure;
 pub use incoming::{ConnectionInfo, ServerStream, TlsIncoming};
-pub use local::{LocalConnectionInfo, LocalIncoming, LocalStream};
+pub use local::{LocalConnectionInfo, LocalIncoming, LocalStream, connect_local_tls};
 
 #[cfg(test)]
 mod tests;

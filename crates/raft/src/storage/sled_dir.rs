@@ -9,6 +9,7 @@ use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 use sled::{Db, Tree};
 
@@ -132,15 +133,32 @@ impl Generations {
 struct SyncedFiles {
     dir: PathBuf,
     synced: BTreeSet<OsString>,
+    /// The directory's time of change at the last look, if a later change will show in it.
+    settled: Option<SystemTime>,
 }
+
+/// A file system's clock may tick as seldom as this: a change need not show in the time of one that was just made.
+const CLOCK_TICK: Duration = Duration::from_millis(50);
 
 impl SyncedFiles {
     fn new(dir: PathBuf) -> SyncedFiles {
-        SyncedFiles { dir, synced: BTreeSet::new() }
+        SyncedFiles { dir, synced: BTreeSet::new(), settled: None }
     }
 
     /// Syncs what is new; returns how many files that were.
     fn sync(&mut self) -> Result<usize> {
+        let changed = || fs::metadata(&self.dir)?.modified();
+        let changed = changed().map_err(Error::io("read", &self.dir))?;
+        if self.settled == Some(changed) {
+            return Ok(0);
+        }
+        let age = SystemTime::now().duration_since(changed).unwrap_or_default();
+        let new = self.look()?;
+        self.settled = (age > CLOCK_TICK).then_some(changed);
+        Ok(new)
+    }
+
+    fn look(&mut self) -> Result<usize> {
         let entries = fs::read_dir(&self.dir).map_err(Error::io("read", &self.dir))?;
         let names: io::Result<BTreeSet<OsString>> = entries.map(|e| Ok(e?.file_name())).collect();
         let names = names.map_err(Error::io("read", &self.dir))?;
@@ -163,7 +181,7 @@ impl SyncedFiles {
 }
 
 /// How long a lock is waited for: sled lets go of it a moment after a log was closed.
-const LOCKED: std::time::Duration = std::time::Duration::from_secs(2);
+const LOCKED: Duration = Duration::from_secs(2);
 
 fn open_unlocked(config: &sled::Config, dir: &Path) -> Result<sled::Db> {
     let end = std::time::Instant::now() + LOCKED;
@@ -174,7 +192,7 @@ fn open_unlocked(config: &sled::Config, dir: &Path) -> Result<sled::Db> {
                 if std::time::Instant::now() > end {
                     return Err(Error::InUse { path: dir.to_owned() });
                 }
-                std::thread::park_timeout(std::time::Duration::from_millis(10));
+                std::thread::park_timeout(Duration::from_millis(10));
             }
             Err(other) => return Err(Error::damaged(dir, other.to_string())),
         }
@@ -197,5 +215,14 @@ mod tests {
         fs::write(dir.path().join("3"), b"x").unwrap();
         assert_eq!(files.sync().unwrap(), 1);
         assert_eq!(files.sync().unwrap(), 0);
+
+        // Found also after a time without changes, in which nobody looked.
+        let long_ago = SystemTime::now() - Duration::from_secs(60);
+        File::open(dir.path()).unwrap().set_modified(long_ago).unwrap();
+        assert_eq!(files.sync().unwrap(), 0);
+        assert_eq!(files.settled, Some(long_ago));
+        fs::write(dir.path().join("4"), b"x").unwrap();
+        assert_eq!(files.sync().unwrap(), 1);
+        assert_eq!(files.settled, None, "another change may bear the same time");
     }
 }
