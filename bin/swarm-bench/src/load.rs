@@ -222,7 +222,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_socket_that_is_not_there_is_named() {
-        let error = connect(Path::new("/nonexistent/s.sock")).await.unwrap_err().to_string();
+        let error = connect(Path::new("/nonexistent/s.sock"), false).await.unwrap_err().to_string();
         assert_eq!(error, "can't reach a manager at /nonexistent/s.sock");
     }
 }

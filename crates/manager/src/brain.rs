@@ -8,12 +8,29 @@ use futures::future::{BoxFuture, FutureExt as _};
 use futures::stream::FuturesUnordered;
 use swarm_reconcile::{Batch, Brain, Ctx, Fate, Now, RandomIds, Reconciler, apply_groups};
 use swarm_store::{Error, Received, Store, Subscription};
-use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 /// Commits that are taken in at once.
 const MOST_COMMITS_PER_TURN: usize = 10_000;
+
+/// As [`run_brain`], on a thread of its own: a turn may compute for a while, which must hold up neither calls nor
+/// heartbeats, and calls must not pay for handing their thread over each time.
+///
+/// # Errors
+/// As [`run_brain`], or if there can be no thread, or it panicked.
+pub(crate) async fn brain_thread(
+    store: Arc<Store>,
+    reconcilers: Vec<Box<dyn Reconciler>>,
+    cancel: CancellationToken,
+) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
+    let (ended, end) = tokio::sync::oneshot::channel();
+    std::thread::Builder::new().name("reconcilers".to_owned()).spawn(move || {
+        let _ = ended.send(runtime.block_on(run_brain(store, reconcilers, cancel)));
+    })?;
+    Ok(end.await.map_err(|_| "their thread panicked")??)
+}
 
 /// Runs these reconcilers, in this order, until the token is cancelled or leadership is lost. Call it when
 /// leadership has begun and everything up to the last log entry is applied.
@@ -25,7 +42,7 @@ const MOST_COMMITS_PER_TURN: usize = 10_000;
 /// # Errors
 /// [`Error::LostLeadership`] or [`Error::Stopped`] when the store says so; the caller starts a new brain when
 /// leadership begins again.
-pub async fn run_brain(
+async fn run_brain(
     store: Arc<Store>,
     reconcilers: Vec<Box<dyn Reconciler>>,
     cancel: CancellationToken,
@@ -40,7 +57,7 @@ pub async fn run_brain(
     loop {
         shell.drain(&mut brain)?;
         let now = shell.now();
-        for batch in heavy(|| brain.turn(&mut Ctx { now, ids: &mut ids })) {
+        for batch in brain.turn(&mut Ctx { now, ids: &mut ids }) {
             if let Some((id, fate)) = shell.write(batch).await {
                 settle(&mut brain, id, fate)?;
             }
@@ -123,14 +140,6 @@ fn feed(brain: &mut Brain, received: Received) -> Result<(), Error> {
         Received::Closed => return Err(Error::Stopped),
     }
     Ok(())
-}
-
-/// Runs a computation that may take long without holding up other tasks of a runtime with several threads.
-fn heavy<R>(f: impl FnOnce() -> R) -> R {
-    match Handle::current().runtime_flavor() {
-        RuntimeFlavor::MultiThread => tokio::task::block_in_place(f),
-        _ => f(),
-    }
 }
 
 #[cfg(test)]

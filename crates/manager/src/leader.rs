@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{Instrument as _, error, info, info_span};
 
 use crate::bootstrap::Bootstrap;
-use crate::brain::run_brain;
+use crate::brain::brain_thread;
 use crate::ca::CaServer;
 use crate::keys;
 use crate::roles;
@@ -62,7 +62,7 @@ impl Leader {
         {
             let (store, cancel) = (self.store.clone(), cancel.clone());
             parts.spawn(async move {
-                if let Err(error) = run_brain(store, reconcilers(), cancel).await {
+                if let Err(error) = brain_thread(store, reconcilers(), cancel).await {
                     info!(%error, "the reconcilers ended");
                 }
             });

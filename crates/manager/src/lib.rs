@@ -6,7 +6,7 @@
 //! - [`auth`]: who may call what, and who a handler's caller is.
 //! - [`bootstrap`]: what the first leader of a new cluster writes.
 //! - [`ca`]: admits nodes and signs their certificates.
-//! - [`run_brain`]: runs the leader's reconcilers.
+//! - `brain`: runs the leader's reconcilers.
 //! - [`keys`]: the network keys in the cluster object. [`roles`]: the observed roles of nodes.
 //! - [`forward`]: passes calls on to the leader.
 //! - [`control_socket`]: the socket that `swarmctl` talks to.
@@ -25,7 +25,6 @@ mod manager;
 mod membership;
 pub mod roles;
 
-pub use brain::run_brain;
 pub use error::Error;
 pub use leader_link::{LeaderLink, NoLeader, RaftSlot, Route};
 pub use manager::{Config, Manager};

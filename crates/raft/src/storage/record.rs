@@ -4,23 +4,57 @@
 //! cost is mostly per record. Each entry's checksum includes the one of the entry before it, so a record that
 //! vanished, came back or changed places shows.
 //!
-//! Layout, all numbers big-endian: version (1 byte), first index (8), checksum before the first entry (4),
-//! number of entries (4), then per entry term (8), type (1), length (4) and data.
+//! The hard state rides along, so that a turn is one value to write. It is numbered: the newest one counts.
+//!
+//! Layout, all numbers big-endian: version (1 byte), number (8), term (8), vote (8) and commit index (8) of the hard
+//! state, first index (8), checksum before the first entry (4), number of entries (4), then per entry term (8), type
+//! (1), length (4) and data.
 
 use bytes::{Buf, Bytes};
-use raft_proto::eraftpb::{Entry, EntryType};
+use raft_proto::eraftpb::{Entry, EntryType, HardState};
 
-const VERSION: u8 = 1;
-const HEADER: usize = 1 + 8 + 4 + 4;
+const VERSION: u8 = 2;
+const HEADER: usize = 1 + NUMBERED + 8 + 4 + 4;
+const NUMBERED: usize = 4 * 8;
 const ENTRY_HEADER: usize = 8 + 1 + 4;
 
 /// Records are cut when their entries exceed this many bytes, so that a sealed one stays below the size at which
 /// it would have to be stored in chunks.
 const CUT: usize = 128 * 1024;
 
+/// A hard state, and the number of the write that it came with.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub(super) struct Numbered {
+    pub(super) number: u64,
+    pub(super) hard_state: HardState,
+}
+
+impl Numbered {
+    pub(super) fn encode(&self) -> [u8; NUMBERED] {
+        let HardState { term, vote, commit } = self.hard_state;
+        let mut bytes = [0; NUMBERED];
+        for (to, number) in bytes.chunks_exact_mut(8).zip([self.number, term, vote, commit]) {
+            to.copy_from_slice(&number.to_be_bytes());
+        }
+        bytes
+    }
+
+    /// `None`: there are too few bytes. More may follow.
+    pub(super) fn decode(bytes: &mut impl Buf) -> Option<Numbered> {
+        if bytes.remaining() < NUMBERED {
+            return None;
+        }
+        let number = bytes.get_u64();
+        let hard_state = HardState { term: bytes.get_u64(), vote: bytes.get_u64(), commit: bytes.get_u64() };
+        Some(Numbered { number, hard_state })
+    }
+}
+
 /// A run of entries as it was stored.
 #[derive(Debug, PartialEq)]
 pub(super) struct Record {
+    /// As of when it was written.
+    pub(super) state: Numbered,
     pub(super) first: u64,
     /// Checksum before the first entry.
     pub(super) chain: u32,
@@ -65,10 +99,11 @@ pub(super) fn runs(entries: &[Entry]) -> impl Iterator<Item = &[Entry]> {
 }
 
 /// Encodes a run that follows the checksum `before`; also returns the checksum after it.
-pub(super) fn encode(before: u32, run: &[Entry]) -> (Vec<u8>, u32) {
+pub(super) fn encode(state: &Numbered, before: u32, run: &[Entry]) -> (Vec<u8>, u32) {
     let size: usize = run.iter().map(|e| e.data.len() + ENTRY_HEADER).sum();
     let mut out = Vec::with_capacity(HEADER + size);
     out.push(VERSION);
+    out.extend_from_slice(&state.encode());
     out.extend_from_slice(&run.first().map_or(0, |e| e.index).to_be_bytes());
     out.extend_from_slice(&before.to_be_bytes());
     out.extend_from_slice(&(run.len() as u32).to_be_bytes());
@@ -92,6 +127,7 @@ pub(super) fn decode(mut bytes: Bytes) -> Result<Record, String> {
     if version != VERSION {
         return Err(format!("a record has version {version}, which is not known here"));
     }
+    let state = Numbered::decode(&mut bytes).ok_or("a record is cut short")?;
     let first = bytes.get_u64();
     let chain = bytes.get_u32();
     let count = bytes.get_u32();
@@ -116,7 +152,7 @@ pub(super) fn decode(mut bytes: Bytes) -> Result<Record, String> {
     if !bytes.is_empty() || entries.is_empty() {
         return Err(format!("the record of entry {first} has the wrong size"));
     }
-    Ok(Record { first, chain, entries })
+    Ok(Record { state, first, chain, entries })
 }
 
 #[cfg(test)]
@@ -133,14 +169,15 @@ mod tests {
     #[test]
     fn a_record_reads_back_as_it_was() {
         let run = entries(5, &[0, 10, 1000]);
-        let (bytes, after) = encode(9, &run);
+        let state = Numbered { number: 1, hard_state: HardState { term: 2, vote: 3, commit: 4 } };
+        let (bytes, after) = encode(&state, 9, &run);
         assert_eq!(after, run.iter().fold(9, chain));
-        assert_eq!(decode(bytes.into()).unwrap(), Record { first: 5, chain: 9, entries: run });
+        assert_eq!(decode(bytes.into()).unwrap(), Record { state, first: 5, chain: 9, entries: run });
     }
 
     #[test]
     fn damaged_records_are_refused() {
-        let (bytes, _) = encode(0, &entries(1, &[3, 4]));
+        let (bytes, _) = encode(&Numbered::default(), 0, &entries(1, &[3, 4]));
         for cut in 0..bytes.len() {
             assert!(decode(bytes[..cut].to_vec().into()).is_err(), "cut at {cut}");
         }
@@ -148,8 +185,8 @@ mod tests {
         long.push(0);
         assert!(decode(long.into()).is_err());
         let mut version = bytes.clone();
-        version[0] = 2;
-        assert!(decode(version.into()).unwrap_err().contains("version 2"));
+        version[0] = 1;
+        assert!(decode(version.into()).unwrap_err().contains("version 1"));
         let mut kind = bytes;
         kind[HEADER + 8] = 9;
         assert!(decode(kind.into()).unwrap_err().contains("unknown type 9"));

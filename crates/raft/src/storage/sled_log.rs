@@ -1,13 +1,15 @@
 //! The log in sled, with a watermark beside it.
 //!
-//! One sled tree holds everything, so that a turn is one atomic batch:
+//! One sled tree holds everything, so that a turn is one atomic write:
 //!
 //! - `e`, first index (8 bytes, big-endian), chunk number (2 bytes): a sealed record, cut into chunks of at most
 //!   [`CHUNK`] bytes. The first chunk begins with the number of chunks (2 bytes).
 //! - `m` and a name: hard state, the position before the first entry, position of the newest snapshot, and the
 //!   sealed identity, which tells a wrong key from a damaged log.
 //!
-//! A record replaces entries of earlier records from its first index on.
+//! A record replaces entries of earlier records from its first index on. It also holds the hard state; which one is
+//! the last, its number tells. Most turns so are a single key, which costs sled one write to the disk; a batch costs
+//! two, one after the other.
 //!
 //! sled's own `flush` leaves the data in the disk's cache; only a sync of its file makes it safe. What is larger
 //! than a quarter of a segment (128 KiB) sled puts into files of their own, and never syncs those at all. It is
@@ -21,9 +23,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 use prost::Message as _;
 use raft_proto::eraftpb::{Entry, HardState};
-use sled::Batch;
+use sled::{Batch, IVec, Tree};
 
-use super::record::{self, Record};
+use super::record::{self, Numbered, Record};
 use super::sled_dir::{Generations, SledDir};
 use super::watermark::{Mark, Watermark};
 use super::{Identity, LogStorage, Position, Recovered, Write};
@@ -64,7 +66,7 @@ pub struct SledLog {
     base_chain: u32,
     last: u64,
     chain: u32,
-    hard_state: HardState,
+    state: Numbered,
     bytes: u64,
 }
 
@@ -103,19 +105,50 @@ fn write_error(error: sled::Error) -> Error {
     Error::Write(error.to_string())
 }
 
-/// Adds a sealed record to a batch, and returns the number of its chunks.
-fn insert_record(batch: &mut Batch, first: u64, sealed: &[u8]) -> Result<u16> {
-    let chunks = sealed.chunks(CHUNK);
-    let count = u16::try_from(chunks.len())
-        .map_err(|_| Error::Write(format!("entry {first} has {} bytes", sealed.len())))?;
-    for (number, chunk) in (0u16..).zip(chunks) {
-        if number == 0 {
-            batch.insert(&key(first, 0), [&count.to_be_bytes(), chunk].concat());
-        } else {
-            batch.insert(&key(first, number), chunk);
-        }
+/// What one write changes in the tree.
+#[derive(Default)]
+struct Changes(Vec<(IVec, Option<IVec>)>);
+
+impl Changes {
+    fn put(&mut self, key: &[u8], value: impl Into<IVec>) {
+        self.0.push((key.into(), Some(value.into())));
     }
-    Ok(count)
+
+    fn remove(&mut self, key: &[u8]) {
+        self.0.push((key.into(), None));
+    }
+
+    /// Adds a sealed record, and returns the number of its chunks.
+    fn put_record(&mut self, first: u64, sealed: &[u8]) -> Result<u16> {
+        let chunks = sealed.chunks(CHUNK);
+        let count = u16::try_from(chunks.len())
+            .map_err(|_| Error::Write(format!("entry {first} has {} bytes", sealed.len())))?;
+        for (number, chunk) in (0u16..).zip(chunks) {
+            if number == 0 {
+                self.put(&key(first, 0), [&count.to_be_bytes(), chunk].concat());
+            } else {
+                self.put(&key(first, number), chunk);
+            }
+        }
+        Ok(count)
+    }
+
+    /// All of it or nothing.
+    fn apply(mut self, tree: &Tree) -> Result<()> {
+        if self.0.len() == 1
+            && let Some((key, Some(value))) = self.0.pop_if(|(_, value)| value.is_some())
+        {
+            return tree.insert(key, value).map(drop).map_err(write_error);
+        }
+        let mut batch = Batch::default();
+        for (key, value) in self.0 {
+            match value {
+                Some(value) => batch.insert(key, value),
+                None => batch.remove(key),
+            }
+        }
+        tree.apply_batch(batch).map_err(write_error)
+    }
 }
 
 impl SledLog {
@@ -143,7 +176,7 @@ impl SledLog {
             base_chain: record::chain_start(Position::default()),
             last: 0,
             chain: record::chain_start(Position::default()),
-            hard_state: HardState::default(),
+            state: Numbered::default(),
             bytes: 0,
         })
     }
@@ -152,7 +185,7 @@ impl SledLog {
         Error::damaged(&self.files.path, reason)
     }
 
-    fn meta(&self, name: &[u8]) -> Result<Option<sled::IVec>> {
+    fn meta(&self, name: &[u8]) -> Result<Option<IVec>> {
         self.files.tree.get(name).map_err(|e| self.damaged(e.to_string()))
     }
 
@@ -180,27 +213,27 @@ impl SledLog {
             let plain = plain.map_err(|e| self.damaged(format!("{what} can't be decrypted: {e}")))?;
             sealer.seal(&plain).map_err(Error::Seal)
         };
-        let mut batch = Batch::default();
+        let mut changes = Changes::default();
         for name in [HARD_STATE, BASE, SNAPSHOT] {
             if let Some(value) = self.meta(name)? {
-                batch.insert(name, value);
+                changes.put(name, value);
             }
         }
         if let Some(sealed) = self.meta(IDENTITY)? {
-            batch.insert(IDENTITY, &*reseal(&sealed, "the identity")?);
+            changes.put(IDENTITY, &*reseal(&sealed, "the identity")?);
         }
         let mut size = 0;
         self.scan(&mut |first, _, sealed| {
             let sealed = reseal(&sealed, &format!("the record of entry {first}"))?;
-            insert_record(&mut batch, first, &sealed)?;
+            changes.put_record(first, &sealed)?;
             size += sealed.len();
             if size > COPIED {
                 size = 0;
-                files.tree.apply_batch(std::mem::take(&mut batch)).map_err(write_error)?;
+                std::mem::take(&mut changes).apply(&files.tree)?;
             }
             Ok(())
         })?;
-        files.tree.apply_batch(batch).map_err(write_error)?;
+        changes.apply(&files.tree)?;
         files.sync()
     }
 
@@ -246,25 +279,20 @@ impl SledLog {
         Ok(record.entries.iter().take_while(|e| e.index <= index).fold(record.chain, record::chain))
     }
 
-    fn remove_record(&self, batch: &mut Batch, first: u64, stored: Stored) {
-        for chunk in 0..stored.chunks {
-            batch.remove(&key(first, chunk));
-        }
-    }
-
-    /// Adds the sealed records of contiguous entries to a batch.
+    /// Adds the sealed records of contiguous entries to what is to be written.
     fn add_records(
         &self,
-        batch: &mut Batch,
+        changes: &mut Changes,
         entries: &[Entry],
+        state: &Numbered,
         mut chain: u32,
     ) -> Result<(Vec<(u64, Stored)>, u32)> {
         let mut added = Vec::new();
         for run in record::runs(entries) {
             let first = run.first().map_or(0, |e| e.index);
-            let (plain, after) = record::encode(chain, run);
+            let (plain, after) = record::encode(state, chain, run);
             let sealed = self.sealer.seal(&plain).map_err(Error::Seal)?;
-            let chunks = insert_record(batch, first, &sealed)?;
+            let chunks = changes.put_record(first, &sealed)?;
             added.push((first, Stored { chunks, bytes: sealed.len() as u32, chain }));
             chain = after;
         }
@@ -272,7 +300,8 @@ impl SledLog {
     }
 
     fn mark(&self) -> Mark {
-        Mark { term: self.hard_state.term, vote: self.hard_state.vote, last: self.last, chain: self.chain }
+        let HardState { term, vote, .. } = self.state.hard_state;
+        Mark { term, vote, last: self.last, chain: self.chain }
     }
 
     /// Lowers the watermark before entries after `index` are replaced: should the process end in between, the
@@ -283,11 +312,12 @@ impl SledLog {
     }
 
     fn check_watermark(&self, mark: Mark, chains: &VecDeque<u32>) -> Result<()> {
+        let HardState { term, vote, .. } = self.state.hard_state;
         let reason = if self.last < mark.last {
             format!("it ends at entry {}, but entry {} was written", self.last, mark.last)
-        } else if self.hard_state.term < mark.term {
-            format!("it knows of term {}, but term {} was written", self.hard_state.term, mark.term)
-        } else if self.hard_state.term == mark.term && mark.vote != 0 && self.hard_state.vote != mark.vote {
+        } else if term < mark.term {
+            format!("it knows of term {term}, but term {} was written", mark.term)
+        } else if term == mark.term && mark.vote != 0 && vote != mark.vote {
             format!("the vote of term {} is gone", mark.term)
         } else if mark.last >= self.base.index && mark.last > 0 {
             let at = (mark.last - self.base.index) as usize;
@@ -353,8 +383,8 @@ impl LogStorage for SledLog {
             return Ok(Recovered::default());
         }
         if let Some(bytes) = self.meta(HARD_STATE)? {
-            self.hard_state =
-                HardState::decode(&*bytes).map_err(|_| self.damaged("the hard state can't be read"))?;
+            let state = Numbered::decode(&mut &*bytes);
+            self.state = state.ok_or_else(|| self.damaged("the hard state can't be read"))?;
         }
         if let Some(bytes) = self.meta(BASE)? {
             let parsed = parse_position(&bytes).and_then(|(at, rest)| Some((at, rest.try_into().ok()?)));
@@ -374,8 +404,12 @@ impl LogStorage for SledLog {
         // Checksums after each entry from the base on.
         let mut chains = VecDeque::from([self.base_chain]);
         let mut bytes = 0;
+        let mut state = self.state;
         self.scan(&mut |first, chunks, sealed| {
             let record = self.open_record(first, &sealed)?;
+            if record.state.number > state.number {
+                state = record.state;
+            }
             let last = base + chains.len() as u64 - 1;
             if first > last + 1 {
                 return Err(self.damaged(format!("entries {} to {} are missing", last + 1, first - 1)));
@@ -405,6 +439,7 @@ impl LogStorage for SledLog {
             Ok(())
         })?;
         self.records = records;
+        self.state = state;
         self.bytes = bytes;
         self.last = base + chains.len() as u64 - 1;
         self.chain = chains.back().copied().unwrap_or(self.base_chain);
@@ -412,23 +447,22 @@ impl LogStorage for SledLog {
             return Err(self.incomplete("how far it should reach is unknown".to_owned()));
         };
         self.check_watermark(mark, &chains)?;
-        Ok(Recovered { identity, hard_state: self.hard_state, base: self.base, snapshot })
+        Ok(Recovered { identity, hard_state: self.state.hard_state, base: self.base, snapshot })
     }
 
     fn write(&mut self, write: &Write<'_>) -> Result<()> {
-        let mut batch = Batch::default();
+        let mut changes = Changes::default();
         let mut removed = Vec::new();
         let (mut base, mut base_chain) = (self.base, self.base_chain);
         let (mut last, mut chain) = (self.last, self.chain);
+        let hard_state = write.hard_state.copied().unwrap_or(self.state.hard_state);
+        let state = Numbered { number: self.state.number + 1, hard_state };
 
         if let Some(identity) = write.identity {
-            batch.insert(IDENTITY, &*self.seal_identity(identity)?);
-        }
-        if let Some(hard_state) = write.hard_state {
-            batch.insert(HARD_STATE, hard_state.encode_to_vec());
+            changes.put(IDENTITY, &*self.seal_identity(identity)?);
         }
         if let Some(at) = write.snapshot {
-            batch.insert(SNAPSHOT, position(at));
+            changes.put(SNAPSHOT, position(at));
         }
         if let Some(at) = write.install {
             self.lower_watermark(0, 0)?;
@@ -460,15 +494,18 @@ impl LogStorage for SledLog {
             removed.extend(firsts);
         }
         if (base, base_chain) != (self.base, self.base_chain) {
-            batch.insert(BASE, [position(base).as_slice(), &base_chain.to_be_bytes()].concat());
+            changes.put(BASE, [position(base).as_slice(), &base_chain.to_be_bytes()].concat());
         }
         for first in &removed {
-            if let Some(stored) = self.records.get(first) {
-                self.remove_record(&mut batch, *first, *stored);
-            }
+            let chunks = self.records.get(first).map_or(0, |stored| stored.chunks);
+            (0..chunks).for_each(|chunk| changes.remove(&key(*first, chunk)));
         }
-        let (added, chain) = self.add_records(&mut batch, write.entries, chain)?;
-        self.files.tree.apply_batch(batch).map_err(write_error)?;
+        // A record that is removed may hold the newest one.
+        if write.entries.is_empty() && (write.hard_state.is_some() || !removed.is_empty()) {
+            changes.put(HARD_STATE, &state.encode());
+        }
+        let (added, chain) = self.add_records(&mut changes, write.entries, &state, chain)?;
+        changes.apply(&self.files.tree)?;
 
         for first in removed {
             if let Some(stored) = self.records.remove(&first) {
@@ -482,9 +519,7 @@ impl LogStorage for SledLog {
         (self.base, self.base_chain) = (base, base_chain);
         last = write.entries.last().map_or(last, |e| e.index);
         (self.last, self.chain) = (last, chain);
-        if let Some(hard_state) = write.hard_state {
-            self.hard_state = *hard_state;
-        }
+        self.state = state;
         Ok(())
     }
 

@@ -7,10 +7,10 @@
 //!
 //! Two slots are written in turn, each in a disk block of its own, so that a torn write leaves the other one.
 //!
-//! A new term or vote is waited for. Of entries, the mark is written before they are acknowledged and synced right
-//! after by a thread of its own, while the next turn goes on: that takes a quarter off the time of a lone write.
-//! So a power loss may leave a mark that is one turn old; the entries of that turn are synced, only a disk that
-//! lost them nevertheless would go unnoticed then.
+//! A new term or vote is waited for. Of entries, the mark is written by a thread of its own while the next turns go on,
+//! at most every [`INTERVAL`]: waiting for it in every turn takes a third of the speed of a lone writer. So what is
+//! found after a crash may be a few turns old; the entries of those turns are synced, only a disk that lost them
+//! nevertheless would go unnoticed then.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -18,14 +18,17 @@ use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use crate::{Error, Result};
 
 const MAGIC: &[u8; 8] = b"swraftwm";
 const SLOT: u64 = 4096;
 const LENGTH: usize = 8 + 8 * 4 + 4 + 4;
+/// Least time from one write of a mark of entries to the next.
+const INTERVAL: Duration = Duration::from_millis(20);
 
 /// What the log must at least hold.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -36,13 +39,12 @@ pub(super) struct Mark {
     pub(super) chain: u32,
 }
 
+/// The file's newest mark, and who writes the next ones.
 #[derive(Debug)]
 pub(super) struct Watermark {
     path: PathBuf,
-    file: Arc<File>,
-    sequence: u64,
-    written: Mark,
-    syncer: Syncer,
+    newest: Mark,
+    writer: Writer,
 }
 
 impl Watermark {
@@ -56,129 +58,153 @@ impl Watermark {
             .truncate(false)
             .open(path)
             .map_err(Error::io("open", path))?;
-        let file = Arc::new(file);
-        let syncer = Syncer::start(file.clone()).map_err(Error::io("start a thread for", path))?;
-        let mut watermark =
-            Watermark { path: path.to_owned(), file, sequence: 0, written: Mark::default(), syncer };
-        if !existed {
-            watermark.create()?;
-            return Ok((watermark, None));
+        let found = if existed { read_newest(&file, path)? } else { None };
+        if found.is_none() {
+            create(&file, path)?;
         }
-        let slots = [watermark.read(0)?, watermark.read(1)?];
-        let newest = slots.into_iter().flatten().max_by_key(|(sequence, _)| *sequence);
-        if let Some((sequence, mark)) = newest {
-            (watermark.sequence, watermark.written) = (sequence, mark);
-            return Ok((watermark, Some(mark)));
-        }
-        // Created, but the first mark was never written; or both slots are unreadable.
-        let mut all = vec![0; 2 * SLOT as usize];
-        let length = watermark.file.read_at(&mut all, 0).map_err(Error::io("read", path))?;
-        if all[..length].iter().any(|b| *b != 0) {
-            return Err(Error::damaged(path, "neither of its two marks can be read"));
-        }
-        watermark.create()?;
-        Ok((watermark, None))
+        let (sequence, mark) = found.unzip();
+        let slots = Slots { file, sequence: sequence.unwrap_or(0) };
+        let writer = Writer::start(slots).map_err(Error::io("start a thread for", path))?;
+        Ok((Watermark { path: path.to_owned(), newest: mark.unwrap_or_default(), writer }, mark))
     }
 
-    /// Allocates both slots, so that later syncs need write no metadata.
-    fn create(&self) -> Result<()> {
-        let blank = [0u8; 2 * SLOT as usize];
-        self.file.write_all_at(&blank, 0).map_err(Error::io("write", &self.path))?;
-        self.file.sync_all().map_err(Error::io("sync", &self.path))?;
-        crate::disk::sync_dir_of(&self.path)
-    }
-
-    fn read(&self, slot: u64) -> Result<Option<(u64, Mark)>> {
-        let mut bytes = [0; LENGTH];
-        match self.file.read_exact_at(&mut bytes, slot * SLOT) {
-            Ok(()) => Ok(decode(&bytes)),
-            Err(e) if e.kind() == std::io::ErrorKind::UnexpectedEof => Ok(None),
-            Err(e) => Err(Error::io("read", &self.path)(e)),
-        }
-    }
-
-    /// Writes a mark. If it has another term or vote than the one before it, it is safe when this returns; else
-    /// soon after, and before the next one is written.
+    /// Gives a mark to be written. If it has another term or vote than the one before it, it is safe when this
+    /// returns; else soon after. The error may be that of an earlier mark.
     pub(super) fn write(&mut self, mark: Mark) -> Result<()> {
-        // The other slot must be safe before this one may be torn.
-        self.wait()?;
-        self.sequence += 1;
-        let bytes = encode(self.sequence, mark);
-        let offset = (self.sequence % 2) * SLOT;
-        self.file.write_all_at(&bytes, offset).map_err(Error::io("write", &self.path))?;
-        self.syncer.request();
-        let before = std::mem::replace(&mut self.written, mark);
+        self.writer.give(mark).map_err(Error::io("write", &self.path))?;
+        let before = std::mem::replace(&mut self.newest, mark);
         if (before.term, before.vote) == (mark.term, mark.vote) { Ok(()) } else { self.wait() }
     }
 
     /// Returns when the last mark is safe.
     pub(super) fn wait(&self) -> Result<()> {
-        self.syncer.wait().map_err(Error::io("sync", &self.path))
+        self.writer.wait().map_err(Error::io("write", &self.path))
     }
 }
 
-/// What the syncing thread is told, and tells.
+/// Allocates both slots, so that later syncs need write no metadata.
+fn create(file: &File, path: &Path) -> Result<()> {
+    let blank = [0u8; 2 * SLOT as usize];
+    file.write_all_at(&blank, 0).map_err(Error::io("write", path))?;
+    file.sync_all().map_err(Error::io("sync", path))?;
+    crate::disk::sync_dir_of(path)
+}
+
+/// The newest mark and its number; `None` if none was ever written.
+fn read_newest(file: &File, path: &Path) -> Result<Option<(u64, Mark)>> {
+    let mut all = vec![0; 2 * SLOT as usize];
+    let mut length = 0;
+    while length < all.len() {
+        match file.read_at(&mut all[length..], length as u64) {
+            Ok(0) => break,
+            Ok(read) => length += read,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(Error::io("read", path)(e)),
+        }
+    }
+    let slots = all.chunks_exact(SLOT as usize).filter_map(|slot| decode(slot.first_chunk()?));
+    match slots.max_by_key(|(sequence, _)| *sequence) {
+        None if all.iter().any(|b| *b != 0) => {
+            Err(Error::damaged(path, "neither of its two marks can be read"))
+        }
+        newest => Ok(newest),
+    }
+}
+
+/// The file, as its thread writes it.
+#[derive(Debug)]
+struct Slots {
+    file: File,
+    sequence: u64,
+}
+
+impl Slots {
+    /// The mark is safe when this returns.
+    fn write(&mut self, mark: Mark) -> io::Result<()> {
+        self.sequence += 1;
+        self.file.write_all_at(&encode(self.sequence, mark), (self.sequence % 2) * SLOT)?;
+        self.file.sync_data()
+    }
+}
+
+/// What the writing thread is told, and tells.
 #[derive(Debug, Default)]
-struct Requests {
-    /// Written and not synced.
-    dirty: bool,
+struct Orders {
+    /// The next mark; a later one takes its place.
+    next: Option<Mark>,
+    writing: bool,
+    /// Somebody waits.
+    urgent: bool,
     closed: bool,
     failed: Option<io::Error>,
 }
 
-/// A thread that syncs a file on request.
+/// The thread that writes marks.
 #[derive(Debug)]
-struct Syncer {
-    shared: Arc<(Mutex<Requests>, Condvar)>,
+struct Writer {
+    shared: Arc<(Mutex<Orders>, Condvar)>,
     thread: Option<JoinHandle<()>>,
 }
 
-impl Syncer {
-    fn start(file: Arc<File>) -> io::Result<Syncer> {
-        let shared: Arc<(Mutex<Requests>, Condvar)> = Arc::default();
+impl Writer {
+    fn start(slots: Slots) -> io::Result<Writer> {
+        let shared: Arc<(Mutex<Orders>, Condvar)> = Arc::default();
         let theirs = shared.clone();
-        let thread = std::thread::Builder::new().name("raft-watermark".to_owned()).spawn(move || {
-            let (requests, changed) = &*theirs;
-            let mut state = requests.lock();
-            loop {
-                while !state.dirty && !state.closed {
-                    changed.wait(&mut state);
-                }
-                if !state.dirty {
-                    return;
-                }
-                drop(state);
-                let result = file.sync_data();
-                state = requests.lock();
-                state.dirty = false;
-                state.failed = result.err().or(state.failed.take());
-                changed.notify_all();
-            }
-        })?;
-        Ok(Syncer { shared, thread: Some(thread) })
+        let name = "raft-watermark".to_owned();
+        let thread = std::thread::Builder::new().name(name).spawn(move || write_all(&theirs, slots))?;
+        Ok(Writer { shared, thread: Some(thread) })
     }
 
-    /// Whatever was written until now is to be synced. Only called when nothing else is.
-    fn request(&self) {
-        let (requests, changed) = &*self.shared;
-        requests.lock().dirty = true;
-        changed.notify_all();
+    fn give(&self, mark: Mark) -> io::Result<()> {
+        let (orders, changed) = &*self.shared;
+        let mut orders = orders.lock();
+        if let Some(error) = orders.failed.take() {
+            return Err(error);
+        }
+        if orders.next.replace(mark).is_none() {
+            changed.notify_all();
+        }
+        Ok(())
     }
 
     fn wait(&self) -> io::Result<()> {
-        let (requests, changed) = &*self.shared;
-        let mut state = requests.lock();
-        while state.dirty {
-            changed.wait(&mut state);
+        let (orders, changed) = &*self.shared;
+        let mut orders = orders.lock();
+        while orders.next.is_some() || orders.writing {
+            orders.urgent = true;
+            changed.notify_all();
+            changed.wait(&mut orders);
         }
-        state.failed.take().map_or(Ok(()), Err)
+        orders.failed.take().map_or(Ok(()), Err)
     }
 }
 
-impl Drop for Syncer {
+/// The thread's whole life. What was given before the end is written.
+fn write_all((shared, changed): &(Mutex<Orders>, Condvar), mut slots: Slots) {
+    let mut orders = shared.lock();
+    let mut earliest = Instant::now();
+    loop {
+        while orders.next.is_none() && !orders.closed {
+            changed.wait(&mut orders);
+        }
+        while !orders.urgent && !orders.closed && !changed.wait_until(&mut orders, earliest).timed_out() {}
+        let Some(mark) = orders.next.take() else { return };
+        orders.writing = true;
+        MutexGuard::unlocked(&mut orders, || {
+            earliest = Instant::now() + INTERVAL;
+            slots.write(mark)
+        })
+        .unwrap_or_else(|error| orders.failed = Some(error));
+        orders.writing = false;
+        orders.urgent &= orders.next.is_some();
+        changed.notify_all();
+    }
+}
+
+impl Drop for Writer {
     fn drop(&mut self) {
-        let (requests, changed) = &*self.shared;
-        requests.lock().closed = true;
+        let (orders, changed) = &*self.shared;
+        orders.lock().closed = true;
         changed.notify_all();
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
@@ -235,11 +261,14 @@ mod tests {
         let (mut watermark, _) = Watermark::open(&path).unwrap();
         for last in 1..=4 {
             watermark.write(Mark { last, ..Mark::default() }).unwrap();
+            watermark.wait().unwrap();
         }
-        watermark.file.write_all_at(&[0xff; 10], 20).unwrap();
+        drop(watermark);
+        let file = OpenOptions::new().write(true).open(&path).unwrap();
+        file.write_all_at(&[0xff; 10], 20).unwrap();
         let (_, mark) = Watermark::open(&path).unwrap();
         assert_eq!(mark.unwrap().last, 3);
-        watermark.file.write_all_at(&[0xff; 10], SLOT + 20).unwrap();
+        file.write_all_at(&[0xff; 10], SLOT + 20).unwrap();
         assert!(Watermark::open(&path).unwrap_err().to_string().contains("watermark is damaged"));
     }
 }
