@@ -38,6 +38,27 @@ pub enum Error {
     /// This member was removed from the raft group.
     #[error("this manager was removed from the cluster")]
     Removed,
+    /// No manager admitted this one to the raft group.
+    #[error("can't initialize raft node: can't join the raft group through {managers}: {reason}")]
+    Join {
+        /// Managers that were asked.
+        managers: String,
+        /// What came of it.
+        reason: String,
+    },
+    /// This node is a member whose log is gone, and the others did not let it go.
+    #[error(
+        "can't initialize raft node: this node is still member {raft_id:x} of the raft group, but its raft log is gone, \
+         and the other managers did not remove that member: {reason}. Make sure that most managers are online and start \
+         again; or remove this node from the cluster (`swarmctl node demote`, then `swarmctl node rm`) and join it with \
+         an empty state directory"
+    )]
+    OldMember {
+        /// Its id as a member.
+        raft_id: u64,
+        /// Why it was not removed.
+        reason: String,
+    },
     /// The log holds no cluster, and the key that a new one would be made with is gone.
     #[error("this cluster was begun but never finished")]
     Unfinished,
@@ -52,4 +73,11 @@ pub enum Error {
     /// The store refused something that must be possible.
     #[error(transparent)]
     Store(#[from] swarm_store::Error),
+}
+
+impl Error {
+    /// The log holds no cluster: that of a new one was never written, or not to its end.
+    pub fn is_unfinished(&self) -> bool {
+        matches!(self, Error::Unfinished | Error::Raft(swarm_raft::Error::NoLog { .. }))
+    }
 }

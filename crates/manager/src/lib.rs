@@ -2,6 +2,7 @@
 //! that decides.
 //!
 //! - [`Manager`]: listeners, raft, store and services put together.
+//! - [`Group`]: joining and leaving the raft group.
 //! - [`LeaderLink`]: the way to the leader, for calls that only it can answer.
 //! - [`auth`]: who may call what, and who a handler's caller is.
 //! - [`bootstrap`]: what the first leader of a new cluster writes.
@@ -18,13 +19,17 @@ pub mod ca;
 pub mod control_socket;
 mod error;
 pub mod forward;
+mod group;
+mod join;
 pub mod keys;
 mod leader;
 mod leader_link;
+mod leadership;
 mod manager;
 mod membership;
 pub mod roles;
 
 pub use error::Error;
+pub use group::Group;
 pub use leader_link::{LeaderLink, NoLeader, RaftSlot, Route};
 pub use manager::{Config, Manager};

@@ -9,12 +9,14 @@ use swarm_api::v1::control_server::ControlServer;
 use swarm_api::v1::health_check_response::ServingStatus;
 use swarm_api::v1::health_server::HealthServer;
 use swarm_api::v1::watch_server::WatchServer;
-use swarm_api::v1::{Peer, RaftMember, node_spec};
+use swarm_api::v1::{Peer, node_spec};
 use swarm_control::{CONTROL_API, Control, Health, RAFT, Watch};
 use swarm_dispatcher::Dispatcher;
-use swarm_pki::{JoinToken, KeyStore, LocalIncoming, RootCa, SecurityContext, TlsIncoming};
-use swarm_raft::{Outcome, RaftHandle, RaftNode, Role, Ticks};
-use swarm_store::{Received, Store};
+use swarm_pki::{
+    Dialer, JoinToken, KeyStore, LocalIncoming, RootCa, SecurityContext, ServerRole, TlsIncoming,
+};
+use swarm_raft::{GrpcTransport, Origin, Outcome, RaftHandle, RaftNode, RaftService, Role, Ticks};
+use swarm_store::Store;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -29,12 +31,17 @@ use crate::bootstrap::Bootstrap;
 use crate::ca::CaServer;
 use crate::control_socket::{ControlSocket, SocketFile};
 use crate::forward::{Door, ForwardLayer};
+use crate::group::Group;
+use crate::join::{self, Joiner};
 use crate::leader::Leader;
 use crate::leader_link::{LeaderLink, RaftSlot};
+use crate::leadership;
 use crate::membership::RaftMembership;
 
 /// Time that open calls have to end before their connections are closed.
 const GRACE: Duration = Duration::from_secs(8);
+/// Time that a leader that stops has to find a successor.
+const HAND_OVER: Duration = Duration::from_secs(5);
 
 /// What a manager is started with.
 pub struct Config {
@@ -56,12 +63,15 @@ pub struct Config {
     pub election_tick: u32,
     /// The new cluster's root with its key, if this manager makes one.
     pub new_cluster: Option<RootCa>,
+    /// Addresses of other managers, through which a manager without a log joins their raft group.
+    pub managers: Vec<String>,
 }
 
 /// A running manager.
 pub struct Manager {
     store: Arc<Store>,
     raft: RaftHandle,
+    transport: GrpcTransport,
     ready: watch::Receiver<bool>,
     ended: watch::Receiver<Option<Arc<Error>>>,
     managers: watch::Receiver<Vec<Peer>>,
@@ -98,20 +108,14 @@ impl Manager {
         let advertised = config.advertise_remote_api.clone().unwrap_or_else(|| advertised(addr).to_string());
 
         let store = Store::new();
-        let sealer = Arc::new(swarm_pki::Sealer::new(&config.keys.ensure_dek()?));
-        let mut raft_config = swarm_raft::Config::new(&node_id, &advertised, &config.state_dir, sealer);
-        raft_config.ticks =
-            Ticks { heartbeat: config.heartbeat_tick, election: config.election_tick, ..Ticks::default() };
-        // Opening a long log takes a while, and blocks.
-        let node = tokio::task::spawn_blocking(move || RaftNode::open(raft_config)).await;
-        let node = node.map_err(|_| Error::Panicked("opening the raft log"))??;
-        store.attach(node.proposer());
-        let raft = node.start(store.clone())?;
-
+        let slot = RaftSlot::default();
+        let dialer = Dialer::new(config.security.clone(), ServerRole::Manager);
+        let transport = GrpcTransport::new(dialer.clone());
+        let link = LeaderLink::new(slot.clone(), config.security.clone());
+        let group = Group::new(slot.clone(), link.clone(), dialer.clone());
+        let link = Arc::new(link);
         let (managers_out, managers) =
             watch::channel(vec![Peer { node_id: node_id.clone(), addr: advertised.clone() }]);
-        let slot = RaftSlot::default();
-        let _ = slot.set(raft.clone());
         let membership = Arc::new(RaftMembership::new(slot.clone()));
         let dispatcher = Dispatcher::new(
             store.clone(),
@@ -122,17 +126,16 @@ impl Manager {
             },
         );
         let ca = CaServer::new(store.clone(), config.security.clone());
-        let health = Health::new();
+        let (health, local_health) = (Health::new(), Health::new());
         let control = Control::new(store.clone(), membership);
         let watch = Watch::new(store.clone());
 
-        let link = Arc::new(LeaderLink::new(slot, config.security.clone()));
         let tasks = TaskTracker::new();
         let (leading, serving) = (CancellationToken::new(), CancellationToken::new());
         let (ended_out, ended) = watch::channel(None);
         let (ready_out, ready) = watch::channel(false);
 
-        let services = || {
+        let services = |health: &Health| {
             Routes::new(ControlServer::new(control.clone()))
                 .add_service(HealthServer::new(health.clone()))
                 .add_service(WatchServer::new(watch.clone()))
@@ -148,21 +151,37 @@ impl Manager {
         let local = Server::builder()
             .layer(LocalCallerLayer::new(config.security.clone(), advertised.parse().ok()))
             .layer(ForwardLayer::new(Door::Socket, link.clone(), serving.clone()))
-            .add_routes(services())
+            .add_routes(services(&local_health))
             .serve_with_incoming_shutdown(local, serving.clone().cancelled_owned());
+        // Whoever answers Join calls back before it does.
+        health.set(RAFT, ServingStatus::Serving);
+        local_health.set(CONTROL_API, ServingStatus::NotServing);
         shared.serve("the control socket", local);
         info!(proto = "tcp", addr = %addr, "Listening for connections");
         let remote = Server::builder()
             .layer(AuthorizeLayer::new(Authorizer::new(&cluster_id, store.clone())))
             .layer(ForwardLayer::new(Door::Remote, link, serving.clone()))
-            .add_routes(services())
+            .add_routes(
+                services(&health)
+                    .add_service(RaftService::new(slot.clone(), dialer.clone()).into_server())
+                    .add_service(group.service()),
+            )
             .serve_with_incoming_shutdown(
                 TlsIncoming::new(listener, config.security.clone()),
                 serving.clone().cancelled_owned(),
             );
         shared.serve("the remote API", remote);
-        health.set(RAFT, ServingStatus::Serving);
-        health.set(CONTROL_API, ServingStatus::Serving);
+        let raft = match open_raft(&config, &node_id, &advertised, &store, &transport, &dialer).await {
+            Ok(raft) => raft,
+            Err(error) => {
+                serving.cancel();
+                tasks.close();
+                tasks.wait().await;
+                return Err(error);
+            }
+        };
+        let _ = slot.set(raft.clone());
+        local_health.set(CONTROL_API, ServingStatus::Serving);
 
         let leader = Leader {
             store: store.clone(),
@@ -172,20 +191,18 @@ impl Manager {
             raft: raft.clone(),
         };
         shared.watch_raft(raft.clone());
-        let follow = follow_leadership(
-            raft.clone(),
-            leader,
-            node_id,
-            managers_out,
-            ready_out,
-            shared.ended,
-            leading.clone(),
-        );
-        tasks.spawn(follow);
+        shared.until_stop(leadership::announce_ready(raft.clone(), store.clone(), ready_out));
+        shared.until_stop(leadership::follow_members(raft.clone(), managers_out));
+        shared.until_stop({
+            let (raft, known) = (raft.clone(), config.managers.clone());
+            async move { join::announce_address(&raft, &dialer, &advertised, &known).await }
+        });
+        tasks.spawn(leadership::follow(raft.clone(), leader, node_id, shared.ended, leading.clone()));
         tasks.close();
         Ok(Manager {
             store,
             raft,
+            transport,
             ready,
             ended,
             managers,
@@ -242,17 +259,32 @@ impl Manager {
         &self.store
     }
 
-    /// Ends leadership, then the listeners, then raft; returns when nothing of it runs any more. Tasks are left alone.
+    /// Hands leadership over, then ends the leader's parts, the listeners and raft; returns when nothing of it runs any
+    /// more. Tasks are left alone.
     pub async fn stop(&self) {
         info!("Stopping manager");
+        self.hand_over().await;
         self.leading.cancel();
         self.serving.cancel();
         if tokio::time::timeout(GRACE, self.tasks.wait()).await.is_err() {
             warn!("some calls did not end in {GRACE:?}");
         }
         self.raft.stop().await;
+        self.transport.stop().await;
         self.store.close();
         info!("Manager shut down");
+    }
+
+    /// Others need not wait until they notice that their leader is gone.
+    async fn hand_over(&self) {
+        if self.raft.status().role != Role::Leader || self.raft.membership().len() < 2 {
+            return;
+        }
+        match tokio::time::timeout(HAND_OVER, self.raft.transfer_leadership(None)).await {
+            Ok(Ok(())) => info!("handed leadership over"),
+            Ok(Err(error)) => warn!(%error, "leadership could not be handed over"),
+            Err(_) => warn!("leadership was not handed over within {HAND_OVER:?}"),
+        }
     }
 }
 
@@ -278,6 +310,17 @@ impl Shared {
             };
             if let Err(source) = result {
                 ended.send_replace(Some(Arc::new(Error::Serve { what, source })));
+            }
+        });
+    }
+
+    /// Runs something that ends with the manager.
+    fn until_stop(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let serving = self.serving.clone();
+        self.tasks.spawn(async move {
+            tokio::select! {
+                () = serving.cancelled() => {}
+                () = task => {}
             }
         });
     }
@@ -320,61 +363,44 @@ fn bootstrap(config: &Config, node_id: &str, cluster_id: &str) -> Bootstrap {
     }
 }
 
-/// Starts and stops the leader's parts as leadership comes and goes.
-async fn follow_leadership(
-    raft: RaftHandle,
-    leader: Leader,
-    node_id: String,
-    managers: watch::Sender<Vec<Peer>>,
-    ready: watch::Sender<bool>,
-    ended: watch::Sender<Option<Arc<Error>>>,
-    stop: CancellationToken,
-) {
-    let mut status = raft.watch_status();
-    let mut known = "no cluster leader".to_owned();
-    loop {
-        let leading = tokio::select! {
-            biased;
-            () = stop.cancelled() => return,
-            result = status.wait_for(|s| s.role == Role::Leader) => result.is_ok(),
-        };
-        if !leading {
-            return;
+/// Goes on with the log in the state directory, begins a new group, or joins one.
+async fn open_raft(
+    config: &Config,
+    node_id: &str,
+    advertised: &str,
+    store: &Arc<Store>,
+    transport: &GrpcTransport,
+    dialer: &Dialer,
+) -> Result<RaftHandle, Error> {
+    let sealer = Arc::new(swarm_pki::Sealer::new(&config.keys.ensure_dek()?));
+    let ticks =
+        Ticks { heartbeat: config.heartbeat_tick, election: config.election_tick, ..Ticks::default() };
+    let mut raft = swarm_raft::Config {
+        ticks,
+        transport: Arc::new(transport.clone()),
+        origin: if config.new_cluster.is_some() { Origin::NewGroup } else { Origin::Existing },
+        ..swarm_raft::Config::new(node_id, advertised, &config.state_dir, sealer)
+    };
+    let node = match open(raft.clone()).await {
+        Err(Error::Raft(swarm_raft::Error::NoLog { .. })) if !config.managers.is_empty() => {
+            let managers = &config.managers;
+            let limit = ticks.request_timeout();
+            let joiner = Joiner { dialer, node_id, addr: advertised, managers, limit };
+            let joined = joiner.join().await?;
+            raft.origin = Origin::Joined { raft_id: joined.raft_id, members: joined.members };
+            open(raft).await?
         }
-        info!("leadership changed from {known} to {node_id}");
-        known.clone_from(&node_id);
-        if leader.store.view().cluster().is_none() && leader.bootstrap.ca_key.is_empty() {
-            ended.send_replace(Some(Arc::new(Error::Unfinished)));
-            return;
-        }
-        let members = raft.membership();
-        let peer = |member: &RaftMember| Peer { node_id: member.node_id.clone(), addr: member.addr.clone() };
-        managers.send_replace(members.members().map(peer).collect());
-        let term = stop.child_token();
-        let lead = leader.lead(term.clone());
-        tokio::pin!(lead);
-        let announce = async {
-            if !cluster_exists(&leader.store).await {
-                return;
-            }
-            ready.send_replace(true);
-            std::future::pending::<()>().await;
-        };
-        let lost = async {
-            let _ = status.wait_for(|s| s.role != Role::Leader).await;
-        };
-        tokio::select! {
-            () = &mut lead => {}
-            () = announce => {}
-            () = lost => {
-                known = "no cluster leader".to_owned();
-                info!("leadership changed from {node_id} to {known}");
-            }
-            () = stop.cancelled() => {}
-        }
-        term.cancel();
-        lead.await;
-    }
+        result => result?,
+    };
+    store.attach(node.proposer());
+    transport.attach(&node);
+    Ok(node.start(store.clone())?)
+}
+
+/// Opening a long log takes a while, and blocks.
+async fn open(config: swarm_raft::Config) -> Result<RaftNode, Error> {
+    let node = tokio::task::spawn_blocking(move || RaftNode::open(config)).await;
+    Ok(node.map_err(|_| Error::Panicked("opening the raft log"))??)
 }
 
 /// The address to tell others when none was given: the one that is bound, or, where that is every address of
@@ -394,18 +420,4 @@ fn advertised(bound: SocketAddr) -> SocketAddr {
         Ok(ip) if !ip.is_unspecified() => SocketAddr::new(ip, bound.port()),
         _ => bound,
     }
-}
-
-/// Waits until there is a cluster object; `false` if the store is closed first.
-async fn cluster_exists(store: &Store) -> bool {
-    // Dropped on return: a subscription that nobody reads keeps thousands of versions of the tables alive.
-    let (mut view, mut commits) = store.view_and_subscribe();
-    while view.cluster().is_none() {
-        view = match commits.next().await {
-            Received::Commit(commit) => commit.view.clone(),
-            Received::Lagged(view) => view,
-            Received::Closed => return false,
-        };
-    }
-    true
 }

@@ -54,7 +54,12 @@ pub(crate) fn discard(state_dir: &Path) -> Result<(), Error> {
 }
 
 /// Loads, makes or asks for an identity.
-pub(crate) async fn establish(config: &Config, clock: &Clock) -> Result<Identity, Error> {
+/// A manager whose log is gone goes on only if there are `managers` that it can join again.
+pub(crate) async fn establish(
+    config: &Config,
+    managers: &[String],
+    clock: &Clock,
+) -> Result<Identity, Error> {
     let directory = config.state_dir.join("certificates");
     let raft = config.state_dir.join("raft");
     let marker = config.state_dir.join(UNFINISHED);
@@ -64,7 +69,7 @@ pub(crate) async fn establish(config: &Config, clock: &Clock) -> Result<Identity
     let keys = Arc::new(KeyStore::open(&directory)?);
     if let Some(security) = load(&keys, &directory, clock)? {
         let current = security.current();
-        if current.credentials().role() == NodeRole::Manager && !has_log(&raft) {
+        if current.credentials().role() == NodeRole::Manager && !has_log(&raft) && managers.is_empty() {
             return Err(Error::LogMissing(raft));
         }
         if let Some(join) = &config.join {

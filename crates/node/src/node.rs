@@ -1,5 +1,6 @@
 //! One node from its start to its end.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use swarm_agent::{Agent, AgentHandle, Observed, Remotes};
@@ -44,15 +45,17 @@ impl Node {
     pub async fn start(config: Config) -> Result<Node, Error> {
         let clock = Clock::system();
         let state = Arc::new(StateDir::open(&config.state_dir)?);
-        let mut identity = establish(&config, &clock).await?;
-        let mut manager = start_manager(&config, &identity).await;
-        if let Err(Error::Manager(swarm_manager::Error::Unfinished)) = &manager
+        let managers = manager_addresses(&config, &state)?;
+        let mut identity = establish(&config, &managers, &clock).await?;
+        let mut manager = start_manager(&config, &identity, &managers).await;
+        if let Err(Error::Manager(error)) = &manager
+            && error.is_unfinished()
             && is_unfinished(&config.state_dir)
         {
             drop(identity);
             discard(&config.state_dir)?;
-            identity = establish(&config, &clock).await?;
-            manager = start_manager(&config, &identity).await;
+            identity = establish(&config, &managers, &clock).await?;
+            manager = start_manager(&config, &identity, &managers).await;
         }
         let manager = manager?;
 
@@ -136,7 +139,11 @@ impl Node {
 }
 
 /// The manager, once it has a leader, if the node's certificate makes it one.
-async fn start_manager(config: &Config, identity: &Identity) -> Result<Option<Arc<Manager>>, Error> {
+async fn start_manager(
+    config: &Config,
+    identity: &Identity,
+    managers: &[String],
+) -> Result<Option<Arc<Manager>>, Error> {
     if identity.security.current().credentials().role() != NodeRole::Manager {
         return Ok(None);
     }
@@ -150,6 +157,7 @@ async fn start_manager(config: &Config, identity: &Identity) -> Result<Option<Ar
         heartbeat_tick: config.heartbeat_tick,
         election_tick: config.election_tick,
         new_cluster: identity.new_root.clone(),
+        managers: managers.to_vec(),
     })
     .await?;
     if let Err(error) = manager.ready().await {
@@ -161,6 +169,17 @@ async fn start_manager(config: &Config, identity: &Identity) -> Result<Option<Ar
     }
     identity.finished()?;
     Ok(Some(Arc::new(manager)))
+}
+
+/// Addresses of managers to join through: the one that was given, then those that were known before.
+fn manager_addresses(config: &Config, state: &StateDir) -> Result<Vec<String>, Error> {
+    let known = state.managers()?.into_iter().map(|manager| manager.addr);
+    let own = config.advertise_remote_api.as_ref().unwrap_or(&config.listen_remote_api);
+    let mut all: Vec<String> = config.join.iter().map(|join| join.addr.clone()).chain(known).collect();
+    all.retain(|addr| !addr.is_empty() && addr != own);
+    let mut seen = BTreeSet::new();
+    all.retain(|addr| seen.insert(addr.clone()));
+    Ok(all)
 }
 
 fn known_managers(config: &Config, state: &StateDir) -> Result<Remotes, Error> {

@@ -49,6 +49,8 @@ pub enum Origin {
     /// As the first member of a new group.
     #[default]
     NewGroup,
+    /// Not at all: there must be one.
+    Existing,
     /// As a new member of an existing group, with what its leader answered to Join.
     Joined {
         /// The raft id that the leader chose.

@@ -16,6 +16,15 @@ pub enum Error {
         /// The directory that gave it away.
         path: PathBuf,
     },
+    /// There is no log to go on with.
+    #[error(
+        "there is no raft log in {}: restore it, or let this node join the cluster again with an empty state directory",
+        path.display()
+    )]
+    NoLog {
+        /// Where it should be.
+        path: PathBuf,
+    },
     /// Somebody else has the log open.
     #[error("the raft log in {} is in use by another process", path.display())]
     InUse {

@@ -7,6 +7,7 @@
 //! - [`snapshot`]: sealed files with the contract's snapshot message.
 //! - [`Sealer`]: the border to the key that everything on disk is encrypted with.
 //! - [`Transport`]: the border to other members. Messages from them come in by [`RaftHandle::step`].
+//! - [`GrpcTransport`] and [`RaftService`]: both over gRPC, as the contract has it.
 //! - [`Membership`] and [`Change`]: who is in the group.
 //!
 //! The order in which the loop does things is told in `node/turn.rs`; what a message from a peer must satisfy, in
@@ -18,6 +19,7 @@ mod convert;
 mod counters;
 mod disk;
 mod error;
+mod grpc;
 mod handle;
 mod inbox;
 mod log;
@@ -32,6 +34,7 @@ mod transport;
 pub use config::{Config, Origin, Ticks};
 pub use counters::Counts;
 pub use error::{Error, Result};
+pub use grpc::{GrpcTransport, RaftService, check_health};
 pub use handle::{Outcome, RaftHandle, Role, Status};
 pub use membership::{Change, Membership, MembershipError};
 pub use node::RaftNode;

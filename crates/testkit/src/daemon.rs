@@ -1,4 +1,4 @@
-//! Real daemons on this host: one manager, any number of workers, each a process with its own state directory.
+//! Real daemons on this host: managers and workers, each a process with its own state directory.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -13,6 +13,7 @@ use swarm_api::v1::{
     Service, Task, TaskState, list_tasks_request,
 };
 use swarm_api::{Shared, v1};
+use swarm_pki::{Clock, Credentials, Dialer, KeyStore, RootCa, ServerRole};
 use tempfile::TempDir;
 use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint, Uri};
@@ -117,6 +118,32 @@ impl Daemon {
         .await
     }
 
+    /// Waits until the process has ended by itself.
+    pub async fn ended(&mut self, deadline: Duration) -> Result<std::process::ExitStatus> {
+        let mut child = self.child.take().context("not running")?;
+        let ended = until(&format!("{} to end", self.name), deadline, || {
+            let ended = child.try_wait();
+            async move { ended?.context("it still runs") }
+        })
+        .await;
+        if ended.is_err() {
+            self.child = Some(child);
+        }
+        ended
+    }
+
+    /// Gives a flag of the next start another value.
+    pub fn set_flag(&mut self, flag: &str, value: &str) -> Result<()> {
+        let at = self.args.iter().position(|arg| arg == flag).with_context(|| format!("no {flag}"))?;
+        self.args[at + 1] = value.to_owned();
+        Ok(())
+    }
+
+    /// Address of its remote API, as of its last start.
+    pub fn address(&self) -> Result<String> {
+        listening(&self.log())
+    }
+
     /// Process id, while it runs.
     pub fn pid(&self) -> Option<u32> {
         self.child.as_ref().map(Child::id)
@@ -146,14 +173,16 @@ impl Drop for Daemon {
     }
 }
 
-/// A manager and its workers.
+/// Managers and workers.
 #[derive(Debug)]
 pub struct Cluster {
     engine: Engine,
     flags: Vec<String>,
     dir: TempDir,
-    /// The one manager; its node runs tasks too unless drained.
+    /// The first manager; its node runs tasks too unless drained.
     pub manager: Daemon,
+    /// Further managers, in the order in which they were added.
+    pub managers: Vec<Daemon>,
     /// The workers, in the order in which they were added.
     pub workers: Vec<Daemon>,
     /// Typed access to the control API over the manager's socket.
@@ -184,7 +213,8 @@ impl Cluster {
         manager.args[1] = address;
         let control = ControlClient::new(channel(socket));
         let flags = flags.iter().map(|f| (*f).to_owned()).collect();
-        let mut cluster = Cluster { engine, dir, manager, workers: Vec::new(), control, flags };
+        let mut cluster =
+            Cluster { engine, dir, manager, managers: Vec::new(), workers: Vec::new(), control, flags };
         for _ in 0..workers {
             cluster.add_worker().await?;
         }
@@ -203,6 +233,109 @@ impl Cluster {
         Ok(())
     }
 
+    /// Adds a manager through the first one, and waits until it is a member of the raft group.
+    pub async fn add_manager(&mut self) -> Result<()> {
+        let name = format!("manager-{}", self.managers.len() + 2);
+        let (address, token) = (self.address()?, self.manager_token().await?);
+        let socket = self.socket_of(&name);
+        let socket = socket.to_str().context("the temporary directory's name is UTF-8")?;
+        let args = [
+            "--join-addr",
+            &address,
+            "--join-token",
+            &token,
+            "--listen-remote-api",
+            "127.0.0.1:0",
+            "--listen-control-api",
+            socket,
+        ];
+        let mut manager = daemon(self.dir.path(), self.engine, &name, &args);
+        manager.args.extend(self.flags.iter().cloned());
+        manager.spawn()?;
+        self.managers.push(manager);
+        let what = format!("{name} to be a manager");
+        let joined = until(&what, READY * 4, || async {
+            let address = self.daemon_named(&name)?.address()?;
+            let mut control = self.tls(&name)?;
+            let nodes = control.list_nodes(ListNodesRequest::default()).await?.into_inner().nodes;
+            let members = nodes.iter().filter(|n| n.manager_status.is_some()).count();
+            ensure!(members == self.managers.len() + 1, "{members} managers are known");
+            Ok(address)
+        });
+        let address = joined.await.map_err(|error| error.context(self.logs()))?;
+        self.daemon_mut(&name)?.set_flag("--listen-remote-api", &address)
+    }
+
+    /// A daemon by its name.
+    pub fn daemon_named(&self, name: &str) -> Result<&Daemon> {
+        let mut all = std::iter::once(&self.manager).chain(&self.managers).chain(&self.workers);
+        all.find(|daemon| daemon.name == name).with_context(|| format!("no daemon {name}"))
+    }
+
+    /// A daemon by its name, to be started and stopped.
+    pub fn daemon_mut(&mut self, name: &str) -> Result<&mut Daemon> {
+        let mut all = std::iter::once(&mut self.manager).chain(&mut self.managers).chain(&mut self.workers);
+        all.find(|daemon| daemon.name == name).with_context(|| format!("no daemon {name}"))
+    }
+
+    /// A channel to a manager's remote API with that manager's own certificate. What is asked there the manager
+    /// answers from its own store.
+    pub fn tls_channel(&self, name: &str) -> Result<Channel> {
+        let clock = Clock::system();
+        let (root, credentials) = self.identity(name, &clock)?;
+        let dialer = Dialer::with_credentials(&root, &credentials, ServerRole::Manager, &clock)?;
+        Ok(dialer.channel(&self.daemon_named(name)?.address()?)?)
+    }
+
+    /// Id of the node with this daemon, from its certificate.
+    pub fn node_id(&self, name: &str) -> Result<String> {
+        Ok(self.identity(name, &Clock::system())?.1.node_id().to_owned())
+    }
+
+    fn identity(&self, name: &str, clock: &Clock) -> Result<(RootCa, Credentials)> {
+        // Opening the files of a running daemon would tidy up under its hands.
+        let copy = tempfile::tempdir_in(self.dir.path())?;
+        for file in std::fs::read_dir(self.daemon_named(name)?.state.join("certificates"))? {
+            let file = file?;
+            std::fs::copy(file.path(), copy.path().join(file.file_name()))?;
+        }
+        let keys = KeyStore::open(copy.path())?;
+        let root = keys.load_root(clock.now())?;
+        let pair = keys.load(None)?;
+        let credentials = Credentials::new(&pair.certificate, pair.key, &root, clock.now(), false)?;
+        Ok((root, credentials))
+    }
+
+    /// The control API on a manager's remote address.
+    pub fn tls(&self, name: &str) -> Result<ControlClient<Channel>> {
+        Ok(ControlClient::new(self.tls_channel(name)?).max_decoding_message_size(64 * 1024 * 1024))
+    }
+
+    /// What a manager has in its own store.
+    pub async fn contents(&self, name: &str) -> Result<Contents> {
+        let mut control = self.tls(name)?;
+        let mut nodes = control.list_nodes(ListNodesRequest::default()).await?.into_inner().nodes;
+        // Not of the store.
+        nodes.iter_mut().for_each(|node| node.manager_status = None);
+        nodes.sort_by(|a, b| a.id.cmp(&b.id));
+        macro_rules! all {
+            ($call:ident($request:ident).$field:ident) => {{
+                let mut all = control.$call(v1::$request::default()).await?.into_inner().$field;
+                all.sort_by(|a, b| a.id.cmp(&b.id));
+                all
+            }};
+        }
+        Ok(Contents {
+            nodes,
+            services: all!(list_services(ListServicesRequest).services),
+            tasks: all!(list_tasks(ListTasksRequest).tasks),
+            networks: all!(list_networks(ListNetworksRequest).networks),
+            configs: all!(list_configs(ListConfigsRequest).configs),
+            secrets: all!(list_secrets(ListSecretsRequest).secrets),
+            clusters: all!(list_clusters(ListClustersRequest).clusters),
+        })
+    }
+
     /// A daemon of this cluster's directory that was not started yet.
     pub fn daemon(&self, name: &str, args: &[&str]) -> Daemon {
         daemon(self.dir.path(), self.engine, name, args)
@@ -216,6 +349,11 @@ impl Cluster {
     /// Path of the manager's control socket.
     pub fn socket(&self) -> PathBuf {
         self.dir.path().join("control.sock")
+    }
+
+    /// Path of the control socket of the manager with this name.
+    pub fn socket_of(&self, name: &str) -> PathBuf {
+        if name == self.manager.name { self.socket() } else { self.dir.path().join(format!("{name}.sock")) }
     }
 
     /// A channel to the manager's control socket.
@@ -232,6 +370,11 @@ impl Cluster {
     /// The join token for workers.
     pub async fn worker_token(&mut self) -> Result<String> {
         Ok(self.cluster_object().await?.root_ca.join_tokens.worker.clone())
+    }
+
+    /// The join token for managers.
+    pub async fn manager_token(&mut self) -> Result<String> {
+        Ok(self.cluster_object().await?.root_ca.join_tokens.manager.clone())
     }
 
     /// Runs `swarmctl` against the manager's socket.
@@ -313,9 +456,22 @@ impl Cluster {
 
     /// What every daemon wrote to its log: for the text of a failing test.
     pub fn logs(&self) -> String {
-        let all = std::iter::once(&self.manager).chain(&self.workers);
+        let all = std::iter::once(&self.manager).chain(&self.managers).chain(&self.workers);
         all.map(|d| format!("---- {}\n{}", d.name, d.log())).collect()
     }
+}
+
+/// The objects in one manager's store, by id.
+#[derive(Debug, Clone, PartialEq)]
+#[allow(missing_docs)]
+pub struct Contents {
+    pub nodes: Vec<Shared<Node>>,
+    pub services: Vec<Shared<Service>>,
+    pub tasks: Vec<Shared<Task>>,
+    pub networks: Vec<Shared<v1::Network>>,
+    pub configs: Vec<Shared<v1::Config>>,
+    pub secrets: Vec<Shared<v1::Secret>>,
+    pub clusters: Vec<Shared<v1::Cluster>>,
 }
 
 fn daemon(dir: &Path, engine: Engine, name: &str, args: &[&str]) -> Daemon {

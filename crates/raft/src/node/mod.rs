@@ -11,6 +11,7 @@ mod ready;
 mod reseal;
 mod turn;
 
+use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
@@ -59,6 +60,11 @@ impl RaftNode {
     pub fn open(config: Config) -> Result<RaftNode> {
         let dir = config.state_dir.join("raft");
         refuse_foreign(&dir)?;
+        if config.origin == Origin::Existing
+            && fs::read_dir(&dir).map_or(true, |mut files| files.next().is_none())
+        {
+            return Err(Error::NoLog { path: dir });
+        }
         crate::disk::create_dir(&dir)?;
         let log = dir.join("log");
         // sled panics at some kinds of damage.
@@ -89,6 +95,7 @@ impl RaftNode {
             None if !snapshots.list()?.is_empty() => {
                 return Err(Error::damaged(&dir.join("log"), "it is empty, but there are snapshots of it"));
             }
+            None if config.origin == Origin::Existing => return Err(Error::NoLog { path: dir }),
             None => begin(&mut log, &config)?,
         };
         let mut membership = Membership::default();
@@ -151,8 +158,8 @@ fn refuse_foreign(dir: &Path) -> Result<()> {
 fn begin(log: &mut Log, config: &Config) -> Result<Identity> {
     let raft_id = match (&config.origin, config.seed) {
         (Origin::Joined { raft_id, .. }, _) => *raft_id,
-        (Origin::NewGroup, Some(seed)) => seed % LARGEST_ID + 1,
-        (Origin::NewGroup, None) => rand::rng().random_range(1..=LARGEST_ID),
+        (_, Some(seed)) => seed % LARGEST_ID + 1,
+        (_, None) => rand::rng().random_range(1..=LARGEST_ID),
     };
     let identity = Identity { raft_id, node_id: config.node_id.clone() };
     if let Origin::Joined { .. } = config.origin {

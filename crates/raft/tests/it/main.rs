@@ -1,5 +1,6 @@
 //! The raft node from outside: its storage, a group of one with a real store, a process that is killed, peers
-//! that send nonsense, and groups of several members over a network in memory.
+//! that send nonsense, and groups of several members over a
+//! network in memory and over gRPC.
 
 #![allow(clippy::unwrap_used, reason = "a test may fail")]
 
@@ -7,6 +8,7 @@ mod crash;
 mod disk;
 mod force;
 mod group;
+mod grpc;
 mod promises;
 mod reseal;
 mod restart;

@@ -1,0 +1,193 @@
+//! Becoming a member of an existing raft group, and telling it a new address.
+
+use std::time::Duration;
+
+use swarm_api::v1::control_client::ControlClient;
+use swarm_api::v1::raft_membership_client::RaftMembershipClient;
+use swarm_api::v1::{
+    GetNodeRequest, JoinRequest, JoinResponse, LeaveRequest, ListNodesRequest, NodeRole, RaftMember,
+    list_nodes_request,
+};
+use swarm_pki::Dialer;
+use swarm_raft::RaftHandle;
+use tokio::time::{Instant, sleep, timeout};
+use tonic::transport::Channel;
+use tonic::{Code, Response, Status};
+use tracing::{info, warn};
+
+use crate::Error;
+use crate::group::CALL_BACK_FAILED;
+
+/// Between two attempts.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// Attempts in which this manager may turn out not to be reachable.
+const REFUSALS: u32 = 3;
+
+/// A manager that is about to join.
+pub(crate) struct Joiner<'a> {
+    /// How to reach managers.
+    pub(crate) dialer: &'a Dialer,
+    /// This node.
+    pub(crate) node_id: &'a str,
+    /// Where others reach it.
+    pub(crate) addr: &'a str,
+    /// Managers to ask.
+    pub(crate) managers: &'a [String],
+    /// Time that one call may take.
+    pub(crate) limit: Duration,
+}
+
+/// Why an attempt came to nothing.
+enum Failure {
+    Passing(Status),
+    Lasting(Error),
+}
+
+impl From<Status> for Failure {
+    fn from(status: Status) -> Failure {
+        Failure::Passing(status)
+    }
+}
+
+impl Joiner<'_> {
+    /// Joins as a member without a log.
+    ///
+    /// # Errors
+    /// [`Error::Join`] when no manager has admitted this one in time, [`Error::OldMember`] if it is a member already
+    /// and can't be removed.
+    pub(crate) async fn join(&self) -> Result<JoinResponse, Error> {
+        let end = Instant::now() + self.limit * 2;
+        let mut last = String::from("no manager's address is known");
+        let mut refused = 0;
+        loop {
+            for manager in self.managers {
+                match self.join_through(manager).await {
+                    Ok(joined) => return Ok(joined),
+                    Err(Failure::Lasting(error)) => return Err(error),
+                    Err(Failure::Passing(status)) => {
+                        // A slow host may not have answered in time, but a wrong address does not get better.
+                        refused += u32::from(status.message().starts_with(CALL_BACK_FAILED));
+                        last = describe(&status);
+                        warn!(manager, reason = last, "joining the raft group did not succeed");
+                    }
+                }
+            }
+            if refused >= REFUSALS || Instant::now() + PAUSE >= end {
+                return Err(Error::Join { managers: self.managers.join(", "), reason: last });
+            }
+            sleep(PAUSE).await;
+        }
+    }
+
+    async fn join_through(&self, manager: &str) -> Result<JoinResponse, Failure> {
+        let channel = self.leader(manager).await?;
+        if let Some(old) = self.old_member(&channel).await? {
+            info!(
+                raft.id = format!("{old:x}"),
+                "this node is a member whose log is gone; it leaves and joins afresh"
+            );
+            let node = RaftMember { raft_id: old, ..RaftMember::default() };
+            let mut members = RaftMembershipClient::new(channel.clone());
+            self.call(members.leave(LeaveRequest { node: Some(node) })).await.map_err(
+                |status| match status.code() {
+                    // No answer, or none that counts.
+                    Code::DeadlineExceeded | Code::Unavailable | Code::FailedPrecondition => {
+                        Failure::Passing(status)
+                    }
+                    _ => Failure::Lasting(Error::OldMember { raft_id: old, reason: describe(&status) }),
+                },
+            )?;
+        }
+        let request = JoinRequest { addr: self.addr.to_owned() };
+        match self.call(RaftMembershipClient::new(channel).join(request)).await {
+            Err(status) if matches!(status.code(), Code::InvalidArgument | Code::PermissionDenied) => {
+                let reason = describe(&status);
+                Err(Failure::Lasting(Error::Join { managers: manager.to_owned(), reason }))
+            }
+            answer => Ok(answer?),
+        }
+    }
+
+    /// A way to the leader, as far as the manager that is asked knows it; to that one otherwise.
+    async fn leader(&self, manager: &str) -> Result<Channel, Status> {
+        let channel = self.channel(manager)?;
+        let filters =
+            list_nodes_request::Filters { roles: vec![NodeRole::Manager as i32], ..Default::default() };
+        let request = ListNodesRequest { filters: Some(filters) };
+        let nodes = self.call(ControlClient::new(channel.clone()).list_nodes(request)).await?.nodes;
+        let leader =
+            nodes.iter().filter_map(|node| node.manager_status.as_ref()).find(|status| status.leader);
+        match leader {
+            Some(leader) if leader.addr != manager => self.channel(&leader.addr),
+            _ => Ok(channel),
+        }
+    }
+
+    /// The raft id under which the group knows this node already.
+    async fn old_member(&self, leader: &Channel) -> Result<Option<u64>, Status> {
+        let request = GetNodeRequest { node_id: self.node_id.to_owned() };
+        match self.call(ControlClient::new(leader.clone()).get_node(request)).await {
+            Ok(answer) => Ok(answer.node.and_then(|n| n.manager_status.as_ref().map(|s| s.raft_id))),
+            Err(status) if status.code() == Code::NotFound => Ok(None),
+            Err(status) => Err(status),
+        }
+    }
+
+    fn channel(&self, addr: &str) -> Result<Channel, Status> {
+        self.dialer.channel(addr).map_err(|error| Status::unavailable(error.to_string()))
+    }
+
+    async fn call<T>(&self, call: impl Future<Output = Result<Response<T>, Status>>) -> Result<T, Status> {
+        match timeout(self.limit, call).await {
+            Ok(answer) => answer.map(Response::into_inner),
+            Err(_) => Err(Status::deadline_exceeded(format!("no answer within {:?}", self.limit))),
+        }
+    }
+}
+
+/// Tells the group this member's address until it knows it. A leader that does not know where a member is can't tell it
+/// that it leads, so every member that the log names is asked, and those that the node knows otherwise.
+pub(crate) async fn announce_address(raft: &RaftHandle, dialer: &Dialer, addr: &str, known: &[String]) {
+    let own = raft.raft_id();
+    let stale = |membership: &swarm_raft::Membership| membership.get(own).is_some_and(|m| m.addr != addr);
+    let mut changes = raft.watch_membership();
+    loop {
+        // As long as the log is being read back, the address may be an old one.
+        let _ = timeout(PAUSE, changes.wait_for(|m| m.get(own).is_some_and(|m| m.addr == addr))).await;
+        let membership = raft.membership();
+        if membership.get(own).is_some() && !stale(&membership) {
+            return;
+        }
+        // A leader changes its own entry.
+        if !stale(&membership) || raft.status().leader == own {
+            continue;
+        }
+        let members = membership.members().filter(|m| m.raft_id != own).map(|m| m.addr.clone());
+        for manager in members.chain(known.iter().cloned()) {
+            let Ok(channel) = dialer.channel(&manager) else { continue };
+            let request = JoinRequest { addr: addr.to_owned() };
+            let call = RaftMembershipClient::new(channel).join(request).await;
+            match call {
+                Ok(_) => {
+                    info!(addr, "the managers know this one's new address");
+                    break;
+                }
+                Err(status) => {
+                    tracing::debug!(manager, reason = describe(&status), "the new address was not taken")
+                }
+            }
+        }
+    }
+}
+
+/// The innermost reason: gRPC says no more than "transport error".
+fn describe(status: &Status) -> String {
+    let mut text = status.message().to_owned();
+    let mut source = std::error::Error::source(status);
+    while let Some(error) = source {
+        text = error.to_string();
+        source = error.source();
+    }
+    text
+}

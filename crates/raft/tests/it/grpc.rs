@@ -1,0 +1,309 @@
+//! Members that talk to each other over gRPC, with real certificates.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use swarm_api::raftpb::{Message, MessageType, Snapshot};
+use swarm_api::v1::health_check_response::ServingStatus;
+use swarm_api::v1::health_server::{Health, HealthServer};
+use swarm_api::v1::raft_client::RaftClient;
+use swarm_api::v1::{
+    HealthCheckRequest, HealthCheckResponse, NodeRole, ProcessRaftMessageRequest, RaftConfig, RaftMember,
+    ResolveAddressRequest, StreamRaftMessageRequest,
+};
+use swarm_pki::{
+    Clock, Credentials, DEFAULT_NODE_EXPIRY, Dialer, NodeSubject, RootCa, SecurityContext, ServerRole,
+    TlsIncoming,
+};
+use swarm_raft::{
+    Change, Config, GrpcTransport, Origin, Outcome, RaftHandle, RaftNode, RaftService, Role, Ticks,
+};
+use tokio::net::TcpListener;
+use tokio::sync::SetOnce;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::{Channel, Server};
+use tonic::{Code, Request, Response, Status};
+
+use crate::support::{Manager, begin, config, eventually, in_time};
+
+/// One cluster's certificates, and its members' directories.
+struct Lab {
+    root: RootCa,
+    dir: tempfile::TempDir,
+}
+
+/// A member with its listener.
+struct Host {
+    manager: Manager,
+    transport: GrpcTransport,
+    addr: SocketAddr,
+    serving: CancellationToken,
+}
+
+struct Healthy;
+
+#[tonic::async_trait]
+impl Health for Healthy {
+    async fn check(&self, _: Request<HealthCheckRequest>) -> Result<Response<HealthCheckResponse>, Status> {
+        Ok(Response::new(HealthCheckResponse { status: ServingStatus::Serving as i32 }))
+    }
+}
+
+impl Lab {
+    fn new() -> Lab {
+        let root = RootCa::create(Clock::system().now()).unwrap();
+        Lab { root, dir: tempfile::tempdir().unwrap() }
+    }
+
+    fn dialer(&self, node_id: &str) -> (Arc<SecurityContext>, Dialer) {
+        let clock = Clock::system();
+        let subject =
+            NodeSubject { node_id: node_id.into(), role: NodeRole::Manager, organization: "lab".into() };
+        let credentials = Credentials::issue(&self.root, &subject, DEFAULT_NODE_EXPIRY, clock.now()).unwrap();
+        let security = SecurityContext::new(self.root.without_signer(), credentials, clock).unwrap();
+        (security.clone(), Dialer::new(security, ServerRole::Manager))
+    }
+
+    /// Binds the listener first: whoever admits a member wants to know where it is.
+    async fn listen(&self) -> TcpListener {
+        TcpListener::bind("127.0.0.1:0").await.unwrap()
+    }
+
+    async fn start(&self, name: &str, listener: TcpListener, origin: Origin) -> Host {
+        let (security, dialer) = self.dialer(name);
+        let addr = listener.local_addr().unwrap();
+        let transport = GrpcTransport::new(dialer.clone());
+        let slot: Arc<SetOnce<RaftHandle>> = Arc::default();
+        let serving = CancellationToken::new();
+        let server = Server::builder()
+            .add_service(HealthServer::new(Healthy))
+            .add_service(RaftService::new(slot.clone(), dialer).into_server())
+            .serve_with_incoming_shutdown(
+                TlsIncoming::new(listener, security),
+                serving.clone().cancelled_owned(),
+            );
+        tokio::spawn(server);
+        let node = RaftNode::open(Config {
+            node_id: name.into(),
+            addr: addr.to_string(),
+            origin,
+            transport: Arc::new(transport.clone()),
+            // Slow enough that a busy machine does not depose a leader.
+            ticks: Ticks { interval: Some(Duration::from_millis(200)), heartbeat: 1, election: 10 },
+            ..config(&self.dir.path().join(name))
+        })
+        .unwrap();
+        transport.attach(&node);
+        let manager = begin(node);
+        assert!(slot.set(manager.raft.clone()).is_ok());
+        Host { manager, transport, addr, serving }
+    }
+
+    async fn first(&self) -> Host {
+        let host = self.start("m1", self.listen().await, Origin::NewGroup).await;
+        host.manager.leads().await;
+        host
+    }
+
+    async fn join(&self, leader: &Host, name: &str, raft_id: u64) -> Host {
+        let listener = self.listen().await;
+        let addr = listener.local_addr().unwrap();
+        let change = Change::Add(member(name, raft_id, addr));
+        in_time("joining", leader.manager.raft.change_membership(change)).await.unwrap();
+        let members = leader.manager.raft.membership().members().cloned().collect();
+        self.start(name, listener, Origin::Joined { raft_id, members }).await
+    }
+
+    fn client(&self, node_id: &str, host: &Host) -> RaftClient<Channel> {
+        RaftClient::new(self.dialer(node_id).1.channel(&host.addr.to_string()).unwrap())
+    }
+}
+
+impl Host {
+    async fn stop(self) {
+        self.serving.cancel();
+        self.manager.stop().await;
+        self.transport.stop().await;
+    }
+}
+
+fn member(name: &str, raft_id: u64, addr: SocketAddr) -> RaftMember {
+    RaftMember { raft_id, node_id: name.into(), addr: addr.to_string(), ..RaftMember::default() }
+}
+
+async fn same(hosts: &[&Host]) {
+    eventually("all members to be equal", || {
+        let first = &hosts[0].manager;
+        hosts.iter().all(|host| {
+            host.manager.raft.applied_index() == first.raft.applied_index()
+                && host.manager.raft.membership().len() == hosts.len()
+                && host.manager.store.view().to_snapshot() == first.store.view().to_snapshot()
+        })
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_snapshot_travels_in_chunks_and_messages_follow() {
+    let lab = Lab::new();
+    let a = lab.first().await;
+    let settings =
+        RaftConfig { snapshot_interval: 5, log_entries_for_slow_followers: 0, ..RaftConfig::default() };
+    a.manager.settings(settings).await;
+    for i in 0..10 {
+        a.manager.write_sized(&format!("large-{i}"), 700_000).await.unwrap();
+    }
+    eventually("a compacted log", || a.manager.raft.counts().snapshots > 0).await;
+    let b = lab.join(&a, "m2", 2).await;
+    let c = lab.join(&a, "m3", 3).await;
+    same(&[&a, &b, &c]).await;
+    a.manager.write_many(0..50).await;
+    same(&[&a, &b, &c]).await;
+    eventually("everybody to be reachable", || {
+        [&a, &b, &c].iter().all(|host| {
+            let raft = &host.manager.raft;
+            raft.membership().members().all(|m| raft.is_reachable(m.raft_id))
+        })
+    })
+    .await;
+
+    // A vote is believed after a call back, so this works only if that does.
+    in_time("the transfer", a.manager.raft.transfer_leadership(Some(3))).await.unwrap();
+    c.manager.leads().await;
+    c.manager.write("by another").await;
+    same(&[&a, &b, &c]).await;
+    for host in [a, b, c] {
+        host.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_is_found_where_it_moved_to() {
+    let lab = Lab::new();
+    let a = lab.first().await;
+    let b = lab.join(&a, "m2", 2).await;
+    let c = lab.join(&a, "m3", 3).await;
+    same(&[&a, &b, &c]).await;
+    c.stop().await;
+    eventually("the loss to be noticed", || !a.manager.raft.is_reachable(3)).await;
+    a.manager.write("while it was gone").await;
+    let listener = lab.listen().await;
+    let moved = Change::Update(member("m3", 3, listener.local_addr().unwrap()));
+    let c = lab.start("m3", listener, Origin::Existing).await;
+    in_time("the move", a.manager.raft.change_membership(moved)).await.unwrap();
+    same(&[&a, &b, &c]).await;
+    assert!(c.manager.has("while it was gone"));
+    eventually("it to be reachable", || a.manager.raft.is_reachable(3)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_removed_member_ends_and_the_others_go_on() {
+    let lab = Lab::new();
+    let a = lab.first().await;
+    let b = lab.join(&a, "m2", 2).await;
+    let c = lab.join(&a, "m3", 3).await;
+    same(&[&a, &b, &c]).await;
+    in_time("the removal", a.manager.raft.change_membership(Change::Remove(3))).await.unwrap();
+    let outcome = in_time("its end", c.manager.raft.ended()).await;
+    assert!(matches!(outcome, Outcome::Removed), "{outcome:?}");
+    a.manager.write("without it").await;
+    same(&[&a, &b]).await;
+
+    // It is told whatever it sends.
+    let late = Message { r#type: MessageType::MsgApp as i32, from: 3, to: 1, ..Message::default() };
+    let request = ProcessRaftMessageRequest { message: Some(late) };
+    let told = lab.client("m3", &b).process_raft_message(request).await.unwrap_err();
+    assert_eq!((told.code(), told.message()), (Code::NotFound, "raft: member was removed from the cluster"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_without_a_log_of_its_own_does_not_begin_a_group() {
+    let lab = Lab::new();
+    let config = Config { origin: Origin::Existing, ..config(lab.dir.path()) };
+    let error = RaftNode::open(config).unwrap_err();
+    assert!(error.to_string().contains("there is no raft log in"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_peers_may_not_send_is_refused() {
+    let lab = Lab::new();
+    let a = lab.first().await;
+    let own = a.manager.raft.raft_id();
+    let mut client = lab.client("m2", &a);
+    let message = |kind: MessageType, index: u64| Message {
+        r#type: kind as i32,
+        to: own,
+        from: 2,
+        term: 1,
+        index,
+        snapshot: Some(Snapshot { data: Some(Bytes::from_static(b"x")), ..Snapshot::default() }),
+        ..Message::default()
+    };
+    let chunk = |message: Message| StreamRaftMessageRequest { message: Some(message) };
+    use MessageType::{MsgApp, MsgHeartbeat, MsgSnap};
+    let cases = [
+        (
+            [chunk(message(MsgSnap, 7)), chunk(message(MsgSnap, 8))],
+            "Raft message chunk with index 8 is different from the previously received raft message index 7",
+        ),
+        ([chunk(message(MsgSnap, 7)), chunk(message(MsgApp, 7))], "Raft message chunk is not of type 7"),
+        ([chunk(message(MsgApp, 7)), chunk(message(MsgApp, 7))], "Raft message chunk is not of type 7"),
+    ];
+    for (chunks, text) in cases {
+        let status = client.stream_raft_message(tokio_stream::iter(chunks)).await.unwrap_err();
+        assert_eq!((status.code(), status.message()), (Code::InvalidArgument, text));
+    }
+    let mut large = message(MsgSnap, 7);
+    large.snapshot.as_mut().unwrap().data = Some(vec![0; 4 * 1024 * 1024].into());
+    let status = client.stream_raft_message(tokio_stream::iter([chunk(large)])).await.unwrap_err();
+    assert_eq!(status.code(), Code::ResourceExhausted, "{status}");
+
+    // Nothing, nobody's, and what makes no sense are taken and come to nothing.
+    client.process_raft_message(ProcessRaftMessageRequest::default()).await.unwrap();
+    client.stream_raft_message(tokio_stream::iter([StreamRaftMessageRequest::default()])).await.unwrap();
+    for kind in [MsgHeartbeat, MsgApp, MsgSnap, MessageType::MsgVote, MessageType::MsgProp] {
+        client.stream_raft_message(tokio_stream::once(chunk(message(kind, u64::MAX)))).await.unwrap();
+    }
+
+    // One node can't speak for another one.
+    let forged = Message { from: own, ..message(MsgApp, 1) };
+    let status = client.stream_raft_message(tokio_stream::once(chunk(forged))).await.unwrap_err();
+    assert_eq!(status.code(), Code::PermissionDenied, "{status}");
+
+    let known = client.resolve_address(ResolveAddressRequest { raft_id: own }).await.unwrap().into_inner();
+    assert_eq!(known.addr, a.addr.to_string());
+    let status = client.resolve_address(ResolveAddressRequest { raft_id: 0xabc }).await.unwrap_err();
+    assert_eq!((status.code(), status.message()), (Code::NotFound, "member abc not found"));
+    a.manager.write("unharmed").await;
+    assert_eq!(a.manager.raft.status().role, Role::Leader);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_can_not_be_called_back_gets_no_vote() {
+    let lab = Lab::new();
+    let a = lab.first().await;
+    let b = lab.join(&a, "m2", 2).await;
+    same(&[&a, &b]).await;
+    // Nobody listens there: the port was bound and given back.
+    let nowhere = lab.listen().await.local_addr().unwrap();
+    let change = Change::Add(member("m3", 3, nowhere));
+    in_time("joining", a.manager.raft.change_membership(change)).await.unwrap();
+    let before = a.manager.raft.status();
+    let vote = Message {
+        r#type: MessageType::MsgVote as i32,
+        from: 3,
+        to: a.manager.raft.raft_id(),
+        term: before.term + 10,
+        log_term: before.term + 10,
+        index: 1 << 20,
+        // As in a transfer of leadership, which nobody's lease keeps out.
+        context: Some(Bytes::from_static(b"CampaignTransfer")),
+        ..Message::default()
+    };
+    let request = ProcessRaftMessageRequest { message: Some(vote) };
+    lab.client("m3", &a).process_raft_message(request).await.unwrap();
+    a.manager.write("unharmed").await;
+    assert!(a.manager.raft.status().term < before.term + 10);
+}

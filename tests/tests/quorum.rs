@@ -1,0 +1,306 @@
+//! Managers as real processes that join, lead, die, move, lose their log and are removed.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use swarm_api::v1::raft_member_status::Reachability;
+use swarm_api::v1::raft_membership_client::RaftMembershipClient;
+use swarm_api::v1::{
+    ConfigSpec, CreateConfigRequest, LeaveRequest, ListNodesRequest, ManagerStatus, NodeRole, RaftMember,
+};
+use swarm_testkit::daemon::{Cluster, Engine};
+use swarm_testkit::wait::until;
+use swarm_tests::with_logs;
+
+/// Longest wait for anything: an election takes up to 19 s, and may have to be repeated.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+async fn three() -> Result<Cluster> {
+    let mut cluster = Cluster::start(Engine::None, 0).await?;
+    for _ in 0..2 {
+        cluster.add_manager().await?;
+    }
+    Ok(cluster)
+}
+
+/// How the manager with this name sees the managers, by their names.
+async fn seen_by(cluster: &Cluster, name: &str) -> Result<Vec<(String, ManagerStatus)>> {
+    let nodes = cluster.tls(name)?.list_nodes(ListNodesRequest::default()).await?.into_inner().nodes;
+    let mut seen = Vec::new();
+    for daemon in std::iter::once(&cluster.manager).chain(&cluster.managers) {
+        let id = cluster.node_id(&daemon.name)?;
+        let node = nodes.iter().find(|node| node.id == id);
+        seen.extend(node.and_then(|n| n.manager_status.clone()).map(|status| (daemon.name.clone(), status)));
+    }
+    Ok(seen)
+}
+
+/// The managers with these names agree who leads, and it is one of them.
+async fn leader(cluster: &Cluster, alive: &[&str]) -> Result<String> {
+    until("the managers to agree on a leader", PATIENCE, || async {
+        let mut found = None;
+        for name in alive {
+            let seen = seen_by(cluster, name).await?;
+            let leader = seen.into_iter().find(|(_, status)| status.leader);
+            let (leader, _) = leader.with_context(|| format!("{name} knows no leader"))?;
+            ensure!(alive.contains(&leader.as_str()), "{name} still takes {leader} for the leader");
+            ensure!(*found.get_or_insert(leader.clone()) == leader, "{name} takes {leader} for the leader");
+        }
+        found.context("no managers")
+    })
+    .await
+}
+
+async fn status_of(cluster: &Cluster, by: &str, name: &str) -> Result<ManagerStatus> {
+    let seen = seen_by(cluster, by).await?;
+    seen.into_iter().find(|(n, _)| n == name).map(|(_, s)| s).with_context(|| format!("{name} is no member"))
+}
+
+/// Writes a config through the leader, whoever that is.
+async fn write(cluster: &Cluster, alive: &[&str], name: &str) -> Result<()> {
+    until(&format!("{name} to be written"), PATIENCE, || async {
+        let mut error = None;
+        for manager in alive {
+            let mut spec = ConfigSpec { data: name.into(), ..ConfigSpec::default() };
+            spec.annotations.name = name.to_owned();
+            let request = CreateConfigRequest { spec: Some(spec) };
+            match cluster.tls(manager)?.create_config(request).await {
+                Ok(_) => return Ok(()),
+                // An earlier attempt whose outcome was not known.
+                Err(status) if status.code() == tonic::Code::AlreadyExists => return Ok(()),
+                Err(status) => error = Some(status),
+            }
+        }
+        bail!("{error:?}")
+    })
+    .await
+}
+
+/// These managers hold the same.
+async fn same(cluster: &Cluster, managers: &[&str]) -> Result<()> {
+    until("the managers to hold the same", PATIENCE, || async {
+        let first = cluster.contents(managers[0]).await?;
+        for name in &managers[1..] {
+            let other = cluster.contents(name).await?;
+            ensure!(first == other, "{} and {name} differ", managers[0]);
+        }
+        Ok(())
+    })
+    .await
+}
+
+async fn has(cluster: &Cluster, manager: &str, config: &str) -> Result<bool> {
+    Ok(cluster.contents(manager).await?.configs.iter().any(|c| c.spec.annotations.name == config))
+}
+
+const ALL: [&str; 3] = ["manager", "manager-2", "manager-3"];
+
+async fn reachable(cluster: &Cluster, by: &str) -> Result<()> {
+    until("all managers to be reachable", PATIENCE, || async {
+        let seen = seen_by(cluster, by).await?;
+        ensure!(seen.len() == 3, "{} managers", seen.len());
+        ensure!(seen.iter().all(|(_, s)| s.reachability() == Reachability::Reachable), "{seen:?}");
+        Ok(())
+    })
+    .await
+}
+
+async fn a_quorum(cluster: &mut Cluster) -> Result<()> {
+    reachable(cluster, "manager").await?;
+    for i in 0..20 {
+        write(cluster, &ALL, &format!("config-{i}")).await?;
+    }
+    same(cluster, &ALL).await?;
+    until("the table to show them", PATIENCE, || async {
+        let table = cluster.ctl_ok(&["node", "ls"])?;
+        let states = ["Leader", "Reachable"].map(|state| table.matches(state).count());
+        ensure!(states == [1, 2], "{table}");
+        Ok(())
+    })
+    .await?;
+
+    let first = hand_over(cluster).await?;
+    let rest: Vec<&str> = ALL.into_iter().filter(|name| *name != first).collect();
+    let second = leader(cluster, &rest).await?;
+    write(cluster, &rest, "without-the-first").await?;
+    until("the first to be shown as unreachable", PATIENCE, || async {
+        let status = status_of(cluster, &second, &first).await?;
+        ensure!(status.reachability() == Reachability::Unreachable && !status.leader, "{status:?}");
+        Ok(())
+    })
+    .await?;
+    cluster.daemon_mut(&first)?.spawn()?;
+    same(cluster, &ALL).await?;
+    reachable(cluster, &second).await?;
+    ensure!(has(cluster, &first, "without-the-first").await?);
+    Ok(())
+}
+
+/// Stops the leader in good order, which hands over first; its name.
+async fn hand_over(cluster: &mut Cluster) -> Result<String> {
+    for _ in 0..5 {
+        let first = leader(cluster, &ALL).await?;
+        let daemon = cluster.daemon_mut(&first)?;
+        let status = daemon.stop().await?;
+        ensure!(status.success(), "{status}");
+        if daemon.log().contains("handed leadership over") {
+            return Ok(first);
+        }
+        // On a very busy machine another one may have taken over just before.
+        daemon.spawn()?;
+    }
+    bail!("no leader handed over")
+}
+
+async fn leader_killed(cluster: &mut Cluster) -> Result<()> {
+    write(cluster, &ALL, "before").await?;
+    same(cluster, &ALL).await?;
+    cluster.manager.kill()?;
+    let rest = ["manager-2", "manager-3"];
+    let second = leader(cluster, &rest).await?;
+    for i in 0..10 {
+        write(cluster, &rest, &format!("after-{i}")).await?;
+    }
+    same(cluster, &rest).await?;
+    ensure!(has(cluster, &second, "before").await?, "an acknowledged write was lost");
+    cluster.manager.spawn()?;
+    same(cluster, &ALL).await?;
+    ensure!(has(cluster, "manager", "after-9").await?);
+
+    // Alone, a manager acknowledges nothing.
+    let third = rest.into_iter().find(|name| *name != second).context("three managers")?;
+    cluster.daemon_mut(&second)?.kill()?;
+    cluster.daemon_mut(third)?.kill()?;
+    let mut spec = ConfigSpec::default();
+    spec.annotations.name = "alone".into();
+    let request = CreateConfigRequest { spec: Some(spec) };
+    let mut control = cluster.tls("manager")?;
+    let alone = tokio::time::timeout(Duration::from_secs(5), control.create_config(request)).await;
+    ensure!(!matches!(alone, Ok(Ok(_))), "a minority acknowledged a write");
+    cluster.daemon_mut(&second)?.spawn()?;
+    cluster.daemon_mut(third)?.spawn()?;
+    write(cluster, &ALL, "together-again").await?;
+    same(cluster, &ALL).await
+}
+
+async fn removed(cluster: &mut Cluster) -> Result<()> {
+    reachable(cluster, "manager").await?;
+    let status = status_of(cluster, "manager", "manager-3").await?;
+    let node = RaftMember { raft_id: status.raft_id, ..RaftMember::default() };
+    let mut members = RaftMembershipClient::new(cluster.tls_channel("manager")?);
+    let refused = members.leave(LeaveRequest::default()).await.unwrap_err();
+    ensure!(refused.code() == tonic::Code::InvalidArgument, "{refused}");
+    members.leave(LeaveRequest { node: Some(node) }).await?;
+    until("the removed manager to say so", PATIENCE, || async {
+        let log = cluster.daemon_named("manager-3")?.log();
+        ensure!(log.contains("this manager was removed from the cluster"), "it does not");
+        Ok(())
+    })
+    .await?;
+    let rest = ["manager", "manager-2"];
+    write(cluster, &rest, "without-the-third").await?;
+    same(cluster, &rest).await?;
+    ensure!(seen_by(cluster, "manager").await?.len() == 2);
+    Ok(())
+}
+
+async fn moved_and_wiped(cluster: &mut Cluster) -> Result<()> {
+    reachable(cluster, "manager").await?;
+    let before = status_of(cluster, "manager", "manager-3").await?;
+    cluster.daemon_mut("manager-3")?.stop().await?;
+    cluster.daemon_mut("manager-3")?.set_flag("--listen-remote-api", "127.0.0.1:0")?;
+    cluster.daemon_mut("manager-3")?.spawn()?;
+    let moved = until("the new address to be known", PATIENCE, || async {
+        let status = status_of(cluster, "manager", "manager-3").await?;
+        ensure!(status.addr != before.addr && status.reachability() == Reachability::Reachable, "{status:?}");
+        Ok(status)
+    })
+    .await?;
+    ensure!(moved.raft_id == before.raft_id, "a member that moved is still the same member");
+    write(cluster, &ALL, "moved").await?;
+    same(cluster, &ALL).await?;
+
+    // Its log is gone: it may not vote as the one that it was.
+    cluster.daemon_mut("manager-3")?.kill()?;
+    cluster.daemon_mut("manager-3")?.set_flag("--listen-remote-api", &moved.addr)?;
+    std::fs::remove_dir_all(cluster.daemon_named("manager-3")?.state_dir().join("raft"))?;
+    cluster.daemon_mut("manager-3")?.spawn()?;
+    until("the wiped manager to be a new member", PATIENCE, || async {
+        let status = status_of(cluster, "manager", "manager-3").await?;
+        ensure!(status.raft_id != before.raft_id, "{status:?}");
+        ensure!(status.reachability() == Reachability::Reachable, "{status:?}");
+        Ok(())
+    })
+    .await?;
+    same(cluster, &ALL).await?;
+    ensure!(seen_by(cluster, "manager").await?.len() == 3);
+    Ok(())
+}
+
+async fn unreachable_joiner(cluster: &mut Cluster) -> Result<()> {
+    let (address, token) = (cluster.address()?, cluster.manager_token().await?);
+    let socket = cluster.socket_of("manager-x");
+    let socket = socket.to_str().context("a path in UTF-8")?;
+    let mut joiner = cluster.daemon(
+        "manager-x",
+        &[
+            "--listen-remote-api",
+            "127.0.0.1:0",
+            "--advertise-remote-api",
+            "127.0.0.1:1",
+            "--listen-control-api",
+            socket,
+            "--join-addr",
+            &address,
+            "--join-token",
+            &token,
+        ],
+    );
+    joiner.spawn()?;
+    let status = joiner.ended(PATIENCE).await?;
+    let log = joiner.log();
+    ensure!(!status.success(), "{log}");
+    let text = "could not connect to prospective new cluster member using its advertised address";
+    ensure!(log.contains(text), "{log}");
+    let seen = seen_by(cluster, "manager").await?;
+    ensure!(seen.len() == 1, "{seen:?}");
+    // The node is known, but no member.
+    let nodes = cluster.nodes().await?;
+    ensure!(nodes.iter().filter(|n| n.role() == NodeRole::Manager).count() == 2, "{nodes:?}");
+    write(cluster, &["manager"], "unharmed").await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn three_managers_form_a_quorum_and_hold_the_same() -> Result<()> {
+    let mut cluster = three().await?;
+    let result = a_quorum(&mut cluster).await;
+    with_logs(&cluster, result)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn another_manager_leads_when_the_leader_is_killed() -> Result<()> {
+    let mut cluster = three().await?;
+    let result = leader_killed(&mut cluster).await;
+    with_logs(&cluster, result)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_removed_manager_stops_and_says_so() -> Result<()> {
+    let mut cluster = three().await?;
+    let result = removed(&mut cluster).await;
+    with_logs(&cluster, result)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_manager_may_move_and_a_wiped_one_joins_afresh() -> Result<()> {
+    let mut cluster = three().await?;
+    let result = moved_and_wiped(&mut cluster).await;
+    with_logs(&cluster, result)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_joiner_that_nobody_can_reach_is_refused() -> Result<()> {
+    let mut cluster = Cluster::start(Engine::None, 0).await?;
+    let result = unreachable_joiner(&mut cluster).await;
+    with_logs(&cluster, result)
+}
