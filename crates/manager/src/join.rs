@@ -13,7 +13,7 @@ use swarm_raft::RaftHandle;
 use tokio::time::{Instant, sleep, timeout};
 use tonic::transport::Channel;
 use tonic::{Code, Response, Status};
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use crate::Error;
 use crate::group::CALL_BACK_FAILED;
@@ -150,32 +150,37 @@ impl Joiner<'_> {
 /// that it leads, so every member that the log names is asked, and those that the node knows otherwise.
 pub(crate) async fn announce_address(raft: &RaftHandle, dialer: &Dialer, addr: &str, known: &[String]) {
     let own = raft.raft_id();
-    let stale = |membership: &swarm_raft::Membership| membership.get(own).is_some_and(|m| m.addr != addr);
+    let mut addr = addr.to_owned();
     let mut changes = raft.watch_membership();
     loop {
-        // As long as the log is being read back, the address may be an old one.
-        let _ = timeout(PAUSE, changes.wait_for(|m| m.get(own).is_some_and(|m| m.addr == addr))).await;
-        let membership = raft.membership();
-        if membership.get(own).is_some() && !stale(&membership) {
+        // As long as the log is being read back, the address in it may be an old one.
+        let there = changes.wait_for(|members| members.get(own).is_some_and(|member| member.addr == addr));
+        if timeout(PAUSE, there).await.is_ok() {
             return;
         }
+        let membership = raft.membership();
         // A leader changes its own entry.
-        if !stale(&membership) || raft.status().leader == own {
+        if membership.get(own).is_none() || raft.status().leader == own {
             continue;
         }
         let members = membership.members().filter(|m| m.raft_id != own).map(|m| m.addr.clone());
         for manager in members.chain(known.iter().cloned()) {
             let Ok(channel) = dialer.channel(&manager) else { continue };
-            let request = JoinRequest { addr: addr.to_owned() };
-            let call = RaftMembershipClient::new(channel).join(request).await;
-            match call {
-                Ok(_) => {
-                    info!(addr, "the managers know this one's new address");
+            let request = JoinRequest { addr: addr.clone() };
+            match timeout(raft.ticks().request_timeout(), RaftMembershipClient::new(channel).join(request))
+                .await
+            {
+                Ok(Ok(joined)) => {
+                    // An unspecified host is the leader's to fill in.
+                    let members = joined.into_inner().members;
+                    if let Some(member) = members.into_iter().find(|m| m.raft_id == own) {
+                        addr = member.addr;
+                    }
+                    info!(addr, "the managers know this one's address");
                     break;
                 }
-                Err(status) => {
-                    tracing::debug!(manager, reason = describe(&status), "the new address was not taken")
-                }
+                Ok(Err(status)) => debug!(manager, reason = describe(&status), "the address was not taken"),
+                Err(_) => debug!(manager, "no answer to the new address"),
             }
         }
     }

@@ -200,7 +200,7 @@ impl Inner {
             match timeout(CALL_TIMEOUT, answer).await {
                 Ok(Err(status)) if is_removal(&status) => inner.tell(Request::Removed),
                 Ok(Err(status)) => {
-                    tracing::debug!(to = format!("{to:x}"), %status, "an unknown member was not reached")
+                    tracing::debug!(to = format!("{to:x}"), %status, "an unknown member was not reached");
                 }
                 _ => {}
             }

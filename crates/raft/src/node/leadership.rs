@@ -32,7 +32,7 @@ impl Turns {
         self.leads = true;
         self.machine.leadership(true);
         let own = self.membership.get(self.shared.raft_id);
-        if let Some(member) = own.filter(|m| m.addr != self.config.addr && !self.config.addr.is_empty()) {
+        if let Some(member) = own.filter(|m| m.addr != self.config.addr && is_specific(&self.config.addr)) {
             let mut member = member.clone();
             member.addr.clone_from(&self.config.addr);
             self.changes.add(Change::Update(member), None);
@@ -96,4 +96,9 @@ impl Turns {
         self.config.transport.members(&membership);
         self.shared.membership.send_replace(membership);
     }
+}
+
+/// Others can use the address as it is.
+fn is_specific(addr: &str) -> bool {
+    !addr.is_empty() && addr.parse::<std::net::SocketAddr>().map_or(true, |addr| !addr.ip().is_unspecified())
 }

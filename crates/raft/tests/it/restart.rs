@@ -2,11 +2,12 @@
 
 use std::fs;
 use std::sync::Arc;
+use std::time::Duration;
 
 use swarm_api::v1::RaftConfig;
 use swarm_raft::{Config, MaskSealer, Outcome};
 
-use crate::support::{config, copy, eventually, in_time, snapshot_files, start, try_start};
+use crate::support::{Manager, config, copy, eventually, in_time, snapshot_files, start, try_start};
 
 fn settings(snapshot_interval: u64, keep_old_snapshots: u64, slow: u64) -> RaftConfig {
     RaftConfig {
@@ -34,15 +35,31 @@ async fn a_restarted_manager_has_its_data_and_its_id() {
     }
 }
 
+/// One snapshot is taken after the other, however long that takes; returns how many objects there are then.
+async fn write_until_snapshots(manager: &Manager, written: usize, snapshots: u64) -> usize {
+    let mut written = written;
+    in_time("snapshots", async {
+        while manager.raft.counts().snapshots < snapshots {
+            manager.write(&format!("x{written}")).await;
+            written += 1;
+        }
+    })
+    .await;
+    written
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn snapshots_replace_the_log() {
     let dir = tempfile::tempdir().unwrap();
     let manager = start(config(dir.path())).await;
     manager.settings(settings(9, 0, 3)).await;
-    manager.write_many(0..50).await;
-    eventually("snapshots", || manager.raft.counts().snapshots >= 3).await;
-    let entries = manager.raft.entries(0, u64::MAX, u64::MAX).await.unwrap();
-    assert!(entries.len() < 20, "the log was compacted");
+    write_until_snapshots(&manager, 0, 3).await;
+    in_time("a compacted log", async {
+        while manager.raft.entries(0, u64::MAX, u64::MAX).await.unwrap().len() >= 20 {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    })
+    .await;
     eventually("one snapshot file", || snapshot_files(dir.path()).len() == 1).await;
     let before = manager.names();
     manager.stop().await;
@@ -62,15 +79,7 @@ async fn snapshot_settings_hold_without_a_restart() {
     manager.write_many(0..40).await;
     assert_eq!(manager.raft.counts().snapshots, 0);
     manager.settings(settings(5, 2, 0)).await;
-    // One is taken after the other, however long that takes.
-    let mut written = 40;
-    in_time("old snapshots", async {
-        while manager.raft.counts().snapshots < 4 {
-            manager.write(&format!("x{written}")).await;
-            written += 1;
-        }
-    })
-    .await;
+    let written = write_until_snapshots(&manager, 40, 4).await;
     eventually("two old snapshots", || snapshot_files(dir.path()).len() == 3).await;
     manager.stop().await;
     assert_eq!(start(config(dir.path())).await.names().len(), written);
