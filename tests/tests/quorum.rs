@@ -8,7 +8,7 @@ use swarm_api::v1::raft_membership_client::RaftMembershipClient;
 use swarm_api::v1::{
     ConfigSpec, CreateConfigRequest, LeaveRequest, ListNodesRequest, ManagerStatus, NodeRole, RaftMember,
 };
-use swarm_testkit::daemon::{Cluster, Engine};
+use swarm_testkit::daemon::{Cluster, Engine, free_address};
 use swarm_testkit::wait::until;
 use swarm_tests::with_logs;
 
@@ -166,37 +166,65 @@ async fn leader_killed(cluster: &mut Cluster) -> Result<()> {
     cluster.manager.spawn()?;
     same(cluster, &ALL).await?;
     ensure!(has(cluster, "manager", "after-9").await?);
+    Ok(())
+}
 
+async fn all_killed(cluster: &mut Cluster) -> Result<()> {
+    write(cluster, &ALL, "before").await?;
+    same(cluster, &ALL).await?;
+    cluster.daemon_mut("manager-2")?.kill()?;
+    cluster.daemon_mut("manager-3")?.kill()?;
     // Alone, a manager acknowledges nothing.
-    let third = rest.into_iter().find(|name| *name != second).context("three managers")?;
-    cluster.daemon_mut(&second)?.kill()?;
-    cluster.daemon_mut(third)?.kill()?;
     let mut spec = ConfigSpec::default();
     spec.annotations.name = "alone".into();
     let request = CreateConfigRequest { spec: Some(spec) };
     let mut control = cluster.tls("manager")?;
     let alone = tokio::time::timeout(Duration::from_secs(5), control.create_config(request)).await;
     ensure!(!matches!(alone, Ok(Ok(_))), "a minority acknowledged a write");
-    cluster.daemon_mut(&second)?.spawn()?;
-    cluster.daemon_mut(third)?.spawn()?;
+    cluster.manager.kill()?;
+    for name in ALL {
+        cluster.daemon_mut(name)?.spawn()?;
+    }
     write(cluster, &ALL, "together-again").await?;
-    same(cluster, &ALL).await
+    same(cluster, &ALL).await?;
+    for written in ["before", "together-again"] {
+        ensure!(has(cluster, "manager", written).await?, "{written} was lost");
+    }
+    Ok(())
+}
+
+/// Removes a member, by any manager.
+async fn leave(cluster: &Cluster, by: &str, raft_id: u64) -> Result<()> {
+    until("the member to be removed", PATIENCE, || async {
+        let mut members = RaftMembershipClient::new(cluster.tls_channel(by)?);
+        let node = RaftMember { raft_id, ..RaftMember::default() };
+        match members.leave(LeaveRequest { node: Some(node) }).await {
+            Ok(_) => Ok(()),
+            // An earlier attempt whose outcome was not known.
+            Err(status) if status.message().contains("member not found") => Ok(()),
+            Err(status) => Err(status.into()),
+        }
+    })
+    .await
+}
+
+async fn says_that_it_was_removed(cluster: &Cluster, name: &str) -> Result<()> {
+    until("the removed manager to say so", PATIENCE, || async {
+        let log = cluster.daemon_named(name)?.log();
+        ensure!(log.contains("this manager was removed from the cluster"), "it does not");
+        Ok(())
+    })
+    .await
 }
 
 async fn removed(cluster: &mut Cluster) -> Result<()> {
     reachable(cluster, "manager").await?;
     let status = status_of(cluster, "manager", "manager-3").await?;
-    let node = RaftMember { raft_id: status.raft_id, ..RaftMember::default() };
     let mut members = RaftMembershipClient::new(cluster.tls_channel("manager")?);
     let refused = members.leave(LeaveRequest::default()).await.err().context("it left nobody")?;
     ensure!(refused.code() == tonic::Code::InvalidArgument, "{refused}");
-    members.leave(LeaveRequest { node: Some(node) }).await?;
-    until("the removed manager to say so", PATIENCE, || async {
-        let log = cluster.daemon_named("manager-3")?.log();
-        ensure!(log.contains("this manager was removed from the cluster"), "it does not");
-        Ok(())
-    })
-    .await?;
+    leave(cluster, "manager", status.raft_id).await?;
+    says_that_it_was_removed(cluster, "manager-3").await?;
     let rest = ["manager", "manager-2"];
     write(cluster, &rest, "without-the-third").await?;
     same(cluster, &rest).await?;
@@ -204,11 +232,23 @@ async fn removed(cluster: &mut Cluster) -> Result<()> {
     Ok(())
 }
 
+async fn leader_leaves(cluster: &mut Cluster) -> Result<()> {
+    reachable(cluster, "manager").await?;
+    let first = leader(cluster, &ALL).await?;
+    let status = status_of(cluster, "manager", &first).await?;
+    let rest: Vec<&str> = ALL.into_iter().filter(|name| *name != first).collect();
+    leave(cluster, rest[0], status.raft_id).await?;
+    says_that_it_was_removed(cluster, &first).await?;
+    leader(cluster, &rest).await?;
+    write(cluster, &rest, "without-the-first").await?;
+    same(cluster, &rest).await
+}
+
 async fn moved_and_wiped(cluster: &mut Cluster) -> Result<()> {
     reachable(cluster, "manager").await?;
     let before = status_of(cluster, "manager", "manager-3").await?;
     cluster.daemon_mut("manager-3")?.stop().await?;
-    cluster.daemon_mut("manager-3")?.set_flag("--listen-remote-api", "127.0.0.1:0")?;
+    cluster.daemon_mut("manager-3")?.set_flag("--listen-remote-api", &free_address())?;
     cluster.daemon_mut("manager-3")?.spawn()?;
     let moved = until("the new address to be known", PATIENCE, || async {
         let status = status_of(cluster, "manager", "manager-3").await?;
@@ -222,7 +262,6 @@ async fn moved_and_wiped(cluster: &mut Cluster) -> Result<()> {
 
     // Its log is gone: it may not vote as the one that it was.
     cluster.daemon_mut("manager-3")?.kill()?;
-    cluster.daemon_mut("manager-3")?.set_flag("--listen-remote-api", &moved.addr)?;
     std::fs::remove_dir_all(cluster.daemon_named("manager-3")?.state_dir().join("raft"))?;
     cluster.daemon_mut("manager-3")?.spawn()?;
     until("the wiped manager to be a new member", PATIENCE, || async {
@@ -285,9 +324,23 @@ async fn another_manager_leads_when_the_leader_is_killed() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn managers_that_were_all_killed_go_on_where_they_were() -> Result<()> {
+    let mut cluster = three().await?;
+    let result = all_killed(&mut cluster).await;
+    with_logs(&cluster, result)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_removed_manager_stops_and_says_so() -> Result<()> {
     let mut cluster = three().await?;
     let result = removed(&mut cluster).await;
+    with_logs(&cluster, result)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_that_is_removed_hands_over_first() -> Result<()> {
+    let mut cluster = three().await?;
+    let result = leader_leaves(&mut cluster).await;
     with_logs(&cluster, result)
 }
 

@@ -72,13 +72,13 @@ impl Group {
         if raft.membership().get(raft_id).is_none() {
             return Err(plain(&MembershipError::Unknown));
         }
-        if !raft.can_remove(raft_id) {
-            return Err(plain(&MembershipError::Quorum));
-        }
         if raft_id != raft.raft_id() {
             raft.change_membership(Change::Remove(raft_id)).await.map_err(|e| plain(&e))?;
             info!(raft.id = format!("{raft_id:x}"), "removed a manager from the raft group");
             return Ok(());
+        }
+        if !raft.can_remove(raft_id) {
+            return Err(plain(&MembershipError::Quorum));
         }
         raft.transfer_leadership(None).await.map_err(|e| plain(&e))?;
         drop(turn);

@@ -27,6 +27,7 @@ mod leader_link;
 mod leadership;
 mod manager;
 mod membership;
+mod open;
 pub mod roles;
 
 pub use error::Error;

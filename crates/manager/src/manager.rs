@@ -15,7 +15,7 @@ use swarm_dispatcher::Dispatcher;
 use swarm_pki::{
     Dialer, JoinToken, KeyStore, LocalIncoming, RootCa, SecurityContext, ServerRole, TlsIncoming,
 };
-use swarm_raft::{GrpcTransport, Origin, Outcome, RaftHandle, RaftNode, RaftService, Role, Ticks};
+use swarm_raft::{GrpcTransport, Outcome, RaftHandle, RaftService, Role};
 use swarm_store::Store;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -32,11 +32,12 @@ use crate::ca::CaServer;
 use crate::control_socket::{ControlSocket, SocketFile};
 use crate::forward::{Door, ForwardLayer};
 use crate::group::Group;
-use crate::join::{self, Joiner};
+use crate::join;
 use crate::leader::Leader;
 use crate::leader_link::{LeaderLink, RaftSlot};
 use crate::leadership;
 use crate::membership::RaftMembership;
+use crate::open::open_raft;
 
 /// Time that open calls have to end before their connections are closed.
 const GRACE: Duration = Duration::from_secs(8);
@@ -361,46 +362,6 @@ fn bootstrap(config: &Config, node_id: &str, cluster_id: &str) -> Bootstrap {
         election_tick: config.election_tick,
         predefined_networks: ["bridge", "host"].map(|name| (name.to_owned(), name.to_owned())).into(),
     }
-}
-
-/// Goes on with the log in the state directory, begins a new group, or joins one.
-async fn open_raft(
-    config: &Config,
-    node_id: &str,
-    advertised: &str,
-    store: &Arc<Store>,
-    transport: &GrpcTransport,
-    dialer: &Dialer,
-) -> Result<RaftHandle, Error> {
-    let sealer = Arc::new(swarm_pki::Sealer::new(&config.keys.ensure_dek()?));
-    let ticks =
-        Ticks { heartbeat: config.heartbeat_tick, election: config.election_tick, ..Ticks::default() };
-    let mut raft = swarm_raft::Config {
-        ticks,
-        transport: Arc::new(transport.clone()),
-        origin: if config.new_cluster.is_some() { Origin::NewGroup } else { Origin::Existing },
-        ..swarm_raft::Config::new(node_id, advertised, &config.state_dir, sealer)
-    };
-    let node = match open(raft.clone()).await {
-        Err(Error::Raft(swarm_raft::Error::NoLog { .. })) if !config.managers.is_empty() => {
-            let managers = &config.managers;
-            let limit = ticks.request_timeout();
-            let joiner = Joiner { dialer, node_id, addr: advertised, managers, limit };
-            let joined = joiner.join().await?;
-            raft.origin = Origin::Joined { raft_id: joined.raft_id, members: joined.members };
-            open(raft).await?
-        }
-        result => result?,
-    };
-    store.attach(node.proposer());
-    transport.attach(&node);
-    Ok(node.start(store.clone())?)
-}
-
-/// Opening a long log takes a while, and blocks.
-async fn open(config: swarm_raft::Config) -> Result<RaftNode, Error> {
-    let node = tokio::task::spawn_blocking(move || RaftNode::open(config)).await;
-    Ok(node.map_err(|_| Error::Panicked("opening the raft log"))??)
 }
 
 /// The address to tell others when none was given: the one that is bound, or, where that is every address of

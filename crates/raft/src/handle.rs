@@ -295,10 +295,11 @@ impl RaftHandle {
         self.shared.inbox.request(Request::SnapshotSent(raft_id, delivered));
     }
 
-    /// Changes the membership; returns when the change is applied here.
+    /// Changes the membership; returns when the change is applied here. A member is removed only if a quorum that can be
+    /// reached is left.
     ///
     /// # Errors
-    /// [`Error::Membership`] if it is not valid, [`Error::LostLeadership`] if this member does not lead (the
+    /// [`Error::Membership`] if it is not valid or not safe, [`Error::LostLeadership`] if this member does not lead (the
     /// outcome is unknown if it did), [`Error::Stopped`].
     pub async fn change_membership(&self, change: Change) -> Result<()> {
         self.shared.ask(|reply| Request::Change(change, reply)).await

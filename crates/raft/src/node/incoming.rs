@@ -11,7 +11,7 @@ use super::turn::Turns;
 use crate::check::{self, State, Verdict};
 use crate::counters::add;
 use crate::inbox::{Reply, Request};
-use crate::{Error, Result, convert};
+use crate::{Change, Error, MembershipError, Result, convert};
 
 impl Turns {
     pub(super) fn step(&mut self, mut message: raftpb::Message) -> Result<()> {
@@ -131,7 +131,7 @@ impl Turns {
         while let Some((number, change)) = self.changes.next() {
             let id = (u64::from(crate::handle::id_prefix(self.shared.raft_id)) << 48) | number;
             let change = change.to_conf_change(id);
-            if let Err(error) = self.membership.validate(&change) {
+            if let Err(error) = self.admissible(&change) {
                 self.changes.refused(error.into());
                 continue;
             }
@@ -150,6 +150,17 @@ impl Turns {
             };
         }
         false
+    }
+
+    /// What is valid and leaves a quorum that can be reached. Asked right before a change is proposed, one at a time, so
+    /// that no two are let through that are harmful only together.
+    fn admissible(&self, change: &raftpb::ConfChange) -> Result<(), MembershipError> {
+        let Change::Remove(raft_id) = self.membership.validate(change)? else { return Ok(()) };
+        let active = |id| self.config.transport.is_active(id);
+        if !self.membership.can_remove(raft_id, self.shared.raft_id, active) {
+            return Err(MembershipError::Quorum);
+        }
+        Ok(())
     }
 
     pub(super) fn start_reads(&mut self) -> bool {

@@ -9,8 +9,8 @@ use swarm_api::raftpb::{Message, MessageType};
 use swarm_api::v1::{RaftConfig, RaftMember};
 use swarm_raft::storage::MemoryDisk;
 use swarm_raft::{
-    Change, Config, Error, Membership, Origin, Outcome, Outgoing, RaftHandle, RaftNode, Role, Ticks,
-    Transport,
+    Change, Config, Error, Membership, MembershipError, Origin, Outcome, Outgoing, RaftHandle, RaftNode,
+    Role, Ticks, Transport,
 };
 use swarm_store::Error as StoreError;
 
@@ -304,6 +304,25 @@ async fn a_leader_that_removes_itself_leaves_a_group_behind() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_removal_that_would_cost_the_quorum_is_refused() {
+    let group = Group::new();
+    let a = group.first().await;
+    let own = a.raft.raft_id();
+    let result = a.raft.change_membership(Change::Remove(own)).await;
+    assert!(matches!(result, Err(Error::Membership(MembershipError::Quorum))), "{result:?}");
+    let b = group.join(&a, "m2", 2).await;
+    let c = group.join(&a, "m3", 3).await;
+    same(&[&a, &b, &c]).await;
+    group.cut_off(&c, true);
+    assert!(!a.raft.can_remove(2) && !a.raft.can_remove(own) && a.raft.can_remove(3));
+    let live = a.raft.change_membership(Change::Remove(2)).await;
+    assert!(matches!(live, Err(Error::Membership(MembershipError::Quorum))), "{live:?}");
+    in_time("the removal", a.raft.change_membership(Change::Remove(3))).await.unwrap();
+    a.write("two are left").await;
+    same(&[&a, &b]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn ticks_without_a_leader_are_counted() {
     let group = Group::new();
     let a = group.first().await;
@@ -420,5 +439,6 @@ async fn a_follower_catches_up_after_a_stop() {
     let read = in_time("a read", a.store.read_barrier()).await;
     assert!(matches!(read, Err(StoreError::LostLeadership)), "{read:?}");
     let result = a.raft.change_membership(Change::Remove(3)).await;
-    assert!(matches!(result, Err(Error::LostLeadership)), "{result:?}");
+    let refused = matches!(result, Err(Error::LostLeadership | Error::Membership(MembershipError::Quorum)));
+    assert!(refused, "{result:?}");
 }
