@@ -169,6 +169,24 @@ async fn leader_killed(cluster: &mut Cluster) -> Result<()> {
     Ok(())
 }
 
+async fn leader_frozen(cluster: &mut Cluster) -> Result<()> {
+    reachable(cluster, "manager").await?;
+    write(cluster, &ALL, "before").await?;
+    let first = leader(cluster, &ALL).await?;
+    let rest: Vec<&str> = ALL.into_iter().filter(|name| *name != first).collect();
+    cluster.daemon_named(&first)?.pause()?;
+    leader(cluster, &rest).await?;
+    write(cluster, &rest, "while-it-was-frozen").await?;
+    same(cluster, &rest).await?;
+    // It takes itself for the leader until it hears from the others.
+    cluster.daemon_named(&first)?.resume()?;
+    leader(cluster, &ALL).await?;
+    same(cluster, &ALL).await?;
+    ensure!(has(cluster, &first, "while-it-was-frozen").await?);
+    write(cluster, &ALL, "afterwards").await?;
+    same(cluster, &ALL).await
+}
+
 async fn all_killed(cluster: &mut Cluster) -> Result<()> {
     write(cluster, &ALL, "before").await?;
     same(cluster, &ALL).await?;
@@ -181,6 +199,17 @@ async fn all_killed(cluster: &mut Cluster) -> Result<()> {
     let mut control = cluster.tls("manager")?;
     let alone = tokio::time::timeout(Duration::from_secs(5), control.create_config(request)).await;
     ensure!(!matches!(alone, Ok(Ok(_))), "a minority acknowledged a write");
+    let missing =
+        [cluster.daemon_named("manager-2")?.address()?, cluster.daemon_named("manager-3")?.address()?];
+    until("the error to say who is missing", PATIENCE, || async {
+        let out = cluster.ctl(&["node", "ls"])?;
+        let text = String::from_utf8_lossy(&out.stderr).into_owned();
+        ensure!(!out.status.success() && text.contains("The swarm does not have a leader."), "{text}");
+        ensure!(text.contains("Of 3 known managers, 2 must be online; this one reaches 1"), "{text}");
+        ensure!(missing.iter().all(|addr| text.contains(addr)), "{text}");
+        Ok(())
+    })
+    .await?;
     cluster.manager.kill()?;
     for name in ALL {
         cluster.daemon_mut(name)?.spawn()?;
@@ -320,6 +349,13 @@ async fn three_managers_form_a_quorum_and_hold_the_same() -> Result<()> {
 async fn another_manager_leads_when_the_leader_is_killed() -> Result<()> {
     let mut cluster = three().await?;
     let result = leader_killed(&mut cluster).await;
+    with_logs(&cluster, result)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_frozen_leader_is_replaced_and_follows_when_it_wakes() -> Result<()> {
+    let mut cluster = three().await?;
+    let result = leader_frozen(&mut cluster).await;
     with_logs(&cluster, result)
 }
 

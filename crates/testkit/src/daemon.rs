@@ -111,9 +111,8 @@ impl Daemon {
 
     /// Asks the process to end and waits for it.
     pub async fn stop(&mut self) -> Result<std::process::ExitStatus> {
+        self.signal("TERM")?;
         let mut child = self.child.take().context("not running")?;
-        let status = Command::new("kill").arg(child.id().to_string()).status()?;
-        ensure!(status.success(), "kill failed");
         until(&format!("{} to end", self.name), READY, || {
             let ended = child.try_wait();
             async move { ended?.context("it still runs") }
@@ -145,6 +144,22 @@ impl Daemon {
     /// Address of its remote API, as of its last start.
     pub fn address(&self) -> Result<String> {
         listening(&self.log())
+    }
+
+    /// Freezes the process, as a host does that hangs.
+    pub fn pause(&self) -> Result<()> {
+        self.signal("STOP")
+    }
+
+    /// Lets a frozen process go on.
+    pub fn resume(&self) -> Result<()> {
+        self.signal("CONT")
+    }
+
+    fn signal(&self, name: &str) -> Result<()> {
+        let pid = self.pid().context("not running")?.to_string();
+        ensure!(Command::new("kill").args(["-s", name, &pid]).status()?.success(), "kill failed");
+        Ok(())
     }
 
     /// Process id, while it runs.
