@@ -37,15 +37,20 @@ pub struct DockerExecutor {
     stop: CancellationToken,
 }
 
+/// Creations and starts at the same time, unless set otherwise.
+pub fn default_parallelism() -> usize {
+    // A start is mostly the engine's own processor time; a few more than cores hide its waits for the disk.
+    let cores = std::thread::available_parallelism().map_or(2, usize::from);
+    (cores * 4).clamp(4, 32)
+}
+
 impl DockerExecutor {
     /// Connects to the engine at `unix:///path`, an absolute path, `tcp://host:port`, or (empty) the usual socket.
     ///
     /// # Errors
     /// [`Error`], naming the address, if it is malformed or no engine answers there.
     pub async fn connect(address: &str) -> Result<Self, Error> {
-        // A start is mostly the engine's own processor time; a few more than cores hide its waits for the disk.
-        let cores = std::thread::available_parallelism().map_or(2, usize::from);
-        Self::connect_with(address, (cores * 4).clamp(4, 32)).await
+        Self::connect_with(address, default_parallelism()).await
     }
 
     /// As [`DockerExecutor::connect`], with at most so many creations and starts at the same time.

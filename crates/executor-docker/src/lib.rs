@@ -20,5 +20,5 @@ mod spec;
 
 pub use client::DEFAULT_ADDRESS;
 pub use error::Error;
-pub use executor::DockerExecutor;
+pub use executor::{DockerExecutor, default_parallelism};
 pub use spec::{ContainerPlan, plan};
