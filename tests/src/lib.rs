@@ -8,13 +8,13 @@ use prost_types::Any;
 use swarm_api::swarmd::ProcessSpec;
 use swarm_api::v1::{
     ContainerSpec, CreateServiceRequest, GenericRuntimeSpec, ReplicatedService, ServiceSpec, TaskSpec,
-    UpdateServiceRequest, service_spec, task_spec,
+    UpdateNodeRequest, UpdateServiceRequest, node_spec, service_spec, task_spec,
 };
 use swarm_api::{Shared, v1};
 use swarm_testkit::daemon::Cluster;
 
 /// Time within which a few tasks must run.
-pub const SOON: Duration = Duration::from_secs(60);
+pub const SOON: Duration = Duration::from_secs(120);
 
 /// A service of native processes that do nothing for ever.
 pub fn process_service(name: &str, replicas: u64) -> ServiceSpec {
@@ -61,17 +61,48 @@ pub async fn create(cluster: &mut Cluster, spec: ServiceSpec) -> Result<String> 
 
 /// Changes a service's spec.
 pub async fn update(cluster: &mut Cluster, id: &str, change: impl Fn(&mut ServiceSpec)) -> Result<()> {
-    let service = cluster.service(id).await?;
-    let mut spec = service.spec.clone();
-    change(&mut spec);
-    let request = UpdateServiceRequest {
-        service_id: id.to_owned(),
-        service_version: Some(service.meta.version),
-        spec: Some(spec),
-        ..Default::default()
-    };
-    cluster.control.update_service(request).await?;
-    Ok(())
+    loop {
+        let service = cluster.service(id).await?;
+        let mut spec = service.spec.clone();
+        change(&mut spec);
+        let request = UpdateServiceRequest {
+            service_id: id.to_owned(),
+            service_version: Some(service.meta.version),
+            spec: Some(spec),
+            ..Default::default()
+        };
+        match cluster.control.update_service(request).await {
+            Err(status) if out_of_sequence(&status) => {}
+            result => return Ok(result.map(drop)?),
+        }
+    }
+}
+
+/// Somebody else has written the object since it was read.
+pub fn out_of_sequence(status: &tonic::Status) -> bool {
+    status.message().contains("update out of sequence")
+}
+
+/// Sets what a node is there for.
+pub async fn set_availability(
+    cluster: &mut Cluster,
+    name: &str,
+    availability: node_spec::Availability,
+) -> Result<String> {
+    loop {
+        let node = cluster.node(name).await?;
+        let mut spec = node.spec.clone();
+        spec.availability = availability as i32;
+        let request = UpdateNodeRequest {
+            node_id: node.id.clone(),
+            node_version: Some(node.meta.version),
+            spec: Some(spec),
+        };
+        match cluster.control.update_node(request).await {
+            Err(status) if out_of_sequence(&status) => {}
+            result => return Ok(result.map(|_| node.id.clone())?),
+        }
+    }
 }
 
 /// Sets the number of replicas.

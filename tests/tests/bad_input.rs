@@ -8,7 +8,8 @@ use swarm_api::TaskState;
 use swarm_api::v1::control_client::ControlClient;
 use swarm_api::v1::{CreateServiceRequest, NodeRole, Placement, ReplicatedService, service_spec};
 use swarm_pki::{Clock, Credentials, Dialer, KekChange, KeyStore, NodeSubject, RootCa, ServerRole};
-use swarm_testkit::daemon::{Cluster, Engine, program};
+use swarm_testkit::daemon::{Cluster, Engine, loopback, program};
+use swarm_testkit::registry::Registry;
 use swarm_testkit::wait::until;
 use swarm_tests::{SOON, container_service, create, process_service, with_logs};
 use tonic::Code;
@@ -17,12 +18,16 @@ use tonic::Code;
 fn failing_daemon(args: &[&str]) -> Result<(Option<i32>, String)> {
     let dir = tempfile::tempdir()?;
     let mut command = std::process::Command::new(program("swarmd")?);
-    command.arg("--state-dir").arg(dir.path().join("state")).args(["--engine-addr", "none"]);
-    if !args.contains(&"--listen-control-api") {
-        command.arg("--listen-control-api").arg(dir.path().join("control.sock"));
-    }
-    if !args.contains(&"--listen-remote-api") {
-        command.args(["--listen-remote-api", "127.0.0.1:0"]);
+    // What is not the matter of the test is free for sure.
+    for (flag, value) in [
+        ("--state-dir", dir.path().join("state").into_os_string()),
+        ("--engine-addr", "none".into()),
+        ("--listen-control-api", dir.path().join("control.sock").into_os_string()),
+        ("--listen-remote-api", format!("{}:0", loopback()).into()),
+    ] {
+        if !args.contains(&flag) {
+            command.arg(flag).arg(value);
+        }
     }
     let mut child = command.args(args).stderr(std::process::Stdio::piped()).spawn()?;
     let mut stderr = child.stderr.take().context("stderr is piped")?;
@@ -30,7 +35,7 @@ fn failing_daemon(args: &[&str]) -> Result<(Option<i32>, String)> {
         let mut text = String::new();
         std::io::Read::read_to_string(&mut stderr, &mut text).map(|_| text)
     });
-    let end = std::time::Instant::now() + Duration::from_secs(60);
+    let end = std::time::Instant::now() + SOON;
     let status = loop {
         if let Some(status) = child.try_wait()? {
             break status;
@@ -116,30 +121,19 @@ async fn a_node_of_another_cluster_is_refused() -> Result<()> {
     // The state directory of a worker of the second cluster, told to join the first.
     second.workers[0].stop().await?;
     let state = second.workers[0].state_dir().to_owned();
-    let out = std::process::Command::new(program("swarmd")?)
-        .arg("--state-dir")
-        .arg(&state)
-        .args(["--engine-addr", "none", "--join-addr", &first.address()?, "--join-token", &token])
-        .output()?;
-    let text = String::from_utf8_lossy(&out.stderr).into_owned();
-    ensure!(out.status.code() == Some(1), "{:?}: {text}", out.status);
-    ensure!(text.contains("certificate") && text.contains("cluster"), "{text}");
-    Ok(())
+    let state = state.to_str().context("UTF-8")?;
+    check_daemon(
+        &["--state-dir", state, "--join-addr", &first.address()?, "--join-token", &token],
+        &["certificate", "cluster"],
+    )
 }
 
 #[test]
 fn an_engine_that_does_not_answer_is_named() -> Result<()> {
-    let dir = tempfile::tempdir()?;
-    let state = dir.path().join("state");
-    let out = std::process::Command::new(program("swarmd")?)
-        .arg("--state-dir")
-        .arg(&state)
-        .args(["--engine-addr", "unix:///nowhere/docker.sock"])
-        .output()?;
-    let text = String::from_utf8_lossy(&out.stderr).into_owned();
-    ensure!(out.status.code() == Some(1), "{:?}: {text}", out.status);
-    ensure!(text.contains("/nowhere/docker.sock") && text.contains("--engine-addr none"), "{text}");
-    Ok(())
+    check_daemon(
+        &["--engine-addr", "unix:///nowhere/docker.sock"],
+        &["/nowhere/docker.sock", "--engine-addr none"],
+    )
 }
 
 #[test]
@@ -153,15 +147,8 @@ fn an_expired_certificate_is_named() -> Result<()> {
     let keys = KeyStore::open(dir.path().join("certificates"))?;
     keys.save_root(&root)?;
     keys.save(credentials.certificate_pem(), credentials.key(), KekChange::Set(None, 0))?;
-    let out = std::process::Command::new(program("swarmd")?)
-        .arg("--state-dir")
-        .arg(dir.path())
-        .args(["--engine-addr", "none"])
-        .output()?;
-    let text = String::from_utf8_lossy(&out.stderr).into_owned();
-    ensure!(out.status.code() == Some(1), "{:?}: {text}", out.status);
-    ensure!(text.contains("certificates") && text.contains("not valid after"), "{text}");
-    Ok(())
+    let state = dir.path().to_str().context("UTF-8")?;
+    check_daemon(&["--state-dir", state], &["certificates", "not valid after"])
 }
 
 /// A channel to a manager's TLS port with the certificate of a node's state directory.
@@ -200,7 +187,9 @@ async fn a_worker_may_not_call_what_is_for_managers() -> Result<()> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn docker_an_image_that_does_not_exist_is_said_in_the_task() -> Result<()> {
     let mut cluster = Cluster::start(Engine::Docker, 0).await?;
-    let service = create(&mut cluster, container_service("ghost", "swarm-test/no-such-image:1", 1)).await?;
+    let registry = Registry::start(None).await?;
+    let image = format!("{}/no-such-image:1", registry.address());
+    let service = create(&mut cluster, container_service("ghost", &image, 1)).await?;
     let text = until("the task to be rejected", SOON, || {
         let mut control = cluster.control.clone();
         let service = service.clone();
@@ -320,7 +309,11 @@ async fn placed_later(cluster: &mut Cluster) -> Result<()> {
         let text = cluster.ctl_ok(args)?;
         ensure!(text.contains("no suitable node"), "swarmctl {args:?}:\n{text}");
     }
-    cluster.ctl_ok(&["node", "update", "manager", "--label", "disk=ssd"])?;
+    until("the label to be set", SOON, || async {
+        // Something else about the node may have been written since it was read.
+        cluster.ctl_ok(&["node", "update", "manager", "--label", "disk=ssd"])
+    })
+    .await?;
     cluster.running(&service, 1, SOON).await?;
     Ok(())
 }

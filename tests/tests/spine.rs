@@ -7,18 +7,16 @@ use std::time::Duration;
 use anyhow::{Result, bail, ensure};
 use bollard::Docker;
 use bollard::query_parameters::ListContainersOptionsBuilder;
-use swarm_api::v1::{
-    RemoveServiceRequest, ServiceSpec, TaskState, UpdateNodeRequest, node_spec, node_status, task_spec,
-};
+use swarm_api::v1::{RemoveServiceRequest, ServiceSpec, TaskState, node_spec, node_status, task_spec};
 use swarm_testkit::daemon::{Cluster, Engine};
 use swarm_testkit::wait::until;
 use swarm_tests::{
-    SOON, all_different, container_service, create, process_service, processes_with, scale, spread, update,
-    with_logs,
+    SOON, all_different, container_service, create, process_service, processes_with, scale, set_availability,
+    spread, update, with_logs,
 };
 
 /// Heartbeat grace (three periods of 5 s) and restart delay (5 s), with room for a slow machine.
-const REPLACED: Duration = Duration::from_secs(60);
+const REPLACED: Duration = Duration::from_secs(120);
 
 /// Looks at what really runs, behind the cluster's back.
 enum World {
@@ -154,16 +152,7 @@ async fn life_of_a_service(cluster: &mut Cluster, world: &World) -> Result<()> {
     world.exactly(&service, 6).await?;
 
     // Drain empties a node.
-    let node = cluster.node("worker-2").await?;
-    let mut spec = node.spec.clone();
-    spec.availability = node_spec::Availability::Drain as i32;
-    let request = UpdateNodeRequest {
-        node_id: node.id.clone(),
-        node_version: Some(node.meta.version),
-        spec: Some(spec),
-    };
-    cluster.control.update_node(request).await?;
-    let drained = node.id.clone();
+    let drained = set_availability(cluster, "worker-2", node_spec::Availability::Drain).await?;
     until("the drained node to be empty", REPLACED, || {
         let (mut control, drained, service) = (control.clone(), drained.clone(), service.clone());
         async move {

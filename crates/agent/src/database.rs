@@ -31,8 +31,9 @@ pub(crate) struct Record {
 const QUEUE: usize = 1024;
 /// Largest value; larger tasks are stored in parts.
 const PART: usize = 128 * 1024;
-/// How long to wait for whoever has the database open, and how often to look.
-const LOCK_PATIENCE: Duration = Duration::from_secs(1);
+/// How long to wait for whoever has the database open, and how often to look: sled lets go of it a moment after it was
+/// closed, on a busy host a long one.
+const LOCK_PATIENCE: Duration = Duration::from_secs(10);
 const LOCK_PAUSE: Duration = Duration::from_millis(50);
 /// Directory of the database, below the agent's own.
 const DIRECTORY: &str = "tasks.sled";

@@ -13,6 +13,11 @@ use swarm_api::v1::{ContainerSpec, Endpoint, HealthConfig, PortConfig};
 use swarm_testkit::wait::until;
 
 const SLEEP: &str = "trap 'exit 7' TERM; while :; do sleep 100 & wait $!; done";
+/// Ends with this code when it is told to, see [`Lab::signal`].
+const FIVE: &str = "trap 'exit 5' USR1; while :; do sleep 100 & wait $!; done";
+
+/// Enough to end by itself, however slow the machine is.
+const LONG_GRACE: Option<prost_types::Duration> = Some(prost_types::Duration { seconds: 60, nanos: 0 });
 
 #[track_caller]
 fn fatal(result: Result<(), ControllerError>) -> String {
@@ -76,28 +81,32 @@ async fn task_runs_to_its_end_and_says_how() {
 #[tokio::test]
 async fn a_running_task_has_a_process_and_waits_are_woken_by_its_end() {
     let lab = Lab::new().await;
-    let task = lab.run("sleep 1; exit 4");
+    let task = lab.run(FIVE);
     task.prepare().await.unwrap();
     task.start().await.unwrap();
     assert!(task.container_status().await.unwrap().pid > 0);
+    until_child(&lab, task.as_ref()).await;
     // Cancelling a wait and calling it again is allowed at any moment.
     assert!(tokio::time::timeout(Duration::from_millis(100), task.wait()).await.is_err());
-    assert_eq!(within(task.wait()).await, exit(4));
+    lab.signal(task.as_ref()).await;
+    assert_eq!(within(task.wait()).await, exit(5));
     lab.done().await;
 }
 
 #[tokio::test]
 async fn shutdown_asks_then_kills() {
     let lab = Lab::new().await;
-    for (command, expected) in [(SLEEP, 7), ("trap '' TERM; while :; do sleep 1; done", 137)] {
-        let task = lab.run(command);
+    let stubborn = lab.spec("trap '' TERM; while :; do sleep 1; done");
+    let polite = ContainerSpec { stop_grace_period: LONG_GRACE, ..lab.spec(SLEEP) };
+    for (spec, expected) in [(polite, 7), (stubborn, 137)] {
+        let task = lab.controller(&lab.task(spec));
         task.prepare().await.unwrap();
         task.start().await.unwrap();
         // The shell has set its trap once it has a child.
         until_child(&lab, task.as_ref()).await;
         within(task.shutdown()).await.unwrap();
         let status = task.container_status().await.unwrap();
-        assert_eq!((status.exit_code, status.pid), (expected, 0), "{command}");
+        assert_eq!((status.exit_code, status.pid), (expected, 0));
         within(task.shutdown()).await.unwrap();
     }
     lab.done().await;
@@ -118,6 +127,7 @@ async fn stop_signal_of_the_spec_is_sent() {
     let lab = Lab::new().await;
     let spec = ContainerSpec {
         stop_signal: "SIGUSR1".into(),
+        stop_grace_period: LONG_GRACE,
         ..lab.spec("trap 'exit 9' USR1; while :; do sleep 100 & wait $!; done")
     };
     let task = lab.controller(&lab.task(spec));
@@ -146,7 +156,7 @@ async fn terminate_kills_and_may_come_at_any_time() {
 #[tokio::test]
 async fn restarted_daemon_adopts_the_container_at_every_stage() {
     let lab = Lab::new().await;
-    let task = lab.task(lab.spec("sleep 1; exit 5"));
+    let task = lab.task(lab.spec(FIVE));
     controller(&lab.executor, &task).prepare().await.unwrap();
 
     let second = lab.restarted().await;
@@ -159,6 +169,8 @@ async fn restarted_daemon_adopts_the_container_at_every_stage() {
     let adopted = controller(&third, &task);
     assert_eq!(adopted.start().await, Err(ControllerError::AlreadyStarted));
     assert_eq!(adopted.container_status().await.unwrap().pid, pid, "the same process");
+    until_child(&lab, adopted.as_ref()).await;
+    lab.signal(adopted.as_ref()).await;
     assert_eq!(within(adopted.wait()).await, exit(5));
 
     let fourth = lab.restarted().await;
@@ -228,7 +240,11 @@ async fn identity_and_process_options_reach_the_container() {
 #[tokio::test]
 async fn logs_keep_order_streams_and_long_lines() {
     let lab = Lab::new().await;
-    let task = lab.run("echo one; sleep 0.2; echo two >&2; sleep 0.2; printf '%040000d\\n' 0; printf tail");
+    // Each waits until the one before it is in the log: two pipes have no order.
+    let task = lab.run(
+        "trap 'told=1$told' USR1; echo one; until [ \"$told\" = 1 ]; do sleep 0.05; done; \
+         echo two >&2; until [ \"$told\" = 11 ]; do sleep 0.05; done; printf '%040000d\\n' 0; printf tail",
+    );
     let following = {
         let task = task.clone();
         tokio::spawn(
@@ -237,6 +253,14 @@ async fn logs_keep_order_streams_and_long_lines() {
     };
     task.prepare().await.unwrap();
     task.start().await.unwrap();
+    for count in 1..=2 {
+        let looked = || async {
+            anyhow::ensure!(logs(task.as_ref(), LogOptions::default()).await.len() == count);
+            Ok(())
+        };
+        until("output", common::LONG, looked).await.unwrap();
+        lab.signal(task.as_ref()).await;
+    }
     within(task.wait()).await.unwrap();
     let all = logs(task.as_ref(), LogOptions::default()).await;
     let long = "0".repeat(40_000);
@@ -306,9 +330,9 @@ async fn start_waits_for_health_and_ends_the_unhealthy() {
             ..Default::default()
         })
     };
-    // Failures within the first half minute don't count.
+    // Failures within the first minutes don't count.
     let spec = ContainerSpec {
-        healthcheck: check("test -e /tmp/up", 30),
+        healthcheck: check("test -e /tmp/up", 600),
         ..lab.spec("sleep 1; touch /tmp/up; sleep 100")
     };
     let good = lab.controller(&lab.task(spec));
@@ -317,7 +341,13 @@ async fn start_waits_for_health_and_ends_the_unhealthy() {
     within(good.start()).await.unwrap();
     assert!(began.elapsed() > Duration::from_millis(900), "started only once healthy");
 
-    let bad = lab.controller(&lab.task(ContainerSpec { healthcheck: check("false", 0), ..lab.spec(SLEEP) }));
+    // It fails once the shell listens to signals.
+    let spec = ContainerSpec {
+        healthcheck: check("test ! -e /tmp/listens", 0),
+        stop_grace_period: LONG_GRACE,
+        ..lab.spec("trap 'exit 7' TERM; touch /tmp/listens; while :; do sleep 100 & wait $!; done")
+    };
+    let bad = lab.controller(&lab.task(spec));
     bad.prepare().await.unwrap();
     assert_eq!(
         within(bad.start()).await,

@@ -86,19 +86,33 @@ async fn a_container_costs_its_creation_its_start_and_one_look() {
     warm.prepare().await.unwrap();
     warm.start().await.unwrap();
     within(warm.wait()).await.unwrap();
-    // The listener's own first requests are over.
-    tokio::time::sleep(Duration::from_millis(500)).await;
-    let tasks: Vec<_> = (0..5).map(|_| controller(&executor, &lab.task(lab.spec("sleep 1000")))).collect();
-    let before = proxy.requests();
-    for task in &tasks {
-        task.prepare().await.unwrap();
-        assert_eq!(task.container_status().await.unwrap().pid, 0);
-        task.start().await.unwrap();
-        assert!(task.container_status().await.unwrap().pid > 0);
-        assert_eq!(task.port_status().await, None);
-        assert!(tokio::time::timeout(Duration::from_millis(50), task.wait()).await.is_err());
+    // The listener's own first requests, of which this is the last, are over.
+    let compares = |requests: &[String]| requests.iter().any(|line| line.contains("/containers/json"));
+    let compared = || async {
+        anyhow::ensure!(compares(&proxy.requests()));
+        Ok(())
+    };
+    until("the first comparison", LONG, compared).await.unwrap();
+    let mut counted = Vec::new();
+    while counted.is_empty() {
+        let tasks: Vec<_> =
+            (0..5).map(|_| controller(&executor, &lab.task(lab.spec("sleep 1000")))).collect();
+        let before = proxy.requests().len();
+        for task in &tasks {
+            task.prepare().await.unwrap();
+            assert_eq!(task.container_status().await.unwrap().pid, 0);
+            task.start().await.unwrap();
+            assert!(task.container_status().await.unwrap().pid > 0);
+            assert_eq!(task.port_status().await, None);
+            assert!(tokio::time::timeout(Duration::from_millis(50), task.wait()).await.is_err());
+        }
+        let requests = proxy.requests().split_off(before);
+        // Each half minute everything is compared, and everybody may look again.
+        if !compares(&requests) {
+            counted = requests;
+        }
     }
-    assert_eq!(proxy.requests() - before, 3 * tasks.len());
+    assert_eq!(counted.len(), 3 * 5, "{counted:#?}");
     executor.close().await;
     lab.done().await;
 }

@@ -22,7 +22,7 @@ use swarm_api::{Shared, id};
 use swarm_executor_process::ProcessExecutor;
 use swarm_testkit::wait::until;
 
-const LONG: Duration = Duration::from_secs(60);
+const LONG: Duration = Duration::from_secs(120);
 const SLEEP: &str = "exec sleep 1000";
 
 struct Nothing;
@@ -85,6 +85,11 @@ impl Lab {
         self.state.path().join("processes").join(&task.id)
     }
 
+    /// Makes a file that a task waits for.
+    fn tell(&self, task: &Task, file: &str) {
+        std::fs::write(self.dir(task).join("work").join(file), "").unwrap();
+    }
+
     /// Ends the test: nothing may be left of any task.
     async fn done(self) {
         within(self.executor.sweep(&[])).await.unwrap();
@@ -109,12 +114,18 @@ impl Drop for Lab {
     }
 }
 
+/// A command that may take its time to end when it is asked to.
 fn shell(script: &str) -> ProcessSpec {
     ProcessSpec {
         command: vec!["sh".into(), "-c".into(), script.into()],
-        stop_grace_period: Some(prost_types::Duration { seconds: 2, nanos: 0 }),
+        stop_grace_period: Some(prost_types::Duration { seconds: 60, nanos: 0 }),
         ..Default::default()
     }
+}
+
+/// A shell's wait for a file in its working directory.
+fn wait_for(file: &str) -> String {
+    format!("until [ -e {file} ]; do sleep 0.02; done")
 }
 
 async fn within<F: Future>(future: F) -> F::Output {
@@ -224,10 +235,12 @@ async fn task_runs_to_its_end_and_says_how() {
 #[tokio::test]
 async fn a_wait_may_be_cancelled_and_is_woken_by_the_end() {
     let lab = Lab::new();
-    let task = lab.run("sleep 0.5; exit 4");
+    let record = lab.task(&shell(&format!("{}; exit 4", wait_for("go"))));
+    let task = lab.controller(&record);
     start(task.as_ref()).await;
     assert!(pid_of(task.as_ref()).await > 0);
     assert!(tokio::time::timeout(Duration::from_millis(50), task.wait()).await.is_err());
+    lab.tell(&record, "go");
     assert_eq!(within(task.wait()).await, exit(4));
     lab.done().await;
 }
@@ -339,8 +352,9 @@ async fn shutdown_asks_the_group_then_kills_all_of_it() {
     assert_eq!(processes_of(&polite.id), BTreeSet::new());
 
     // One that does not listen, with a child that left the group and the session.
-    let stubborn =
-        lab.task(&shell("trap '' TERM; setsid sleep 1000 & sleep 1000 & while :; do sleep 1; done"));
+    let mut spec = shell("trap '' TERM; setsid sleep 1000 & sleep 1000 & while :; do sleep 1; done");
+    spec.stop_grace_period = Some(prost_types::Duration { seconds: 2, nanos: 0 });
+    let stubborn = lab.task(&spec);
     let task = lab.controller(&stubborn);
     start(task.as_ref()).await;
     until_processes(&stubborn, 4).await;
@@ -586,7 +600,11 @@ async fn sweep_ends_what_nobody_knows() {
 #[tokio::test]
 async fn logs_keep_order_streams_and_long_lines() {
     let lab = Lab::new();
-    let task = lab.run("echo one; sleep 0.1; echo two >&2; sleep 0.1; printf '%040000d\\n' 0; printf tail");
+    // Each waits until the one before it is in the log: two pipes have no order.
+    let (one, two) = (wait_for("one"), wait_for("two"));
+    let script = format!("echo one; {one}; echo two >&2; {two}; printf '%040000d\\n' 0; printf tail");
+    let record = lab.task(&shell(&script));
+    let task = lab.controller(&record);
     let following = {
         let task = task.clone();
         tokio::spawn(
@@ -594,6 +612,10 @@ async fn logs_keep_order_streams_and_long_lines() {
         )
     };
     start(task.as_ref()).await;
+    for (count, file) in [(1, "one"), (2, "two")] {
+        until_lines(task.as_ref(), count).await;
+        lab.tell(&record, file);
+    }
     within(task.wait()).await.unwrap();
     let all = logs(task.as_ref(), LogOptions::default()).await;
     let long = "0".repeat(40_000);

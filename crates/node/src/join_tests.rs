@@ -172,9 +172,10 @@ async fn a_root_on_disk_is_trusted_as_it_is_and_no_other() {
 
 #[tokio::test(start_paused = true)]
 async fn an_address_where_nobody_answers_is_tried_five_times_and_named() {
-    let listener = std::net::TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
-    let addr = listener.local_addr().unwrap().to_string();
-    drop(listener);
+    // Bound, so that nobody else takes it, but nobody listens.
+    let reserved = tokio::net::TcpSocket::new_v4().unwrap();
+    reserved.bind(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
+    let addr = reserved.local_addr().unwrap().to_string();
     let token = JoinToken::generate(RootDigest::of(b"root"), false);
     let begin = tokio::time::Instant::now();
     let error = refusal(&addr, token.expose()).await;

@@ -1,8 +1,10 @@
 //! Real daemons on this host: managers and workers, each a process with its own state directory.
 
 use std::fs::File;
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -17,6 +19,7 @@ use tempfile::TempDir;
 use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint, Uri};
 
+use crate::teardown;
 use crate::wait::until;
 
 mod managers;
@@ -24,7 +27,7 @@ mod managers;
 pub use managers::{Contents, free_address};
 
 /// Longest wait for a daemon to become ready.
-const READY: Duration = Duration::from_secs(30);
+const READY: Duration = Duration::from_secs(120);
 
 /// How the daemons of a cluster run tasks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,6 +36,14 @@ pub enum Engine {
     Docker,
     /// Native processes only.
     None,
+}
+
+/// A loopback address that is no other test's, nor any connection's: a daemon that is restarted finds its port free.
+pub fn loopback() -> Ipv4Addr {
+    static CALLS: AtomicU32 = AtomicU32::new(0);
+    // Process ids have 22 bits, the network has 24 for its hosts, and its last address is of no use.
+    let number = CALLS.fetch_add(1, Ordering::Relaxed) % 3;
+    Ipv4Addr::from(u32::from(Ipv4Addr::new(127, 0, 0, 0)) | number << 22 | (std::process::id() & 0x3f_ffff))
 }
 
 /// A program of this workspace, beside the running test in the target directory.
@@ -59,6 +70,8 @@ pub struct Daemon {
     state: PathBuf,
     args: Vec<String>,
     child: Option<Child>,
+    /// Where the log of the present run begins.
+    run_begins: usize,
 }
 
 impl Daemon {
@@ -71,6 +84,7 @@ impl Daemon {
     /// Starts the process without waiting.
     pub fn spawn(&mut self) -> Result<()> {
         ensure!(self.child.is_none(), "{} is running already", self.name);
+        self.run_begins = self.log().len();
         let log = File::options().create(true).append(true).open(self.log_path())?;
         let mut command = Command::new(program("swarmd")?);
         command.arg("--state-dir").arg(&self.state).args(["--hostname", &self.name]).args(&self.args);
@@ -87,8 +101,7 @@ impl Daemon {
         let end = tokio::time::Instant::now() + READY;
         loop {
             let log = std::fs::read_to_string(&path).unwrap_or_default();
-            let present = log.rfind("starting swarmd").map_or("", |at| &log[at..]);
-            if present.contains("node is ready") {
+            if log.get(self.run_begins..).is_some_and(|present| present.contains("node is ready")) {
                 return Ok(());
             }
             if let Some(status) = child.try_wait()? {
@@ -225,12 +238,12 @@ impl Cluster {
             // After a restart the manager must be found where its workers know it.
             &["--listen-remote-api", &free_address(), "--listen-control-api", socket_text],
         );
-        manager.args.extend(flags.iter().map(|f| (*f).to_owned()));
-        manager.start().await?;
+        let flags: Vec<String> = flags.iter().map(|f| (*f).to_owned()).collect();
+        manager.args.extend(flags.iter().cloned());
         let control = ControlClient::new(channel(socket));
-        let flags = flags.iter().map(|f| (*f).to_owned()).collect();
         let mut cluster =
             Cluster { engine, dir, manager, managers: Vec::new(), workers: Vec::new(), control, flags };
+        cluster.manager.start().await?;
         for _ in 0..workers {
             cluster.add_worker().await?;
         }
@@ -241,12 +254,13 @@ impl Cluster {
     pub async fn add_worker(&mut self) -> Result<()> {
         let name = format!("worker-{}", self.workers.len() + 1);
         let (address, token) = (self.address()?, self.worker_token().await?);
-        let args = ["--join-addr", &address, "--join-token", &token, "--listen-remote-api", "127.0.0.1:0"];
+        let listen = free_address();
+        let args = ["--join-addr", &address, "--join-token", &token, "--listen-remote-api", &listen];
         let mut worker = daemon(self.dir.path(), self.engine, &name, &args);
         worker.args.extend(self.flags.iter().cloned());
-        worker.start().await?;
+        // Among the workers even if it does not start: what it left behind is ended with the rest.
         self.workers.push(worker);
-        Ok(())
+        self.workers.last_mut().context("it was just added")?.start().await
     }
 
     /// A daemon of this cluster's directory that was not started yet.
@@ -374,12 +388,35 @@ impl Cluster {
     }
 }
 
+impl Drop for Cluster {
+    /// Leaves no process and no container behind, whatever became of the test.
+    fn drop(&mut self) {
+        for daemon in std::iter::once(&mut self.manager).chain(&mut self.managers).chain(&mut self.workers) {
+            if daemon.child.is_some() {
+                let _ = daemon.kill();
+            }
+        }
+        let mut results = vec![teardown::end_processes(self.dir.path())];
+        if self.engine == Engine::Docker {
+            results.push(teardown::remove_containers(self.dir.path()));
+        }
+        for error in results.into_iter().filter_map(Result::err) {
+            // A test that fails has its own reason to tell.
+            if std::thread::panicking() {
+                eprintln!("{error:#}");
+            } else {
+                panic!("{error:#}");
+            }
+        }
+    }
+}
+
 fn daemon(dir: &Path, engine: Engine, name: &str, args: &[&str]) -> Daemon {
     let mut args: Vec<String> = args.iter().map(|a| (*a).to_owned()).collect();
     if engine == Engine::None {
         args.extend(["--engine-addr".to_owned(), "none".to_owned()]);
     }
-    Daemon { name: name.to_owned(), state: dir.join(name), args, child: None }
+    Daemon { name: name.to_owned(), state: dir.join(name), args, child: None, run_begins: 0 }
 }
 
 /// The address that the last run of a manager listens on.

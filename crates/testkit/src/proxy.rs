@@ -1,10 +1,11 @@
-//! A UNIX socket in front of another one, that can be cut, and that counts what passes.
+//! A UNIX socket in front of another one, that can be cut, and that notes what passes.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context as _, Result};
+use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, copy};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
@@ -21,7 +22,7 @@ pub struct Proxy {
 
 struct State {
     down: AtomicBool,
-    requests: AtomicUsize,
+    requests: Mutex<Vec<String>>,
     cut: watch::Sender<()>,
 }
 
@@ -36,7 +37,7 @@ impl Proxy {
         let listener = UnixListener::bind(&path).context("binding the proxy's socket")?;
         let state = Arc::new(State {
             down: AtomicBool::new(false),
-            requests: AtomicUsize::new(0),
+            requests: Mutex::default(),
             cut: watch::Sender::new(()),
         });
         let mut tasks = JoinSet::new();
@@ -60,9 +61,9 @@ impl Proxy {
         self.state.down.store(false, Ordering::SeqCst);
     }
 
-    /// HTTP/1.1 requests so far.
-    pub fn requests(&self) -> usize {
-        self.state.requests.load(Ordering::SeqCst)
+    /// First lines of the HTTP/1.1 requests so far.
+    pub fn requests(&self) -> Vec<String> {
+        self.state.requests.lock().clone()
     }
 }
 
@@ -92,7 +93,7 @@ async fn forward(mut client: UnixStream, target: PathBuf, state: Arc<State>) {
             // The request line of each request stands at the beginning of a write of the client.
             let end = buffer[..count].iter().position(|byte| *byte == b'\r').unwrap_or(0);
             if buffer[..end].ends_with(b" HTTP/1.1") {
-                state.requests.fetch_add(1, Ordering::SeqCst);
+                state.requests.lock().push(String::from_utf8_lossy(&buffer[..end]).into_owned());
             }
             if to_server.write_all(&buffer[..count]).await.is_err() {
                 break;

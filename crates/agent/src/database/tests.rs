@@ -34,7 +34,7 @@ fn raw(path: &Path) -> sled::Db {
     let begin = std::time::Instant::now();
     loop {
         match sled::open(path) {
-            Err(sled::Error::Io(_)) if begin.elapsed() < Duration::from_secs(10) => std::thread::yield_now(),
+            Err(sled::Error::Io(_)) if begin.elapsed() < Duration::from_secs(60) => std::thread::yield_now(),
             result => return result.unwrap(),
         }
     }

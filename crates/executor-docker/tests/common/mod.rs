@@ -10,7 +10,7 @@ use swarm_api::v1::{Annotations, Config, ContainerSpec, Node, Secret, Task, Task
 use swarm_api::{Shared, id};
 use swarm_executor_docker::DockerExecutor;
 
-pub(crate) const LONG: Duration = Duration::from_secs(60);
+pub(crate) const LONG: Duration = Duration::from_secs(120);
 
 /// Tasks here refer to no secrets and configs.
 struct Nothing;
@@ -87,6 +87,13 @@ impl Lab {
 
     pub(crate) fn run(&self, command: &str) -> Arc<dyn Controller> {
         self.controller(&self.task(self.spec(command)))
+    }
+
+    /// Sends SIGUSR1 to a task's first process.
+    pub(crate) async fn signal(&self, task: &dyn Controller) {
+        let id = task.container_status().await.unwrap().container_id;
+        let options = bollard::query_parameters::KillContainerOptionsBuilder::new().signal("SIGUSR1").build();
+        self.docker.kill_container(&id, Some(options)).await.unwrap();
     }
 
     /// Ends the test: removes everything of this node, which `sweep` must be able to.

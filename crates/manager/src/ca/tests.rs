@@ -137,7 +137,7 @@ async fn until(condition: impl Fn() -> bool) {
             tokio::task::yield_now().await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(10), wait).await.expect("within 10 s");
+    tokio::time::timeout(Duration::from_secs(60), wait).await.expect("within a minute");
 }
 
 fn state(response: &NodeCertificateStatusResponse) -> State {

@@ -301,7 +301,11 @@ async fn what_answers_without_tls_is_said_so() {
     let dialer = Dialer::unverified(&Clock::system()).unwrap();
     let (result, _stream) = tokio::join!(dialer.dial(&address), answer);
     assert!(result.unwrap_err().to_string().contains("does not speak TLS"));
-    drop(listener);
+
+    // Bound, so that nobody else takes it, but nobody listens.
+    let reserved = tokio::net::TcpSocket::new_v4().unwrap();
+    reserved.bind(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
+    let address = reserved.local_addr().unwrap().to_string();
     let error = dialer.dial(&address).await.unwrap_err();
     assert!(matches!(&error, DialError::Connect { address: a, .. } if *a == address), "{error}");
 }

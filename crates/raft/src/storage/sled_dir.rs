@@ -180,8 +180,9 @@ impl SyncedFiles {
     }
 }
 
-/// How long a lock is waited for: sled lets go of it a moment after a log was closed.
-const LOCKED: Duration = Duration::from_secs(2);
+/// How long a lock is waited for: sled lets go of it a moment after a log was closed, on a busy host a long one. (A
+/// second daemon does not come so far: the state directory has a lock of its own.)
+const LOCKED: Duration = Duration::from_secs(10);
 
 fn open_unlocked(config: &sled::Config, dir: &Path) -> Result<sled::Db> {
     let end = std::time::Instant::now() + LOCKED;

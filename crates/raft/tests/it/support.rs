@@ -10,7 +10,7 @@ use swarm_raft::{Config, MaskSealer, RaftHandle, RaftNode, Result, Role, Ticks};
 use swarm_store::{Error as StoreError, Store};
 
 /// No test waits longer than this for anything.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A raft node and the store that it feeds.
 pub(crate) struct Manager {
@@ -91,6 +91,19 @@ impl Manager {
         for name in names {
             self.write(&format!("c{name}")).await;
         }
+    }
+
+    /// Writes until something holds that follows from writes at its own pace, such as snapshots; how many it took.
+    pub(crate) async fn write_until(&self, what: &str, mut holds: impl FnMut() -> bool) -> usize {
+        in_time(what, async {
+            let mut written = 0;
+            while !holds() {
+                self.write(&format!("more{written}")).await;
+                written += 1;
+            }
+            written
+        })
+        .await
     }
 
     /// Sets the cluster's raft settings.

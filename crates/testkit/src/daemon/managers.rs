@@ -9,14 +9,14 @@ use swarm_api::{Shared, v1};
 use swarm_pki::{Clock, Credentials, Dialer, KeyStore, RootCa, ServerRole};
 use tonic::transport::Channel;
 
-use super::{Cluster, Daemon, READY, daemon};
+use super::{Cluster, Daemon, READY, daemon, loopback};
 use crate::wait::until;
 
-/// An address of this host that nobody listens on, with a port that the system gives to no connection: a daemon that was
-/// stopped can have it again.
+/// An address that nobody else takes, with a port that the system gives to no connection: a daemon that was stopped can
+/// have it again.
 pub fn free_address() -> String {
     loop {
-        let address = format!("127.0.0.1:{}", 10_000 + rand::random::<u16>() % 20_000);
+        let address = format!("{}:{}", loopback(), 10_000 + rand::random::<u16>() % 20_000);
         if TcpListener::bind(&address).is_ok() {
             return address;
         }
@@ -58,7 +58,7 @@ impl Cluster {
         manager.spawn()?;
         self.managers.push(manager);
         let what = format!("{name} to be a manager");
-        let joined = until(&what, READY * 4, || async {
+        let joined = until(&what, READY, || async {
             let mut control = self.tls(&name)?;
             let nodes = control.list_nodes(ListNodesRequest::default()).await?.into_inner().nodes;
             let members = nodes.iter().filter(|n| n.manager_status.is_some()).count();
