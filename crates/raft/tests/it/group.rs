@@ -354,10 +354,10 @@ async fn ticks_without_a_leader_are_counted() {
     same(&[&a, &b]).await;
     eventually("a leader", || b.raft.ticks_without_leader() == 0).await;
     group.cut_off(&b, true);
-    eventually("ticks without a leader", || b.raft.ticks_without_leader() > 10).await;
+    tick_until("ticks without a leader", [&b], |b| b.raft.ticks_without_leader() > 10).await;
     assert!(!a.raft.is_reachable(2) && b.raft.is_reachable(2));
     group.cut_off(&b, false);
-    eventually("a leader again", || b.raft.ticks_without_leader() == 0).await;
+    tick_until("a leader again", [&a, &b], |_| b.raft.ticks_without_leader() == 0).await;
     assert!(a.raft.is_reachable(2));
 }
 
