@@ -7,7 +7,7 @@ use prost::Message as _;
 use raft_proto::eraftpb::Entry;
 use swarm_api::v1::InternalRaftRequest;
 use swarm_raft::storage::{Faults, LogStorage, MemoryDisk, MemoryLog, Recovered, Write};
-use swarm_raft::{Outcome, RaftNode};
+use swarm_raft::{Outcome, RaftNode, Sealer};
 use swarm_store::{Error as StoreError, Ticket};
 
 use crate::support::{Manager, begin, config, eventually, in_time, start_on};
@@ -150,6 +150,12 @@ impl LogStorage for Gated {
     }
     fn bytes(&self) -> u64 {
         self.log.bytes()
+    }
+    fn reseal(&mut self, sealer: Arc<dyn Sealer>) -> swarm_raft::Result<()> {
+        self.log.reseal(sealer)
+    }
+    fn switch(&mut self) -> swarm_raft::Result<()> {
+        self.log.switch()
     }
 }
 
