@@ -63,6 +63,9 @@ fn install(no_docker: bool) -> Result<()> {
     if !no_docker && !Path::new("/bin/busybox").exists() {
         packages.push("busybox-static");
     }
+    if !Command::new("strace").arg("--version").output().is_ok_and(|o| o.status.success()) {
+        packages.push("strace");
+    }
     if packages.is_empty() {
         return Ok(());
     }

@@ -1,5 +1,5 @@
 //! The raft node from outside: its storage, a group of one with a real store, a process that is killed, peers
-//! that send nonsense, and groups of several members over a
+//! that send nonsense, its system calls, and groups of several members over a
 //! network in memory and over gRPC.
 
 #![allow(clippy::unwrap_used, reason = "a test may fail")]
@@ -15,3 +15,4 @@ mod restart;
 mod single;
 mod storage;
 mod support;
+mod syscalls;
