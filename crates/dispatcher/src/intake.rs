@@ -59,6 +59,11 @@ pub(crate) struct Intake {
 
 /// Longest text of a status that is stored, in bytes; an engine's error is a few hundred.
 const MAX_TEXT: usize = 32 * 1024;
+/// Largest status that is stored, in encoded bytes; an ordinary one has a few hundred.
+const MAX_STATUS: usize = 128 * 1024;
+/// First and longest pause before a refused write is tried again.
+const REFUSED_PAUSE: Duration = Duration::from_millis(10);
+const LONGEST_REFUSED_PAUSE: Duration = Duration::from_secs(1);
 
 impl Intake {
     /// Queues a node's new state. The receiver learns when it was written.
@@ -108,8 +113,7 @@ impl Intake {
             return;
         }
         for (task_id, mut status) in updates {
-            truncate(&mut status.message);
-            truncate(&mut status.err);
+            bound(&mut status);
             if queue.tasks.get(&task_id).is_some_and(|queued| queued.status.state > status.state) {
                 continue;
             }
@@ -180,6 +184,18 @@ enum Take {
     Nothing,
     Later,
     Closed,
+}
+
+/// Cuts a status down to what can be stored: a task near the size limit of a log entry could not be changed any more.
+fn bound(status: &mut TaskStatus) {
+    truncate(&mut status.message);
+    truncate(&mut status.err);
+    // Ours to say.
+    status.applied_by.clear();
+    if status.encoded_len() > MAX_STATUS {
+        tracing::warn!(bytes = status.encoded_len(), limit = MAX_STATUS, "a task's status was cut down");
+        (status.runtime_status, status.port_status) = (None, None);
+    }
 }
 
 fn truncate(text: &mut String) {
@@ -255,7 +271,7 @@ pub(crate) async fn in_chunks<T: Sync>(
     mut done: impl FnMut(usize, Written),
 ) {
     let mut from = 0;
-    let mut refusals = 0;
+    let mut pause = REFUSED_PAUSE;
     while from < items.len() {
         let change = &change;
         let result = store
@@ -278,12 +294,13 @@ pub(crate) async fn in_chunks<T: Sync>(
         match result {
             Ok((to, _)) => {
                 done(to - from, Ok(()));
-                (from, refusals) = (to, 0);
+                (from, pause) = (to, REFUSED_PAUSE);
             }
-            // Refused with certainty, mostly because another transaction before it was: once more.
-            Err(Error::Dropped) if refusals < 10 => {
-                refusals += 1;
-                tokio::time::sleep(Duration::from_millis(10)).await;
+            // Refused with certainty: once more, for as long as it takes. An agent reports a status once, and nobody
+            // else says that a node is down; what was taken from them must not be lost because the disk is slow.
+            Err(Error::Dropped) => {
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(LONGEST_REFUSED_PAUSE);
             }
             Err(error) => {
                 tracing::warn!(%error, left = items.len() - from, "{what} could not be written");

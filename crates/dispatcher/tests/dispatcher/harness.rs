@@ -47,7 +47,11 @@ pub(crate) async fn start_with(timings: Timings) -> Harness {
 
 /// A store with a cluster and the nodes n1 and n2, and a dispatcher that does not run.
 pub(crate) async fn stopped(timings: Timings) -> Harness {
-    let store = Store::local();
+    stopped_on(Store::local(), timings).await
+}
+
+/// The same on another store.
+pub(crate) async fn stopped_on(store: Arc<Store>, timings: Timings) -> Harness {
     let mut cluster = Cluster { id: "cluster".into(), ..Default::default() };
     cluster.spec.annotations.name = "default".into();
     cluster.root_ca.ca_cert = b"root".to_vec();

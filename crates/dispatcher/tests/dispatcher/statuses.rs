@@ -6,6 +6,8 @@ use swarm_api::v1::{
     ContainerStatus, TaskState, TaskStatus, UpdateVolumeStatusRequest, Volume, VolumePublishStatus,
     task_status, volume_publish_status,
 };
+use swarm_store::Received;
+use swarm_store::testing::LoopbackProposer;
 use tonic::Code;
 
 use crate::harness::*;
@@ -140,4 +142,54 @@ async fn an_endless_error_text_is_cut() {
     h.report("n1", &session.id, vec![("t", Some(long))]).await.unwrap();
     assert_eq!(h.task_state("t"), TaskState::Failed);
     assert!(h.store.view().tasks().get("t").unwrap().status.err.len() <= 32 * 1024);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_status_that_would_make_its_task_unchangeable_is_cut_down() {
+    let h = start().await;
+    h.create(task("t", "n1", TaskState::Assigned)).await;
+    let session = h.session("n1").await;
+    let mut huge = status(TaskState::Failed);
+    huge.err = "why".into();
+    huge.applied_by = "x".repeat(200_000);
+    let container = ContainerStatus { container_id: "c".repeat(1_400_000), ..Default::default() };
+    huge.runtime_status = Some(task_status::RuntimeStatus::Container(container));
+    h.report("n1", &session.id, vec![("t", Some(huge))]).await.unwrap();
+    let stored = h.store.view().tasks().get("t").unwrap().status.clone();
+    assert_eq!(
+        (stored.state(), stored.err.as_str(), stored.applied_by.as_str()),
+        (TaskState::Failed, "why", "m1")
+    );
+    assert_eq!(stored.runtime_status, None);
+}
+
+// On a real clock: the store's other half is a thread.
+#[tokio::test]
+async fn what_a_slow_disk_refuses_is_written_later() {
+    let (store, raft) = LoopbackProposer::store();
+    let mut h = stopped_on(store, timings()).await;
+    h.create(task("t", "n1", TaskState::Assigned)).await;
+    h.start();
+    h.settle().await;
+    let session = h.session("n1").await;
+    raft.set_full(true);
+    h.report("n1", &session.id, vec![("t", Some(status(TaskState::Failed)))]).await.unwrap();
+    // Time for some attempts, and never too little for the test to pass.
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert_eq!(h.task_state("t"), TaskState::Assigned);
+    raft.set_full(false);
+    let (view, mut commits) = h.store.view_and_subscribe();
+    let written =
+        |view: &swarm_store::View| view.tasks().get("t").unwrap().status.state() == TaskState::Failed;
+    let wait = async {
+        while let Received::Commit(commit) = commits.next().await {
+            if written(&commit.view) {
+                return;
+            }
+        }
+    };
+    if !written(&view) {
+        tokio::time::timeout(Duration::from_secs(60), wait).await.unwrap();
+    }
+    assert_eq!(h.task_state("t"), TaskState::Failed);
 }
