@@ -9,6 +9,8 @@ use swarm_api::v1::{
     DiscreteGenericResource, GenericResource, NamedGenericResource, generic_resource::Resource,
 };
 
+use crate::csv;
+
 /// Why a text is no list of generic resources.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum GenericError {
@@ -56,7 +58,7 @@ pub fn parse(text: &str) -> Result<Vec<GenericResource>, GenericError> {
         return Err(GenericError::NotOneLine(text.to_owned()));
     }
     let mut kinds: Vec<(String, Vec<String>)> = Vec::new();
-    for term in fields(text)? {
+    for term in csv::fields(text).ok_or_else(|| GenericError::Quote(text.to_owned()))? {
         let (kind, value) = term.split_once('=').ok_or_else(|| GenericError::Term(term.clone()))?;
         let (kind, value) = (kind.trim(), value.trim());
         if value.contains('=') || kind.is_empty() || value.is_empty() {
@@ -95,39 +97,6 @@ pub fn parse_request(text: &str) -> Result<Vec<GenericResource>, GenericError> {
     }) {
         Some(kind) => Err(GenericError::NamedRequest(kind)),
         None => Ok(all),
-    }
-}
-
-/// The fields of one line of comma-separated values; a field in quotation marks may hold commas, and doubled
-/// quotation marks for one.
-fn fields(line: &str) -> Result<Vec<String>, GenericError> {
-    let misplaced = || GenericError::Quote(line.to_owned());
-    let mut all = Vec::new();
-    let mut chars = line.chars().peekable();
-    loop {
-        let mut field = String::new();
-        if chars.next_if_eq(&'"').is_some() {
-            loop {
-                match chars.next().ok_or_else(misplaced)? {
-                    '"' if chars.next_if_eq(&'"').is_some() => field.push('"'),
-                    '"' => break,
-                    c => field.push(c),
-                }
-            }
-        } else {
-            while let Some(c) = chars.next_if(|c| *c != ',') {
-                if c == '"' {
-                    return Err(misplaced());
-                }
-                field.push(c);
-            }
-        }
-        all.push(field);
-        match chars.next() {
-            None => return Ok(all),
-            Some(',') => {}
-            Some(_) => return Err(misplaced()),
-        }
     }
 }
 

@@ -10,6 +10,7 @@
 //! Everything is whole numbers. Sums are wide enough that no specs, however large, make them wrap.
 
 mod constraint;
+pub mod csv;
 mod demand;
 mod failures;
 pub mod generic;

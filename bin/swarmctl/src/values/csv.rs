@@ -20,35 +20,9 @@ fn parse(text: &str) -> Result<Vec<String>, String> {
     if text.is_empty() {
         return Ok(Vec::new());
     }
-    let misplaced =
-        || format!("misplaced quotation mark in {text:?} (a field with commas is quoted as a whole)");
-    let mut fields = Vec::new();
-    let mut chars = text.chars().peekable();
-    loop {
-        let mut field = String::new();
-        if chars.next_if_eq(&'"').is_some() {
-            loop {
-                match chars.next().ok_or_else(misplaced)? {
-                    '"' if chars.next_if_eq(&'"').is_some() => field.push('"'),
-                    '"' => break,
-                    c => field.push(c),
-                }
-            }
-        } else {
-            while let Some(c) = chars.next_if(|c| *c != ',') {
-                if c == '"' {
-                    return Err(misplaced());
-                }
-                field.push(c);
-            }
-        }
-        fields.push(field);
-        match chars.next() {
-            None => return Ok(fields),
-            Some(',') => {}
-            Some(_) => return Err(misplaced()),
-        }
-    }
+    swarm_placement::csv::fields(text).ok_or_else(|| {
+        format!("misplaced quotation mark in {text:?} (a field with commas is quoted as a whole)")
+    })
 }
 
 #[cfg(test)]
