@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use swarm_api::raftpb::{Message, MessageType, Snapshot};
+use prost::Message as _;
+use swarm_api::raftpb::{ConfChange, Message, MessageType, Snapshot};
 use swarm_api::v1::health_check_response::ServingStatus;
 use swarm_api::v1::health_server::{Health, HealthServer};
 use swarm_api::v1::raft_client::RaftClient;
@@ -18,7 +19,8 @@ use swarm_pki::{
     TlsIncoming,
 };
 use swarm_raft::{
-    Change, Config, GrpcTransport, Origin, Outcome, RaftHandle, RaftNode, RaftService, Role, Ticks,
+    Change, Config, GrpcTransport, Membership, Origin, Outcome, Outgoing, RaftHandle, RaftNode, RaftService,
+    Role, Ticks, Transport as _,
 };
 use tokio::net::TcpListener;
 use tokio::sync::SetOnce;
@@ -196,6 +198,33 @@ async fn a_member_is_found_where_it_moved_to() {
     same(&[&a, &b, &c]).await;
     assert!(c.manager.has("while it was gone"));
     eventually("it to be reachable", || a.manager.raft.is_reachable(3)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_receiver_that_is_not_known_here_is_found_through_another_member() {
+    let lab = Lab::new();
+    let a = lab.first().await;
+    let b = lab.join(&a, "m2", 2).await;
+    let c = lab.join(&a, "m3", 3).await;
+    same(&[&a, &b, &c]).await;
+    let own = a.manager.raft.raft_id();
+    eventually("the first to be reachable", || b.manager.raft.is_reachable(own)).await;
+
+    // As if the log had not come so far here.
+    let mut behind = Membership::default();
+    for member in [member("m1", own, a.addr), member("m2", 2, b.addr)] {
+        let context = Some(Bytes::from(member.encode_to_vec()));
+        behind.apply(&ConfChange { id: 1, r#type: 0, node_id: member.raft_id, context });
+    }
+    b.transport.members(&Arc::new(behind));
+    let before = c.manager.raft.counts().ignored;
+    eventually("a message that is ignored there", || {
+        let r#type = MessageType::MsgProp as i32;
+        let message = Message { r#type, from: 2, to: 3, term: 1, ..Message::default() };
+        b.transport.send(vec![Outgoing::Message(message)]);
+        c.manager.raft.counts().ignored > before
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
