@@ -37,7 +37,8 @@ pub(crate) async fn run(flags: Flags) -> Result<()> {
         election_tick: flags.election_tick,
     };
     let node = tokio::select! {
-        node = Node::start(config) => node?,
+        // Its errors say everything in one text; their causes would say it again.
+        node = Node::start(config) => node.map_err(|error| anyhow::anyhow!("{error}"))?,
         _ = terminate.recv() => anyhow::bail!("stopped by a signal before the node had started"),
         _ = interrupt.recv() => anyhow::bail!("stopped by a signal before the node had started"),
     };
@@ -49,7 +50,7 @@ pub(crate) async fn run(flags: Flags) -> Result<()> {
     match ended {
         Some(result) => {
             node.stop().await;
-            result.map_err(|error| anyhow::anyhow!(error))
+            result.map_err(|error| anyhow::anyhow!("{error}"))
         }
         None => {
             info!("stopping; tasks go on running. A second signal ends the daemon at once");

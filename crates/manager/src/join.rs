@@ -40,13 +40,35 @@ pub(crate) struct Joiner<'a> {
 
 /// Why an attempt came to nothing.
 enum Failure {
-    Passing(Status),
-    Lasting(Error),
+    Call(Status),
+    /// The member that this node was is still there.
+    OldMember(u64, Status),
 }
 
 impl From<Status> for Failure {
     fn from(status: Status) -> Failure {
-        Failure::Passing(status)
+        Failure::Call(status)
+    }
+}
+
+impl Failure {
+    fn status(&self) -> &Status {
+        match self {
+            Failure::Call(status) | Failure::OldMember(_, status) => status,
+        }
+    }
+
+    /// It does not get better by waiting.
+    fn is_final(&self) -> bool {
+        matches!(self.status().code(), Code::InvalidArgument | Code::PermissionDenied)
+    }
+
+    fn into_error(self, managers: &str) -> Error {
+        let reason = describe(self.status()).trim_end_matches('.').to_owned();
+        match self {
+            Failure::Call(_) => Error::Join { managers: managers.to_owned(), reason },
+            Failure::OldMember(raft_id, _) => Error::OldMember { raft_id, reason },
+        }
     }
 }
 
@@ -58,23 +80,26 @@ impl Joiner<'_> {
     /// and can't be removed.
     pub(crate) async fn join(&self) -> Result<JoinResponse, Error> {
         let end = Instant::now() + self.limit * 2;
-        let mut last = String::from("no manager's address is known");
         let mut refused = 0;
         loop {
+            let mut last = None;
             for manager in self.managers {
                 match self.join_through(manager).await {
                     Ok(joined) => return Ok(joined),
-                    Err(Failure::Lasting(error)) => return Err(error),
-                    Err(Failure::Passing(status)) => {
+                    Err(failure) if failure.is_final() => return Err(failure.into_error(manager)),
+                    Err(failure) => {
+                        let status = failure.status();
                         // A slow host may not have answered in time, but a wrong address does not get better.
                         refused += u32::from(status.message().starts_with(CALL_BACK_FAILED));
-                        last = describe(&status);
-                        warn!(manager, reason = last, "joining the raft group did not succeed");
+                        warn!(manager, reason = describe(status), "joining the raft group did not succeed");
+                        last = Some(failure);
                     }
                 }
             }
             if refused >= REFUSALS || Instant::now() + PAUSE >= end {
-                return Err(Error::Join { managers: self.managers.join(", "), reason: last });
+                let last =
+                    last.unwrap_or_else(|| Status::unavailable("no manager's address is known").into());
+                return Err(last.into_error(&self.managers.join(", ")));
             }
             sleep(PAUSE).await;
         }
@@ -89,24 +114,11 @@ impl Joiner<'_> {
             );
             let node = RaftMember { raft_id: old, ..RaftMember::default() };
             let mut members = RaftMembershipClient::new(channel.clone());
-            self.call(members.leave(LeaveRequest { node: Some(node) })).await.map_err(
-                |status| match status.code() {
-                    // No answer, or none that counts.
-                    Code::DeadlineExceeded | Code::Unavailable | Code::FailedPrecondition => {
-                        Failure::Passing(status)
-                    }
-                    _ => Failure::Lasting(Error::OldMember { raft_id: old, reason: describe(&status) }),
-                },
-            )?;
+            let left = self.call(members.leave(LeaveRequest { node: Some(node) })).await;
+            left.map_err(|status| Failure::OldMember(old, status))?;
         }
         let request = JoinRequest { addr: self.addr.to_owned() };
-        match self.call(RaftMembershipClient::new(channel).join(request)).await {
-            Err(status) if matches!(status.code(), Code::InvalidArgument | Code::PermissionDenied) => {
-                let reason = describe(&status);
-                Err(Failure::Lasting(Error::Join { managers: manager.to_owned(), reason }))
-            }
-            answer => Ok(answer?),
-        }
+        Ok(self.call(RaftMembershipClient::new(channel).join(request)).await?)
     }
 
     /// A way to the leader, as far as the manager that is asked knows it; to that one otherwise.

@@ -57,7 +57,7 @@ impl fmt::Display for NoLeader {
         write!(f, " Of {known} known managers, {} must be online", known / 2 + 1)?;
         write!(f, "; this one reaches {} ({})", here.len(), here.join(", "))?;
         if gone.is_empty() {
-            f.write_str(": a leader should be elected soon.")
+            f.write_str(": they should elect a leader soon; if not, their logs say why.")
         } else {
             write!(f, ", but not {}: start them, or repair the way there.", gone.join(", "))
         }
