@@ -92,8 +92,8 @@ impl Lab {
             addr: addr.to_string(),
             origin,
             transport: Arc::new(transport.clone()),
-            // Slow enough that a busy machine does not depose a leader.
-            ticks: Ticks { interval: Some(Duration::from_millis(200)), heartbeat: 1, election: 10 },
+            // An election takes longer than any machine stands still: half a minute.
+            ticks: Ticks { interval: Some(Duration::from_millis(50)), heartbeat: 1, election: 600 },
             ..config(&self.dir.path().join(name))
         })
         .unwrap();
@@ -321,8 +321,10 @@ async fn who_can_not_be_called_back_gets_no_vote() {
     let a = lab.first().await;
     let b = lab.join(&a, "m2", 2).await;
     same(&[&a, &b]).await;
-    // Nobody listens there: the port was bound and given back.
-    let nowhere = lab.listen().await.local_addr().unwrap();
+    // Bound, so that nobody else takes it, but nobody listens.
+    let reserved = tokio::net::TcpSocket::new_v4().unwrap();
+    reserved.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let nowhere = reserved.local_addr().unwrap();
     let change = Change::Add(member("m3", 3, nowhere));
     in_time("joining", a.manager.raft.change_membership(change)).await.unwrap();
     let before = a.manager.raft.status();
