@@ -68,10 +68,13 @@ impl Default for Timings {
     }
 }
 
+/// What [`Observed::manager`] calls the manager in this process.
+pub const LOCAL: &str = "local";
+
 /// What the agent has seen of its cluster; see [`AgentHandle::observed`].
 #[derive(Debug, Clone, Default)]
 pub struct Observed {
-    /// The manager that the agent has a session with: its address, or `local`.
+    /// The manager that the agent has a session with: its address, or [`LOCAL`].
     pub manager: Option<String>,
     /// Sessions that were ever established.
     pub sessions: u64,
@@ -158,6 +161,18 @@ impl Agent {
     }
 }
 
+/// Tells an agent to leave the connection that it has.
+#[derive(Debug, Clone)]
+pub struct Reconnect(Arc<Notify>);
+
+impl Reconnect {
+    /// Ends the session and opens a new one at once, on a new connection: after the node's identity or role has
+    /// changed. The session itself is resumed.
+    pub fn now(&self) {
+        self.0.notify_one();
+    }
+}
+
 /// A running agent. Dropping it stops it too, but nobody then knows when it has.
 #[derive(Debug)]
 pub struct AgentHandle {
@@ -181,10 +196,9 @@ impl AgentHandle {
         let _ = self.observed.subscribe().wait_for(|observed| observed.sessions > 0).await;
     }
 
-    /// Ends the session and opens a new one at once, on a new connection: after the node's identity or role has
-    /// changed. The session itself is resumed.
-    pub fn reconnect(&self) {
-        self.reconnect.notify_one();
+    /// Has the agent open a new connection whenever it is told to.
+    pub fn reconnect(&self) -> Reconnect {
+        Reconnect(self.reconnect.clone())
     }
 
     /// Removes all tasks of this node, and waits until everything that was made for them is gone. Assignments

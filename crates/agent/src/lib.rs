@@ -22,7 +22,7 @@ mod runner;
 mod session;
 mod worker;
 
-pub use agent::{Agent, AgentHandle, Config, Observed, Timings};
+pub use agent::{Agent, AgentHandle, Config, LOCAL, Observed, Reconnect, Timings};
 pub use error::{Error, SessionError};
 pub use executor::{
     Controller, ControllerError, Dependencies, DependencyError, Executor, ExecutorDescription, LogLine,

@@ -20,7 +20,7 @@ use tokio::time::{sleep, timeout};
 use tonic::transport::Channel;
 use tonic::{Code, Streaming};
 
-use crate::agent::{Observed, Timings};
+use crate::agent::{LOCAL, Observed, Timings};
 use crate::database::Database;
 use crate::error::SessionError;
 use crate::executors::Executors;
@@ -114,7 +114,7 @@ impl Sessions {
         let (stream, first) = self.open(client.clone(), description).await?;
         self.session_id.clone_from(&first.session_id);
         take_message(&self.remotes, &self.executors, &self.observed, &mut self.held, first).await;
-        let address = manager.map(|m| m.addr.clone()).unwrap_or_else(|| "local".into());
+        let address = manager.map(|m| m.addr.clone()).unwrap_or_else(|| LOCAL.into());
         tracing::info!(manager = address, "agent: registered");
         self.observed.send_modify(|observed| {
             observed.manager = Some(address);

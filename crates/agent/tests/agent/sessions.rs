@@ -60,7 +60,7 @@ async fn a_new_identity_gets_a_new_connection() {
     let agent = cluster.agent_on("n1", dir.path(), wires.clone()).await;
     agent.handle.ready().await;
     let mut observed = agent.handle.observed();
-    agent.handle.reconnect();
+    agent.handle.reconnect().now();
     observed.wait_for(|observed| observed.sessions == 2).await.unwrap();
     assert_eq!(wires.dialled(), 2);
     agent.stop().await;

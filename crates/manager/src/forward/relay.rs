@@ -33,6 +33,11 @@ const PAUSE: Duration = Duration::from_millis(200);
 /// How long a leader that nobody has replaced yet is tried. Longer than an election takes.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// How often a call that takes long is looked after.
+const LOOK: Duration = Duration::from_secs(1);
+/// Time that a leader has to answer what it began before it was replaced.
+const GRACE: Duration = Duration::from_secs(5);
+
 /// Answers of a manager that has stopped leading, with their codes.
 const LOST: [(Code, &str); 3] = [
     (Code::Unknown, "raft: failed to process the request: node lost leader status"),
@@ -176,6 +181,20 @@ impl Relay {
         }
     }
 
+    /// Completes some time after another manager than this one leads: one that is frozen, or cut off by something that
+    /// drops packets, would keep its callers for ever.
+    async fn replaced(&self, name: &str) {
+        loop {
+            sleep(LOOK).await;
+            match self.leader.leader().await {
+                Ok(Route::There { name: now, .. }) if now == name => {}
+                Ok(_) => break,
+                Err(_) => {}
+            }
+        }
+        sleep(GRACE).await;
+    }
+
     async fn find(&self) -> Result<Route, Status> {
         let found = self.stop.run_until_cancelled(self.leader.leader()).await;
         found.unwrap_or_else(|| Err(stopping()))
@@ -198,7 +217,11 @@ impl Relay {
         request: Request<Body>,
         name: &str,
     ) -> Result<Response<Body>, Failure> {
-        match channel.oneshot(request).await {
+        let answer = tokio::select! {
+            answer = channel.oneshot(request) => answer,
+            () = self.replaced(name) => return Err(Failure::Unknown(lost(name, "another manager leads now"))),
+        };
+        match answer {
             Ok(response) if is_refused(response.headers()) => Err(Failure::NotBegun(Status::unavailable(
                 format!("the manager {name} does not lead any more"),
             ))),

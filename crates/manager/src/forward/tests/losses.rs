@@ -130,3 +130,21 @@ async fn a_manager_that_stops_ends_the_streams_that_it_passes_on() {
     let status = stream.message().await.unwrap_err();
     assert_eq!((status.code(), status.message()), (Code::Unavailable, "this manager is stopping"));
 }
+
+#[tokio::test]
+async fn nobody_waits_for_a_leader_that_was_replaced() {
+    let world = World::new();
+    let (leader, frozen) = (world.manager("leader").await, world.manager("frozen").await);
+    let follower = world.manager("follower").await;
+    leader.told.lead(8);
+    frozen.told.lead(7);
+    frozen.probe.hang();
+    follower.told.set([Ok(follower.reach(&frozen)), Ok(follower.reach(&leader))]);
+    let mut allocator = ResourceAllocatorClient::new(follower.local());
+    let status = allocator.attach_network(AttachNetworkRequest::default()).await.unwrap_err();
+    assert!(status.message().ends_with("another manager leads now"), "{status}");
+    follower.told.set([Ok(follower.reach(&frozen)), Ok(follower.reach(&leader))]);
+    let mut ca = NodeCaClient::new(follower.local());
+    ca.node_certificate_status(NodeCertificateStatusRequest::default()).await.unwrap();
+    assert_eq!((leader.probe.calls(), frozen.probe.calls()), (1, 2));
+}
