@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use swarm_dispatcher::Dispatcher;
-use swarm_raft::RaftHandle;
 use swarm_reconcile::Reconciler;
 use swarm_store::Store;
 use tokio::task::JoinSet;
@@ -14,7 +13,7 @@ use crate::bootstrap::Bootstrap;
 use crate::brain::brain_thread;
 use crate::ca::CaServer;
 use crate::keys;
-use crate::roles;
+use crate::roles::{self, RaftMembers};
 
 /// Everything that starts and stops with leadership.
 pub(crate) struct Leader {
@@ -22,7 +21,7 @@ pub(crate) struct Leader {
     pub(crate) bootstrap: Bootstrap,
     pub(crate) dispatcher: Arc<Dispatcher>,
     pub(crate) ca: Arc<CaServer>,
-    pub(crate) raft: RaftHandle,
+    pub(crate) members: RaftMembers,
 }
 
 impl Leader {
@@ -68,9 +67,9 @@ impl Leader {
             });
         }
         {
-            let (store, raft, cancel) = (self.store.clone(), self.raft.clone(), cancel.clone());
+            let (store, members, cancel) = (self.store.clone(), self.members.clone(), cancel.clone());
             let run = async move {
-                cancel.run_until_cancelled(roles::run(store, raft)).await;
+                cancel.run_until_cancelled(roles::run(store, members)).await;
             };
             parts.spawn(run.instrument(info_span!("roles")));
         }

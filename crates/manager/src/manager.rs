@@ -38,6 +38,7 @@ use crate::leader_link::{LeaderLink, RaftSlot};
 use crate::leadership;
 use crate::membership::RaftMembership;
 use crate::open::open_raft;
+use crate::roles::RaftMembers;
 
 /// Time that open calls have to end before their connections are closed.
 const GRACE: Duration = Duration::from_secs(8);
@@ -189,7 +190,7 @@ impl Manager {
             bootstrap: bootstrap(&config, &node_id, &cluster_id),
             dispatcher,
             ca,
-            raft: raft.clone(),
+            members: RaftMembers { raft: raft.clone(), group },
         };
         shared.watch_raft(raft.clone());
         shared.until_stop(leadership::announce_ready(raft.clone(), store.clone(), ready_out));
@@ -221,12 +222,10 @@ impl Manager {
     /// If the manager ended before that.
     pub async fn ready(&self) -> Result<(), Arc<Error>> {
         let mut ready = self.ready.clone();
+        let ready = async move { ready.wait_for(|ready| *ready).await.is_ok() };
         tokio::select! {
-            result = ready.wait_for(|ready| *ready) => match result {
-                Ok(_) => Ok(()),
-                // The sender went away with the manager.
-                Err(_) => Err(self.ended().await),
-            },
+            true = ready => Ok(()),
+            // Without it the sender went away with the manager.
             error = self.ended() => Err(error),
         }
     }

@@ -12,19 +12,24 @@ use std::time::Duration;
 
 use swarm_api::Kind;
 use swarm_api::v1::{Node, NodeRole};
-use swarm_raft::{Change, RaftHandle};
+use swarm_raft::RaftHandle;
 use swarm_store::{Error, Received, Store, Tx, View};
 use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{debug, info, warn};
+
+use crate::group::Group;
 
 /// Between two attempts at what could not be done.
 const RETRY: Duration = Duration::from_secs(5);
 /// Limit of the removal of one member.
 const REMOVAL: Duration = Duration::from_secs(5);
 
+/// Why a change of the group did not come about.
+pub type Failed = Box<dyn std::error::Error + Send + Sync>;
+
 /// The raft group, as far as roles depend on it.
 #[tonic::async_trait]
-pub trait Group: Send + Sync {
+pub trait Members: Send + Sync {
     /// Node ids of all members.
     fn members(&self) -> Vec<String>;
 
@@ -38,46 +43,59 @@ pub trait Group: Send + Sync {
     fn can_remove(&self, node_id: &str) -> bool;
 
     /// Takes a member out.
-    async fn remove(&self, node_id: &str) -> Result<(), swarm_raft::Error>;
+    async fn remove(&self, node_id: &str) -> Result<(), Failed>;
 
     /// Has another member lead; returns when one does.
-    async fn hand_over(&self) -> Result<(), swarm_raft::Error>;
+    async fn hand_over(&self) -> Result<(), Failed>;
+}
+
+/// The members of the raft group that this manager leads.
+#[derive(Debug, Clone)]
+pub struct RaftMembers {
+    /// This member.
+    pub raft: RaftHandle,
+    /// Changes the membership.
+    pub group: Group,
+}
+
+impl RaftMembers {
+    fn raft_id(&self, node_id: &str) -> Option<u64> {
+        self.raft.membership().by_node_id(node_id).map(|member| member.raft_id)
+    }
 }
 
 #[tonic::async_trait]
-impl Group for RaftHandle {
+impl Members for RaftMembers {
     fn members(&self) -> Vec<String> {
-        self.membership().members().map(|member| member.node_id.clone()).collect()
+        self.raft.membership().members().map(|member| member.node_id.clone()).collect()
     }
 
     fn is_member(&self, node_id: &str) -> bool {
-        self.membership().by_node_id(node_id).is_some()
+        self.raft_id(node_id).is_some()
     }
 
     fn is_self(&self, node_id: &str) -> bool {
-        self.membership().by_node_id(node_id).is_some_and(|member| member.raft_id == self.raft_id())
+        self.raft_id(node_id) == Some(self.raft.raft_id())
     }
 
     fn can_remove(&self, node_id: &str) -> bool {
-        let membership = self.membership();
-        membership.by_node_id(node_id).is_some_and(|member| RaftHandle::can_remove(self, member.raft_id))
+        self.raft_id(node_id).is_some_and(|raft_id| self.raft.can_remove(raft_id))
     }
 
-    async fn remove(&self, node_id: &str) -> Result<(), swarm_raft::Error> {
-        let raft_id = self.membership().by_node_id(node_id).map(|member| member.raft_id);
-        match raft_id {
-            Some(raft_id) => self.change_membership(Change::Remove(raft_id)).await,
+    async fn remove(&self, node_id: &str) -> Result<(), Failed> {
+        match self.raft_id(node_id) {
+            Some(raft_id) => self.group.remove(raft_id).await.map_err(|status| status.message().into()),
             None => Ok(()),
         }
     }
 
-    async fn hand_over(&self) -> Result<(), swarm_raft::Error> {
-        self.transfer_leadership(None).await
+    async fn hand_over(&self) -> Result<(), Failed> {
+        Ok(self.raft.transfer_leadership(None).await?)
     }
 }
 
 /// Runs until leadership is lost or the store is closed.
-pub async fn run(store: Arc<Store>, group: impl Group) {
+pub async fn run(store: Arc<Store>, group: impl Members) {
     let (view, mut commits) = store.view_and_subscribe();
     let mut roles = RoleManager { store: store.clone(), group };
     let mut due = roles.everything(&view);
@@ -129,7 +147,7 @@ enum Settled {
     NotYet,
 }
 
-impl<G: Group> RoleManager<G> {
+impl<G: Members> RoleManager<G> {
     /// Every node, and every member without a node.
     fn everything(&self, view: &View) -> BTreeSet<String> {
         let nodes = view.nodes().iter().map(|node| node.id.clone());

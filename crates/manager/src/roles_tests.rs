@@ -5,7 +5,7 @@ use super::*;
 
 /// A group whose changes take effect at once.
 #[derive(Default)]
-struct Members {
+struct Fake {
     own: &'static str,
     members: Mutex<BTreeSet<String>>,
     /// Members whose removal would cost the quorum.
@@ -13,15 +13,15 @@ struct Members {
     done: Mutex<Vec<String>>,
 }
 
-impl Members {
-    fn new(own: &'static str, members: &[&str]) -> Arc<Members> {
+impl Fake {
+    fn new(own: &'static str, members: &[&str]) -> Arc<Fake> {
         let members = Mutex::new(members.iter().map(|m| (*m).to_owned()).collect());
-        Arc::new(Members { own, members, ..Members::default() })
+        Arc::new(Fake { own, members, ..Fake::default() })
     }
 }
 
 #[tonic::async_trait]
-impl Group for Arc<Members> {
+impl Members for Arc<Fake> {
     fn members(&self) -> Vec<String> {
         self.members.lock().iter().cloned().collect()
     }
@@ -34,13 +34,13 @@ impl Group for Arc<Members> {
     fn can_remove(&self, node_id: &str) -> bool {
         !self.needed.lock().contains(node_id)
     }
-    async fn remove(&self, node_id: &str) -> Result<(), swarm_raft::Error> {
+    async fn remove(&self, node_id: &str) -> Result<(), Failed> {
         assert!(!self.is_self(node_id), "nobody removes itself");
         self.members.lock().remove(node_id);
         self.done.lock().push(format!("removed {node_id}"));
         Ok(())
     }
-    async fn hand_over(&self) -> Result<(), swarm_raft::Error> {
+    async fn hand_over(&self) -> Result<(), Failed> {
         self.done.lock().push("handed over".to_owned());
         Ok(())
     }
@@ -71,7 +71,7 @@ async fn observed(store: &Store, id: &str, role: NodeRole) {
     }
 }
 
-fn start(store: &Arc<Store>, members: &Arc<Members>) -> tokio::task::JoinHandle<()> {
+fn start(store: &Arc<Store>, members: &Arc<Fake>) -> tokio::task::JoinHandle<()> {
     tokio::spawn(run(store.clone(), members.clone()))
 }
 
@@ -79,7 +79,7 @@ use NodeRole::{Manager, Worker};
 
 #[tokio::test(start_paused = true)]
 async fn a_promoted_node_is_raised_and_its_membership_left_alone() {
-    let (store, members) = (Store::local(), Members::new("a", &["a"]));
+    let (store, members) = (Store::local(), Fake::new("a", &["a"]));
     put(&store, "a", Manager, Worker).await; // as the first leader writes itself
     put(&store, "b", Worker, Worker).await;
     let running = start(&store, &members);
@@ -92,7 +92,7 @@ async fn a_promoted_node_is_raised_and_its_membership_left_alone() {
 
 #[tokio::test(start_paused = true)]
 async fn a_demoted_manager_leaves_the_group_before_it_is_lowered() {
-    let (store, members) = (Store::local(), Members::new("a", &["a", "b", "c"]));
+    let (store, members) = (Store::local(), Fake::new("a", &["a", "b", "c"]));
     for id in ["a", "b", "c"] {
         put(&store, id, Manager, Manager).await;
     }
@@ -112,7 +112,7 @@ async fn a_demoted_manager_leaves_the_group_before_it_is_lowered() {
 
 #[tokio::test(start_paused = true)]
 async fn a_demoted_leader_hands_over_and_does_not_remove_itself() {
-    let (store, members) = (Store::local(), Members::new("a", &["a", "b"]));
+    let (store, members) = (Store::local(), Fake::new("a", &["a", "b"]));
     put(&store, "a", Worker, Manager).await;
     put(&store, "b", Manager, Manager).await;
     let running = start(&store, &members);
@@ -123,11 +123,8 @@ async fn a_demoted_leader_hands_over_and_does_not_remove_itself() {
     assert_eq!(store.view().nodes().get("a").unwrap().role(), Manager);
     running.abort();
     // The successor finishes.
-    let successor = Arc::new(Members {
-        own: "b",
-        members: Mutex::new(members.members.lock().clone()),
-        ..Members::default()
-    });
+    let successor =
+        Arc::new(Fake { own: "b", members: Mutex::new(members.members.lock().clone()), ..Fake::default() });
     let running = start(&store, &successor);
     observed(&store, "a", Worker).await;
     assert_eq!(*successor.done.lock(), ["removed a"]);
@@ -136,7 +133,7 @@ async fn a_demoted_leader_hands_over_and_does_not_remove_itself() {
 
 #[tokio::test(start_paused = true)]
 async fn members_without_a_node_are_taken_out() {
-    let (store, members) = (Store::local(), Members::new("a", &["a", "gone", "going"]));
+    let (store, members) = (Store::local(), Fake::new("a", &["a", "gone", "going"]));
     put(&store, "a", Manager, Manager).await;
     put(&store, "going", Manager, Manager).await;
     let running = start(&store, &members);
@@ -153,7 +150,7 @@ async fn members_without_a_node_are_taken_out() {
 
 #[tokio::test(start_paused = true)]
 async fn a_role_that_was_changed_back_is_not_written() {
-    let (store, members) = (Store::local(), Members::new("a", &["a"]));
+    let (store, members) = (Store::local(), Fake::new("a", &["a"]));
     put(&store, "b", Worker, Worker).await;
     let roles = RoleManager { store: store.clone(), group: members };
     roles.write("b", Manager).await.unwrap();

@@ -11,7 +11,7 @@ use swarm_pki::{
 };
 use tracing::{info, warn};
 
-use crate::{Config, Error};
+use crate::{Config, Error, supervisor};
 
 /// Written before a new cluster's certificates and removed when its first entry is in the log. While it is there, the
 /// only copy of the CA key was in the memory of a process that is gone.
@@ -27,6 +27,13 @@ pub(crate) struct Identity {
 }
 
 impl Identity {
+    /// Waits until the certificate in use is one of this role.
+    pub(crate) async fn has_role(&self, role: NodeRole) {
+        let mut active = self.security.subscribe();
+        // The context, which is ours, has the sender.
+        let _ = active.wait_for(|active| active.credentials().role() == role).await;
+    }
+
     /// The CA key is in the log: a crash can't lose it any more.
     pub(crate) fn finished(&self) -> Result<(), Error> {
         atomic::remove(&self.marker).map_err(Error::state(&self.marker))
@@ -71,6 +78,10 @@ pub(crate) async fn establish(
         let current = security.current();
         if current.credentials().role() == NodeRole::Manager && !has_log(&raft) && managers.is_empty() {
             return Err(Error::LogMissing(raft));
+        }
+        if current.credentials().role() == NodeRole::Worker && raft.exists() {
+            info!("this node is no manager any more: what it had as one is removed");
+            supervisor::wipe(&config.state_dir, &keys)?;
         }
         if let Some(join) = &config.join {
             check_cluster(&security, &join.addr, &directory).await?;

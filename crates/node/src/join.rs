@@ -91,18 +91,47 @@ pub(crate) async fn join(
     token: &str,
     clock: &Clock,
 ) -> Result<(RootCa, Credentials), JoinError> {
-    Joining { addr, token: &token.parse()?, clock }.run(keys).await
+    let token: JoinToken = token.parse()?;
+    if token.fips() {
+        return Err(JoinError::Fips);
+    }
+    let asking = Asking { addr, token: token.expose(), clock };
+    let root = match keys.load_root(clock.now()) {
+        Ok(root) => root,
+        Err(error) if error.is_missing() => {
+            asking.attempts(async || asking.download_root(token.root_digest()).await).await?
+        }
+        Err(error) => return Err(error.into()),
+    };
+    let key = PrivateKey::generate()?;
+    let csr = create_csr(&key)?;
+    let channel = Dialer::joining(&root, clock)?.channel(addr)?;
+    let certificate = asking.attempts(async || asking.certificate(&channel, &csr).await).await?;
+    let credentials = Credentials::new(&certificate, key, &root, clock.now(), false)?;
+    // A locked cluster's manager never has its key on disk in the clear.
+    let kek = match credentials.role() {
+        NodeRole::Manager => {
+            let dialer = Dialer::with_credentials(&root, &credentials, ServerRole::Ca, clock)?;
+            let channel = dialer.channel(addr)?;
+            asking.attempts(async || asking.unlock_key(&channel).await).await?
+        }
+        NodeRole::Worker => KekChange::Set(None, 0),
+    };
+    keys.save_root(&root)?;
+    keys.save(credentials.certificate_pem(), credentials.key(), kek)?;
+    Ok((root, credentials))
 }
 
-/// A join under way.
-struct Joining<'a> {
-    addr: &'a str,
-    token: &'a JoinToken,
-    clock: &'a Clock,
+/// Asks the manager at an address for what a node needs of it.
+pub(crate) struct Asking<'a> {
+    pub(crate) addr: &'a str,
+    /// A join token; empty for a node that shows its certificate.
+    pub(crate) token: &'a str,
+    pub(crate) clock: &'a Clock,
 }
 
 /// Whether another attempt may help.
-enum Failure {
+pub(crate) enum Failure {
     Passing(String),
     Lasting(JoinError),
 }
@@ -113,31 +142,7 @@ impl From<PkiError> for Failure {
     }
 }
 
-impl Joining<'_> {
-    async fn run(&self, keys: &KeyStore) -> Result<(RootCa, Credentials), JoinError> {
-        if self.token.fips() {
-            return Err(JoinError::Fips);
-        }
-        let root = match keys.load_root(self.clock.now()) {
-            Ok(root) => root,
-            Err(error) if error.is_missing() => self.attempts(async || self.download_root().await).await?,
-            Err(error) => return Err(error.into()),
-        };
-        let key = PrivateKey::generate()?;
-        let csr = create_csr(&key)?;
-        let channel = Dialer::joining(&root, self.clock)?.channel(self.addr)?;
-        let certificate = self.attempts(async || self.certificate(&channel, &csr).await).await?;
-        let credentials = Credentials::new(&certificate, key, &root, self.clock.now(), false)?;
-        // A locked cluster's manager never has its key on disk in the clear.
-        let kek = match credentials.role() {
-            NodeRole::Manager => self.unlock_key(&root, &credentials).await?,
-            NodeRole::Worker => KekChange::Set(None, 0),
-        };
-        keys.save_root(&root)?;
-        keys.save(credentials.certificate_pem(), credentials.key(), kek)?;
-        Ok((root, credentials))
-    }
-
+impl Asking<'_> {
     async fn attempts<T>(&self, attempt: impl AsyncFn() -> Result<T, Failure>) -> Result<T, JoinError> {
         let mut left = ATTEMPTS;
         loop {
@@ -157,12 +162,12 @@ impl Joining<'_> {
     }
 
     /// The root, from a server that is not trusted: its digest must be the token's.
-    async fn download_root(&self) -> Result<RootCa, Failure> {
+    async fn download_root(&self, expected: RootDigest) -> Result<RootCa, Failure> {
         let channel = Dialer::unverified(self.clock)?.channel(self.addr)?;
         let mut client = CaClient::new(channel);
         let reply = call(client.get_root_ca_certificate(GetRootCaCertificateRequest {})).await;
         let bundle = reply.map_err(|status| self.failure(&status))?.certificate;
-        let (expected, found) = (self.token.root_digest(), RootDigest::of(&bundle));
+        let found = RootDigest::of(&bundle);
         if found != expected {
             let (expected, found) = (expected.to_hex(), found.to_hex());
             return Err(PkiError::Fingerprint { expected, found }.into());
@@ -172,13 +177,13 @@ impl Joining<'_> {
     }
 
     /// A certificate for a request, asked for and waited for.
-    async fn certificate(&self, channel: &Channel, csr: &[u8]) -> Result<Vec<u8>, Failure> {
+    pub(crate) async fn certificate(&self, channel: &Channel, csr: &[u8]) -> Result<Vec<u8>, Failure> {
         let mut client = NodeCaClient::new(channel.clone());
         #[allow(deprecated)] // the role: the token says it
         let request = IssueNodeCertificateRequest {
             role: NodeRole::Worker as i32,
             csr: csr.to_vec(),
-            token: self.token.expose().to_owned(),
+            token: self.token.to_owned(),
             availability: node_spec::Availability::Active as i32,
         };
         let reply = call(client.issue_node_certificate(request)).await;
@@ -220,19 +225,13 @@ impl Joining<'_> {
     }
 
     /// The key that a manager encrypts its key file with, if the cluster is locked.
-    async fn unlock_key(&self, root: &RootCa, credentials: &Credentials) -> Result<KekChange, JoinError> {
-        let channel =
-            Dialer::with_credentials(root, credentials, ServerRole::Ca, self.clock)?.channel(self.addr)?;
-        let ask = async || {
-            let mut client = CaClient::new(channel.clone());
-            match call(client.get_unlock_key(GetUnlockKeyRequest {})).await {
-                Ok(reply) => Ok(KekChange::Set(Kek::from_bytes(&reply.unlock_key), reply.version.index)),
-                // Older than locking: there is nothing to unlock.
-                Err(status) if status.code() == Code::Unimplemented => Ok(KekChange::Set(None, 0)),
-                Err(status) => Err(self.failure(&status)),
-            }
-        };
-        self.attempts(ask).await
+    pub(crate) async fn unlock_key(&self, channel: &Channel) -> Result<KekChange, Failure> {
+        match call(CaClient::new(channel.clone()).get_unlock_key(GetUnlockKeyRequest {})).await {
+            Ok(reply) => Ok(KekChange::Set(Kek::from_bytes(&reply.unlock_key), reply.version.index)),
+            // Older than locking: there is nothing to unlock.
+            Err(status) if status.code() == Code::Unimplemented => Ok(KekChange::Set(None, 0)),
+            Err(status) => Err(self.failure(&status)),
+        }
     }
 
     fn refused(&self, reason: &str) -> Failure {
@@ -282,4 +281,4 @@ fn backoff(waits: u32) -> Duration {
 
 #[cfg(test)]
 #[path = "join_tests.rs"]
-mod tests;
+pub(crate) mod tests;

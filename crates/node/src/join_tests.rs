@@ -17,18 +17,18 @@ use super::*;
 const ORGANIZATION: &str = "cluster";
 
 /// A manager's remote API with its CA, on loopback.
-struct Manager {
-    addr: String,
+pub(crate) struct Manager {
+    pub(crate) addr: String,
     root: RootCa,
-    worker_token: String,
+    pub(crate) worker_token: String,
     manager_token: String,
-    store: Arc<Store>,
+    pub(crate) store: Arc<Store>,
     stop: CancellationToken,
     tasks: TaskTracker,
 }
 
 impl Manager {
-    async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         Self::with(|_| {}).await
     }
 
@@ -68,7 +68,7 @@ impl Manager {
         Self { addr, root, worker_token, manager_token, store, stop, tasks }
     }
 
-    async fn stop(self) {
+    pub(crate) async fn stop(self) {
         self.stop.cancel();
         self.tasks.close();
         self.tasks.wait().await;

@@ -2,6 +2,7 @@
 //!
 //! - [`Node`]: starts and stops everything on one host. [`Config`]: what it is started with.
 //! - Inside: `identity` loads, makes or asks for certificates, `join` speaks to the cluster that is joined,
+//!   `renewal` asks for new certificates, `supervisor` starts and stops the manager as the role changes,
 //!   `state` keeps the state directory, `connector` leads the agent to managers.
 
 mod config;
@@ -10,7 +11,9 @@ mod error;
 mod identity;
 mod join;
 mod node;
+mod renewal;
 mod state;
+mod supervisor;
 
 pub use config::{Config, Join};
 pub use error::Error;

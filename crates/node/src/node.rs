@@ -10,11 +10,13 @@ use swarm_pki::{Clock, RootCa, SecurityContext};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
 use crate::connector::NodeConnector;
 use crate::identity::{Identity, discard, establish, is_unfinished};
+use crate::renewal::Renewer;
 use crate::state::StateDir;
+use crate::supervisor::{self, Supervisor};
 use crate::{Config, Error};
 
 /// Weight that a manager has from the start.
@@ -23,7 +25,7 @@ const KNOWN: i64 = 10;
 /// A running node.
 pub struct Node {
     agent: AgentHandle,
-    manager: Option<Arc<Manager>>,
+    security: Arc<SecurityContext>,
     state: Arc<StateDir>,
     remotes: Arc<Remotes>,
     stop: CancellationToken,
@@ -33,7 +35,7 @@ pub struct Node {
 
 impl std::fmt::Debug for Node {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Node").field("manager", &self.manager).finish_non_exhaustive()
+        f.debug_struct("Node").field("security", &self.security).finish_non_exhaustive()
     }
 }
 
@@ -75,7 +77,7 @@ impl Node {
             state_dir: config.state_dir.clone(),
             executors: config.executors.clone(),
             remotes: remotes.clone(),
-            connector,
+            connector: connector.clone(),
             tls_info,
             fips: false,
             timings: swarm_agent::Timings::default(),
@@ -90,25 +92,37 @@ impl Node {
                 return Err(Error::Agent(error.to_string()));
             }
         };
+        let observed = agent.observed();
+        let (keys, reconnect) = (identity.keys.clone(), agent.reconnect());
+        let supervisor = Supervisor {
+            config,
+            identity,
+            connector: connector.clone(),
+            remotes: remotes.clone(),
+            observed: observed.clone(),
+            reconnect,
+            stop: stop.clone(),
+        };
         let (ended_out, ended) = watch::channel(None);
-        if let Some(manager) = manager.clone() {
-            let stop = stop.clone();
-            tasks.spawn(async move {
-                tokio::select! {
-                    () = stop.cancelled() => {}
-                    error = manager.ended() => {
-                        error!(%error, "the manager ended");
-                        ended_out.send_replace(Some(Arc::new(Error::ManagerEnded(error))));
-                    }
-                }
-            });
-        }
-        tasks.spawn(announce_ready(agent.observed(), node_id, stop.clone()));
-        tasks.spawn(follow_root(agent.observed(), security.clone(), identity.keys.clone(), stop.clone()));
-        tasks.spawn(follow_tls(security, tls_info_out, stop.clone()));
+        tasks.spawn(async move {
+            if let Err(error) = supervisor.run(manager).await {
+                ended_out.send_replace(Some(Arc::new(error)));
+            }
+        });
+        let renewer =
+            Renewer { security: security.clone(), keys: keys.clone(), connector, remotes: remotes.clone() };
+        tasks.spawn({
+            let (stop, observed) = (stop.clone(), observed.clone());
+            async move {
+                stop.run_until_cancelled(renewer.run(observed)).await;
+            }
+        });
+        tasks.spawn(announce_ready(observed.clone(), node_id, stop.clone()));
+        tasks.spawn(follow_root(observed, security.clone(), keys, stop.clone()));
+        tasks.spawn(follow_tls(security.clone(), tls_info_out, stop.clone()));
         tasks.spawn(keep_managers(state.clone(), remotes.clone(), stop.clone()));
         tasks.close();
-        Ok(Node { agent, manager, state, remotes, stop, tasks, ended })
+        Ok(Node { agent, security, state, remotes, stop, tasks, ended })
     }
 
     /// Completes when the node can't go on, with the reason.
@@ -119,18 +133,15 @@ impl Node {
         let mut ended = self.ended.clone();
         match ended.wait_for(Option::is_some).await {
             Ok(error) => Err(error.clone().expect("it was just seen to be there")),
-            // A worker's agent goes on for ever.
+            // Stopping is no end.
             Err(_) => std::future::pending().await,
         }
     }
 
     /// Ends the session and the manager; tasks go on running.
     pub async fn stop(self) {
-        self.stop.cancel();
         self.agent.stop().await;
-        if let Some(manager) = &self.manager {
-            manager.stop().await;
-        }
+        self.stop.cancel();
         self.tasks.wait().await;
         if let Err(error) = self.state.save_managers(&self.remotes.peers()) {
             warn!(%error, "the known managers could not be saved");
@@ -138,37 +149,27 @@ impl Node {
     }
 }
 
-/// The manager, once it has a leader, if the node's certificate makes it one.
+/// The manager, if the node's certificate makes it one. That of a new cluster has begun it when this returns.
 async fn start_manager(
     config: &Config,
     identity: &Identity,
     managers: &[String],
-) -> Result<Option<Arc<Manager>>, Error> {
+) -> Result<Option<Manager>, Error> {
     if identity.security.current().credentials().role() != NodeRole::Manager {
         return Ok(None);
     }
-    let manager = Manager::start(swarm_manager::Config {
-        security: identity.security.clone(),
-        keys: identity.keys.clone(),
-        state_dir: config.state_dir.clone(),
-        listen_remote_api: config.listen_remote_api.clone(),
-        advertise_remote_api: config.advertise_remote_api.clone(),
-        listen_control_api: config.listen_control_api.clone(),
-        heartbeat_tick: config.heartbeat_tick,
-        election_tick: config.election_tick,
-        new_cluster: identity.new_root.clone(),
-        managers: managers.to_vec(),
-    })
-    .await?;
-    if let Err(error) = manager.ready().await {
-        manager.stop().await;
-        return Err(match Arc::try_unwrap(error) {
-            Ok(error) => Error::Manager(error),
-            Err(error) => Error::ManagerEnded(error),
-        });
+    let manager = supervisor::start(config, identity, identity.new_root.clone(), managers.to_vec()).await?;
+    if is_unfinished(&config.state_dir) {
+        if let Err(error) = manager.ready().await {
+            manager.stop().await;
+            return Err(match Arc::try_unwrap(error) {
+                Ok(error) => Error::Manager(error),
+                Err(error) => Error::ManagerEnded(error),
+            });
+        }
+        identity.finished()?;
     }
-    identity.finished()?;
-    Ok(Some(Arc::new(manager)))
+    Ok(Some(manager))
 }
 
 /// Addresses of managers to join through: the one that was given, then those that were known before.

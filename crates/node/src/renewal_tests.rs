@@ -34,7 +34,7 @@ impl Fixture {
     }
 
     /// Changes the node object, and gives it as a session message would.
-    async fn change(&self, change: impl Fn(&mut Node)) -> Observed {
+    async fn change(&self, change: impl Fn(&mut Node) + Sync) -> Observed {
         let id = self.security.current().credentials().node_id().to_owned();
         let write = |tx: &mut swarm_store::Tx| {
             let mut node = Node::clone(tx.nodes().get(&id).unwrap());

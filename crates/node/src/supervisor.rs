@@ -86,7 +86,6 @@ impl Supervisor {
             }
             std::future::pending::<()>().await;
         };
-        let mut active = self.identity.security.subscribe();
         tokio::select! {
             () = self.stop.cancelled() => End::Stopped,
             error = manager.ended() => match *error {
@@ -96,7 +95,7 @@ impl Supervisor {
                     End::Failed(error)
                 }
             },
-            _ = active.wait_for(|active| active.credentials().role() == NodeRole::Worker) => End::Demoted,
+            () = self.identity.has_role(NodeRole::Worker) => End::Demoted,
             () = ready => End::Stopped,
         }
     }
@@ -104,18 +103,15 @@ impl Supervisor {
     /// A member that was removed still has a manager's certificate. Waits until it has a worker's, or until the managers
     /// say, in a session that began after the removal, that the node is to be a manager.
     async fn decided(&mut self, sessions: u64) {
-        let security = self.identity.security.clone();
-        let mut active = security.subscribe();
-        let again = self.observed.wait_for(|observed| {
-            let manager = |node: &Node| {
-                node.role() == NodeRole::Manager && node.spec.desired_role() == NodeRole::Manager
-            };
+        let manager =
+            |node: &Node| node.role() == NodeRole::Manager && node.spec.desired_role() == NodeRole::Manager;
+        let again = |observed: &Observed| {
             observed.sessions > sessions && observed.node.as_ref().is_some_and(|node| manager(node))
-        });
+        };
         tokio::select! {
             () = self.stop.cancelled() => {}
-            _ = active.wait_for(|active| active.credentials().role() == NodeRole::Worker) => {}
-            _ = again => {}
+            () = self.identity.has_role(NodeRole::Worker) => {}
+            _ = self.observed.wait_for(again) => {}
         }
     }
 
@@ -128,11 +124,10 @@ impl Supervisor {
 
     /// Starts a manager once the node's certificate is one's; `None` when the node stops first.
     async fn next(&self) -> Option<Manager> {
-        let mut active = self.identity.security.subscribe();
         loop {
             tokio::select! {
                 () = self.stop.cancelled() => return None,
-                _ = active.wait_for(|active| active.credentials().role() == NodeRole::Manager) => {}
+                () = self.identity.has_role(NodeRole::Manager) => {}
             }
             info!("this node becomes a manager");
             let started = tokio::select! {

@@ -255,7 +255,19 @@ impl Cluster {
         let name = format!("worker-{}", self.workers.len() + 1);
         let (address, token) = (self.address()?, self.worker_token().await?);
         let listen = free_address();
-        let args = ["--join-addr", &address, "--join-token", &token, "--listen-remote-api", &listen];
+        // It may become a manager.
+        let socket = self.socket_of(&name);
+        let socket = socket.to_str().context("the temporary directory's name is UTF-8")?;
+        let args = [
+            "--join-addr",
+            &address,
+            "--join-token",
+            &token,
+            "--listen-remote-api",
+            &listen,
+            "--listen-control-api",
+            socket,
+        ];
         let mut worker = daemon(self.dir.path(), self.engine, &name, &args);
         worker.args.extend(self.flags.iter().cloned());
         // Among the workers even if it does not start: what it left behind is ended with the rest.
@@ -278,7 +290,7 @@ impl Cluster {
         self.dir.path().join("control.sock")
     }
 
-    /// Path of the control socket of the manager with this name.
+    /// Path of the control socket of the daemon with this name, if it is a manager.
     pub fn socket_of(&self, name: &str) -> PathBuf {
         if name == self.manager.name { self.socket() } else { self.dir.path().join(format!("{name}.sock")) }
     }
