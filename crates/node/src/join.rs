@@ -27,7 +27,7 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often the root and the certificate are asked for, and the time between.
 const ATTEMPTS: u32 = 5;
 const PAUSE: Duration = Duration::from_secs(2);
-/// Failed status polls in a row after which the certificate is asked for again.
+/// A joining node knows one manager only, and is patient with it.
 const LOST_POLLS: u32 = 10;
 
 /// Why a node could not join.
@@ -95,7 +95,7 @@ pub(crate) async fn join(
     if token.fips() {
         return Err(JoinError::Fips);
     }
-    let asking = Asking { addr, token: token.expose(), clock };
+    let asking = Asking { addr, token: token.expose(), clock, lost_polls: LOST_POLLS };
     let root = match keys.load_root(clock.now()) {
         Ok(root) => root,
         Err(error) if error.is_missing() => {
@@ -128,6 +128,8 @@ pub(crate) struct Asking<'a> {
     /// A join token; empty for a node that shows its certificate.
     pub(crate) token: &'a str,
     pub(crate) clock: &'a Clock,
+    /// Failed status polls in a row after which the certificate must be asked for again.
+    pub(crate) lost_polls: u32,
 }
 
 /// Whether another attempt may help.
@@ -214,7 +216,7 @@ impl Asking<'_> {
                 Err(status) => {
                     lost += 1;
                     match self.failure(&status) {
-                        Failure::Passing(_) if lost < LOST_POLLS => {}
+                        Failure::Passing(_) if lost < self.lost_polls => {}
                         failure => return Err(failure),
                     }
                 }

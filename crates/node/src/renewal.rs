@@ -37,10 +37,12 @@ impl Renewer {
     pub(crate) async fn run(self, mut observed: watch::Receiver<Observed>) {
         let mut attempts = 0;
         loop {
-            let wanted = observed.borrow_and_update().node.as_ref().is_some_and(|node| self.is_wanted(node));
-            if wanted {
-                // The local manager first: it knows the leader. If it does not, one of the others may.
-                match self.renew(attempts == 0).await {
+            let node = observed.borrow_and_update().node.clone().filter(|node| self.is_wanted(node));
+            if let Some(node) = &node {
+                // The local manager first: it knows the leader. If it does not, one of the others may; and one that is
+                // about to stop is no help.
+                let locally = attempts == 0 && node.role() == NodeRole::Manager;
+                match self.renew(locally).await {
                     Ok(role) => info!(role = role.as_str_name(), "the node has a new certificate"),
                     Err(reason) => warn!(reason, "error renewing TLS certificate"),
                 }
@@ -52,7 +54,7 @@ impl Renewer {
             let pause = PAUSE.0.saturating_mul(1 << attempts.min(10)).min(PAUSE.1);
             tokio::select! {
                 changed = observed.changed() => if changed.is_err() { return },
-                () = sleep(pause), if wanted => {}
+                () = sleep(pause), if node.is_some() => {}
             }
         }
     }
@@ -78,7 +80,8 @@ impl Renewer {
             }
         };
         let clock = self.security.clock();
-        let asking = Asking { addr: &addr, token: "", clock };
+        // When an answer is lost, another manager is asked for another certificate.
+        let asking = Asking { addr: &addr, token: "", clock, lost_polls: 1 };
         let key = PrivateKey::generate().map_err(text)?;
         let csr = create_csr(&key).map_err(text)?;
         let certificate = asking.certificate(&channel, &csr).await.map_err(reason)?;
