@@ -257,8 +257,15 @@ async fn removed(cluster: &mut Cluster) -> Result<()> {
     let rest = ["manager", "manager-2"];
     write(cluster, &rest, "without-the-third").await?;
     same(cluster, &rest).await?;
-    ensure!(seen_by(cluster, "manager").await?.len() == 2);
-    Ok(())
+    // It is still meant to be a manager; but the member that it was is gone for good.
+    let again = until("it to be a new member", PATIENCE, || async {
+        let status = status_of(cluster, "manager", "manager-3").await?;
+        ensure!(status.reachability() == Reachability::Reachable, "{status:?}");
+        Ok(status)
+    })
+    .await?;
+    ensure!(again.raft_id != status.raft_id, "it came back as the member that was removed");
+    same(cluster, &ALL).await
 }
 
 async fn leader_leaves(cluster: &mut Cluster) -> Result<()> {
@@ -367,7 +374,7 @@ async fn managers_that_were_all_killed_go_on_where_they_were() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_removed_manager_stops_and_says_so() -> Result<()> {
+async fn a_removed_manager_says_so_and_comes_back_as_a_new_member_only() -> Result<()> {
     let mut cluster = three().await?;
     let result = removed(&mut cluster).await;
     with_logs(&cluster, result)
