@@ -256,9 +256,17 @@ async fn a_removed_member_ends_and_the_others_go_on() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_member_without_a_log_of_its_own_does_not_begin_a_group() {
     let lab = Lab::new();
-    let config = Config { origin: Origin::Existing, ..config(lab.dir.path()) };
-    let error = RaftNode::open(config).unwrap_err();
+    let config = |origin| Config { origin, ..config(lab.dir.path()) };
+    let error = RaftNode::open(config(Origin::Existing)).unwrap_err();
     assert!(error.to_string().contains("there is no raft log in"), "{error}");
+    // One that was killed before its first write has none either, and may still join.
+    std::fs::create_dir_all(lab.dir.path().join("raft/log")).unwrap();
+    let error = RaftNode::open(config(Origin::Existing)).unwrap_err();
+    assert!(error.to_string().contains("there is no raft log in"), "{error}");
+    let joined = RaftNode::open(config(Origin::Joined { raft_id: 5, members: Vec::new() })).unwrap();
+    assert_eq!(joined.raft_id(), 5);
+    drop(joined);
+    assert_eq!(RaftNode::open(config(Origin::Existing)).unwrap().raft_id(), 5);
 }
 
 #[tokio::test(flavor = "multi_thread")]
