@@ -34,7 +34,10 @@ async fn a_call_that_never_began_is_repeated_even_if_it_changes_something() {
     let follower = world.manager("follower").await;
     leader.told.lead(8);
     // Nobody listens at the first address; the second one led once and does not any more.
-    let nobody = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    // Bound, so that nobody else takes it, but nobody listens.
+    let reserved = tokio::net::TcpSocket::new_v4().unwrap();
+    reserved.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let nobody = reserved.local_addr().unwrap();
     follower.told.set([
         Ok(follower.reach_at("dead", &nobody.to_string())),
         Ok(follower.reach(&former)),
