@@ -4,6 +4,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use hyper_util::rt::TokioIo;
+use swarm_api::swarmd::lock_client::LockClient;
+use swarm_api::swarmd::recovery_client::RecoveryClient;
 use swarm_api::v1::ca_client::CaClient;
 use swarm_api::v1::control_client::ControlClient;
 use swarm_pki::{Clock, connect_local_tls};
@@ -39,6 +41,16 @@ impl Client {
     /// The control service. Answers may be as large as the cluster is.
     pub(crate) fn control(&self) -> ControlClient<Channel> {
         ControlClient::new(self.channel.clone()).max_decoding_message_size(usize::MAX)
+    }
+
+    /// Unlocks a manager.
+    pub(crate) fn lock(&self) -> LockClient<Channel> {
+        LockClient::new(self.channel.clone())
+    }
+
+    /// Backups.
+    pub(crate) fn recovery(&self) -> RecoveryClient<Channel> {
+        RecoveryClient::new(self.channel.clone())
     }
 
     /// The certificate authority's calls for managers.

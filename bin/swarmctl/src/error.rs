@@ -56,6 +56,14 @@ pub(crate) enum Error {
         /// Why not.
         source: io::Error,
     },
+    /// A file could not be written.
+    #[error("can't write {}: {source}", path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
     /// The answer was not what the contract promises.
     #[error("the manager's answer has no {0}")]
     Incomplete(&'static str),
@@ -136,6 +144,9 @@ fn refused(status: &Status) -> Option<&'static str> {
         }
         Code::FailedPrecondition if text.contains("must be demoted to worker before removal") => {
             Some("`swarmctl node demote` it first")
+        }
+        Code::FailedPrecondition if text.contains("a passphrase is needed") => {
+            Some("give one with --passphrase-file or in SWARM_BACKUP_PASSPHRASE")
         }
         Code::Unavailable => Some("nothing was changed: try again"),
         Code::Unimplemented if text.is_empty() => {

@@ -61,6 +61,33 @@ pub(crate) struct Flags {
     #[arg(long, default_value_t = 10, value_name = "TICKS")]
     pub(crate) election_tick: u32,
 
+    /// Make a new cluster whose managers lock themselves: a restart of one needs the key that
+    /// `swarmctl cluster unlock-key` prints. Without effect on a node that was started before.
+    #[arg(long)]
+    pub(crate) autolock: bool,
+
+    /// Key of a locked manager, as `swarmctl cluster unlock-key` prints it. Other users of this host may see it here:
+    /// better use --unlock-key-file or the environment.
+    #[arg(long, value_name = "KEY", env = "SWARM_UNLOCK_KEY", hide_env_values = true)]
+    pub(crate) unlock_key: Option<String>,
+
+    /// File with the key of a locked manager.
+    #[arg(long, value_name = "FILE", conflicts_with = "unlock_key")]
+    pub(crate) unlock_key_file: Option<PathBuf>,
+
+    /// All other managers are lost for ever: go on with this one's state, as the only manager.
+    #[arg(long, conflicts_with = "join_addr")]
+    pub(crate) force_new_cluster: bool,
+
+    /// Begin from a backup that `swarmctl cluster backup` wrote; the state directory must be a new one.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["join_addr", "force_new_cluster", "autolock"])]
+    pub(crate) restore: Option<PathBuf>,
+
+    /// File with the passphrase, or the unlock key, that the backup is encrypted with; else it is taken from the
+    /// environment variable SWARM_BACKUP_PASSPHRASE.
+    #[arg(long, value_name = "FILE", requires = "restore")]
+    pub(crate) passphrase_file: Option<PathBuf>,
+
     /// Run tasks in a simulation instead of an engine: for tests and benchmarks.
     #[arg(long, hide = true)]
     pub(crate) simulate: bool,
@@ -95,6 +122,19 @@ mod tests {
     fn a_token_without_an_address_is_refused() {
         let error = Flags::try_parse_from(["swarmd", "--join-token", "x"]).unwrap_err();
         assert!(error.to_string().contains("--join-addr"), "{error}");
+    }
+
+    #[test]
+    fn ways_to_begin_that_exclude_each_other_are_refused() {
+        for words in [
+            &["--force-new-cluster", "--join-addr", "h:1", "--join-token", "x"][..],
+            &["--restore", "f", "--force-new-cluster"],
+            &["--restore", "f", "--join-addr", "h:1", "--join-token", "x"],
+            &["--passphrase-file", "f"],
+            &["--unlock-key", "k", "--unlock-key-file", "f"],
+        ] {
+            assert!(Flags::try_parse_from([&["swarmd"], words].concat()).is_err(), "{words:?}");
+        }
     }
 
     #[test]

@@ -3,6 +3,7 @@
 mod flags;
 mod logging;
 mod run;
+mod secrets;
 
 use std::process::ExitCode;
 

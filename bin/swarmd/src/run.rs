@@ -10,6 +10,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tracing::{info, warn};
 
 use crate::flags::Flags;
+use crate::secrets;
 
 /// Runs a node until a signal ends it.
 pub(crate) async fn run(flags: Flags) -> Result<()> {
@@ -19,6 +20,7 @@ pub(crate) async fn run(flags: Flags) -> Result<()> {
         flags.election_tick,
         flags.heartbeat_tick
     );
+    let (unlock_key, restore) = (secrets::unlock_key(&flags)?, secrets::restore(&flags)?);
     let mut terminate = signal(SignalKind::terminate()).context("can't listen for signals")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("can't listen for signals")?;
     info!(version = env!("CARGO_PKG_VERSION"), state_dir = %flags.state_dir.display(), "starting swarmd");
@@ -35,6 +37,10 @@ pub(crate) async fn run(flags: Flags) -> Result<()> {
         executors,
         heartbeat_tick: flags.heartbeat_tick,
         election_tick: flags.election_tick,
+        unlock_key,
+        autolock: flags.autolock,
+        force_new_cluster: flags.force_new_cluster,
+        restore,
     };
     let node = tokio::select! {
         // Its errors say everything in one text; their causes would say it again.

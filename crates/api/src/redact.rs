@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::{raftpb, v1};
+use crate::{raftpb, swarmd, v1};
 
 /// Stands for bytes that must not be printed.
 struct Hidden(usize);
@@ -38,6 +38,8 @@ redacted!(v1::GetUnlockKeyResponse { version } hidden { unlock_key });
 redacted!(v1::container_spec::PullOptions {} hidden { registry_auth });
 redacted!(v1::acceptance_policy::role_admission_policy::Secret { alg } hidden { data });
 redacted!(v1::MaybeEncryptedRecord { algorithm } hidden { data, nonce });
+redacted!(swarmd::BackupRequest {} hidden { passphrase });
+redacted!(swarmd::UnlockRequest {} hidden { unlock_key });
 redacted!(v1::LogMessage { context, timestamp, stream, attrs } hidden { data });
 
 impl fmt::Debug for raftpb::Entry {

@@ -31,6 +31,8 @@ const FILES: &[&str] = &[
     "docker/swarmkit/v1/watch.proto",
     "raftpb/raftpb.proto",
     "swarmd/options.proto",
+    "swarmd/v1/backup.proto",
+    "swarmd/v1/lock.proto",
     "swarmd/v1/process.proto",
 ];
 
@@ -54,6 +56,8 @@ const REDACTED: &[&str] = &[
     ".docker.swarmkit.v1.LogMessage",
     ".raftpb.Entry",
     ".raftpb.Snapshot",
+    ".swarmd.v1.BackupRequest",
+    ".swarmd.v1.UnlockRequest",
 ];
 
 /// The repository's root, seen from this crate.

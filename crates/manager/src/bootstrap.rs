@@ -3,12 +3,14 @@
 //! All of it is one transaction, run each time a manager becomes leader; on any but a fresh cluster it changes nothing.
 
 use prost_types::Duration as WireDuration;
+use swarm_api::authorization::MANAGER_OU;
 use swarm_api::v1::{
-    CaConfig, Certificate, Cluster, ClusterSpec, DispatcherConfig, Driver, EncryptionConfig, IpamOptions,
-    IssuanceStatus, JoinTokens, Network, NetworkSpec, Node, NodeRole, NodeSpec, OrchestrationConfig,
-    RaftConfig, RootCa, issuance_status, node_spec,
+    CaConfig, Certificate, Cluster, ClusterSpec, DispatcherConfig, Driver, EncryptionConfig, EncryptionKey,
+    IpamOptions, IssuanceStatus, JoinTokens, Network, NetworkSpec, Node, NodeRole, NodeSpec,
+    OrchestrationConfig, RaftConfig, RootCa, encryption_key, issuance_status, node_spec,
 };
 use swarm_api::{Shared, defaults, duration, id};
+use swarm_pki::Kek;
 use swarm_store::{Error, Store, Tx};
 use tracing::info;
 
@@ -33,6 +35,8 @@ pub struct Bootstrap {
     pub worker_token: String,
     /// Fresh join token for managers.
     pub manager_token: String,
+    /// What managers lock themselves with, if they shall.
+    pub unlock_key: Option<Kek>,
     /// Raft ticks as this process was started with.
     pub heartbeat_tick: u32,
     /// See `heartbeat_tick`.
@@ -101,7 +105,7 @@ impl Bootstrap {
                 node_cert_expiry: Some(wire(defaults::NODE_CERT_EXPIRY)),
                 ..Default::default()
             },
-            encryption_config: EncryptionConfig::default(),
+            encryption_config: EncryptionConfig { auto_lock_managers: self.unlock_key.is_some() },
             ..Default::default()
         };
         spec.annotations.name = defaults::CLUSTER_NAME.to_owned();
@@ -118,6 +122,7 @@ impl Bootstrap {
                 },
                 ..Default::default()
             },
+            unlock_keys: self.unlock_key.iter().map(unlock_key).collect(),
             ..Default::default()
         }
     }
@@ -141,6 +146,15 @@ impl Bootstrap {
             vxlanudp_port: vxlan_port,
             ..Default::default()
         }
+    }
+}
+
+fn unlock_key(kek: &Kek) -> EncryptionKey {
+    EncryptionKey {
+        subsystem: MANAGER_OU.to_owned(),
+        algorithm: encryption_key::Algorithm::Aes128Gcm as i32,
+        key: kek.expose().to_vec(),
+        lamport_time: 0,
     }
 }
 
@@ -183,6 +197,7 @@ mod tests {
             ca_cert_hash: "sha256:00".into(),
             worker_token: "w".into(),
             manager_token: "m".into(),
+            unlock_key: None,
             heartbeat_tick: 1,
             election_tick: 10,
             predefined_networks: vec![("bridge".into(), "bridge".into()), ("host".into(), "host".into())],

@@ -26,6 +26,22 @@ pub enum Error {
     /// Keys and certificates.
     #[error(transparent)]
     Pki(#[from] swarm_pki::Error),
+    /// A log without its key.
+    #[error(
+        "the raft log in {} can't be opened: the key that it is encrypted with is not in the key file in {} any more. \
+         Put that file back as it was; if it is lost, so is the log: remove this node from the cluster and join it \
+         again with an empty state directory, or restore a backup",
+        raft.display(), keys.display()
+    )]
+    DekMissing {
+        /// Directory of the log.
+        raft: PathBuf,
+        /// Directory of the key file.
+        keys: PathBuf,
+    },
+    /// A backup that no manager can begin from.
+    #[error("the backup can't be restored: {0}")]
+    Restore(&'static str),
     /// The raft node could not be started, or ended.
     #[error("can't initialize raft node: {0}")]
     Raft(#[from] swarm_raft::Error),

@@ -44,8 +44,9 @@ pub(crate) async fn follow(
         let lost = async {
             let _ = status.wait_for(|s| s.role != Role::Leader || s.term != led).await;
         };
+        let mut over = false;
         tokio::select! {
-            () = &mut lead => {}
+            () = &mut lead => over = true,
             () = lost => {
                 known = "no cluster leader".to_owned();
                 info!("leadership changed from {node_id} to {known}");
@@ -53,7 +54,9 @@ pub(crate) async fn follow(
             () = stop.cancelled() => {}
         }
         term.cancel();
-        lead.await;
+        if !over {
+            lead.await;
+        }
     }
 }
 

@@ -10,13 +10,16 @@
 //! - `brain`: runs the leader's reconcilers.
 //! - [`keys`]: the network keys in the cluster object. [`roles`]: the observed roles of nodes.
 //! - [`forward`]: passes calls on to the leader.
+//! - [`lock`]: what a manager does whose key file is encrypted. [`backup`]: the cluster's state in a file.
 //! - [`control_socket`]: the socket that `swarmctl` talks to.
 
 pub mod auth;
+pub mod backup;
 pub mod bootstrap;
 mod brain;
 pub mod ca;
 pub mod control_socket;
+mod disk_keys;
 mod error;
 pub mod forward;
 mod group;
@@ -25,6 +28,7 @@ pub mod keys;
 mod leader;
 mod leader_link;
 mod leadership;
+pub mod lock;
 mod manager;
 mod membership;
 mod open;

@@ -13,7 +13,7 @@ use swarm_api::v1::{Peer, node_spec};
 use swarm_control::{CONTROL_API, Control, Health, RAFT, Watch};
 use swarm_dispatcher::Dispatcher;
 use swarm_pki::{
-    Dialer, JoinToken, KeyStore, LocalIncoming, RootCa, SecurityContext, ServerRole, TlsIncoming,
+    Dialer, JoinToken, Kek, KeyStore, LocalIncoming, RootCa, SecurityContext, ServerRole, TlsIncoming,
 };
 use swarm_raft::{GrpcTransport, Outcome, RaftHandle, RaftService, Role};
 use swarm_store::Store;
@@ -27,15 +27,18 @@ use tracing::{info, warn};
 
 use crate::Error;
 use crate::auth::{AuthorizeLayer, Authorizer, LocalCallerLayer};
+use crate::backup::Recovery;
 use crate::bootstrap::Bootstrap;
 use crate::ca::CaServer;
 use crate::control_socket::{ControlSocket, SocketFile};
+use crate::disk_keys;
 use crate::forward::{Door, ForwardLayer};
 use crate::group::Group;
 use crate::join;
 use crate::leader::Leader;
 use crate::leader_link::{LeaderLink, RaftSlot};
 use crate::leadership;
+use crate::lock::LockService;
 use crate::membership::RaftMembership;
 use crate::open::open_raft;
 use crate::roles::RaftMembers;
@@ -67,6 +70,10 @@ pub struct Config {
     pub new_cluster: Option<RootCa>,
     /// Addresses of other managers, through which a manager without a log joins their raft group.
     pub managers: Vec<String>,
+    /// What the managers of the new cluster lock themselves with, if they shall.
+    pub new_unlock_key: Option<Kek>,
+    /// Every other manager is lost for ever: go on alone with what is in this one's log.
+    pub force_new_cluster: bool,
 }
 
 /// A running manager.
@@ -131,6 +138,7 @@ impl Manager {
         let (health, local_health) = (Health::new(), Health::new());
         let control = Control::new(store.clone(), membership);
         let watch = Watch::new(store.clone());
+        let recovery = Recovery::new(store.clone(), slot.clone(), &node_id);
 
         let tasks = TaskTracker::new();
         let (leading, serving) = (CancellationToken::new(), CancellationToken::new());
@@ -153,7 +161,11 @@ impl Manager {
         let local = Server::builder()
             .layer(LocalCallerLayer::new(config.security.clone(), advertised.parse().ok()))
             .layer(ForwardLayer::new(Door::Socket, link.clone(), serving.clone()))
-            .add_routes(services(&local_health))
+            .add_routes(
+                services(&local_health)
+                    .add_service(LockService::unlocked())
+                    .add_service(recovery.into_server()),
+            )
             .serve_with_incoming_shutdown(local, serving.clone().cancelled_owned());
         // Whoever answers Join calls back before it does.
         health.set(RAFT, ServingStatus::Serving);
@@ -192,7 +204,8 @@ impl Manager {
             ca,
             members: RaftMembers { raft: raft.clone(), group },
         };
-        shared.watch_raft(raft.clone());
+        shared.watch_raft(raft.clone(), [health, local_health]);
+        tasks.spawn(disk_keys::follow(store.clone(), config.keys.clone(), raft.clone(), leading.clone()));
         shared.until_stop(leadership::announce_ready(raft.clone(), store.clone(), ready_out));
         shared.until_stop(leadership::follow_members(raft.clone(), managers_out));
         shared.until_stop({
@@ -326,12 +339,15 @@ impl Shared {
     }
 
     /// A raft node that dies ends the manager.
-    fn watch_raft(&self, raft: RaftHandle) {
+    fn watch_raft(&self, raft: RaftHandle, health: [Health; 2]) {
         let (ended, serving) = (self.ended.clone(), self.serving.clone());
         self.tasks.spawn(async move {
             tokio::select! {
                 () = serving.cancelled() => {}
                 outcome = raft.ended() => {
+                    let [remote, local] = health;
+                    remote.set(RAFT, ServingStatus::NotServing);
+                    local.set(CONTROL_API, ServingStatus::NotServing);
                     let error = match outcome {
                         Outcome::Stopped => return,
                         Outcome::Removed => Error::Removed,
@@ -357,6 +373,7 @@ fn bootstrap(config: &Config, node_id: &str, cluster_id: &str) -> Bootstrap {
         ca_cert_hash: format!("sha256:{}", root.digest().to_hex()),
         worker_token: token(),
         manager_token: token(),
+        unlock_key: config.new_unlock_key.clone(),
         heartbeat_tick: config.heartbeat_tick,
         election_tick: config.election_tick,
         predefined_networks: ["bridge", "host"].map(|name| (name.to_owned(), name.to_owned())).into(),

@@ -7,7 +7,7 @@ use swarm_raft::{GrpcTransport, Origin, RaftHandle, RaftNode, Ticks};
 use swarm_store::Store;
 
 use crate::join::Joiner;
-use crate::{Config, Error};
+use crate::{Config, Error, disk_keys};
 
 /// Goes on with the log in the state directory, begins a new group, or joins one.
 pub(crate) async fn open_raft(
@@ -18,12 +18,13 @@ pub(crate) async fn open_raft(
     transport: &GrpcTransport,
     dialer: &Dialer,
 ) -> Result<RaftHandle, Error> {
-    let sealer = Arc::new(swarm_pki::Sealer::new(&config.keys.ensure_dek()?));
+    let sealer = Arc::new(disk_keys::sealer(&config.keys, &config.state_dir)?);
     let ticks =
         Ticks { heartbeat: config.heartbeat_tick, election: config.election_tick, ..Ticks::default() };
     let mut raft = swarm_raft::Config {
         ticks,
         transport: Arc::new(transport.clone()),
+        force_new_group: config.force_new_cluster,
         origin: if config.new_cluster.is_some() { Origin::NewGroup } else { Origin::Existing },
         ..swarm_raft::Config::new(node_id, advertised, &config.state_dir, sealer)
     };

@@ -1,9 +1,11 @@
 //! What a node is started with.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use swarm_agent::Executor;
+use swarm_manager::backup::{Backup, restore};
+use swarm_pki::{SecretBytes, UnlockKey};
 
 /// How to become a member of a cluster.
 #[derive(Clone)]
@@ -41,13 +43,28 @@ pub struct Config {
     pub heartbeat_tick: u32,
     /// Raft ticks without a leader before an election.
     pub election_tick: u32,
+    /// Opens the key file of a manager that locks itself. Without it a locked manager waits for the key on its socket.
+    pub unlock_key: Option<UnlockKey>,
+    /// The managers of a new cluster lock themselves.
+    pub autolock: bool,
+    /// Every other manager is lost for ever: go on alone with what is in this one's log.
+    pub force_new_cluster: bool,
+    /// Begin from this backup.
+    pub restore: Option<Restore>,
 }
 
-impl std::fmt::Debug for Config {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Config")
-            .field("state_dir", &self.state_dir)
-            .field("join", &self.join)
-            .finish_non_exhaustive()
+/// A backup to begin from.
+#[derive(Debug, Clone)]
+pub struct Restore(pub(crate) Arc<Backup>);
+
+impl Restore {
+    /// Reads and checks a backup that is encrypted with this passphrase or unlock key. Writes nothing.
+    ///
+    /// # Errors
+    /// What is wrong with the file or the secret.
+    pub fn read(file: &Path, secret: &SecretBytes) -> Result<Restore, crate::Error> {
+        let backup = Backup::read(file, secret)?;
+        restore::check(&backup)?;
+        Ok(Restore(Arc::new(backup)))
     }
 }

@@ -45,6 +45,44 @@ pub enum Error {
         .0.display()
     )]
     RootMissing(PathBuf),
+    /// The key file is encrypted, and the key that was given does not open it.
+    #[error(
+        "node is locked, and needs a valid unlock key: the one that was given does not open {}. A manager that was \
+         down while the key was changed needs the key from before",
+        .0.display()
+    )]
+    Locked(PathBuf),
+    /// A raft log without the key and certificate of its node.
+    #[error(
+        "{} holds a raft log, but {} no complete identity: {reason}. Put the missing file back; if it is lost, remove \
+         this node from the cluster and join it again with an empty state directory, or restore a backup",
+        raft.display(), certificates.display()
+    )]
+    IdentityMissing {
+        /// Directory of the log.
+        raft: PathBuf,
+        /// Directory of the certificates.
+        certificates: PathBuf,
+        /// What is missing.
+        reason: String,
+    },
+    /// A restore needs an empty state directory.
+    #[error(
+        "--restore needs a state directory that was not used before, and {} is there already: give another one with \
+         --state-dir. Without --restore the node goes on with what is there",
+        .0.display()
+    )]
+    NotFresh(PathBuf),
+    /// A restore that was interrupted.
+    #[error(
+        "a backup was being restored into {} but that was never finished: restore it again with --restore, or remove \
+         the directory",
+        .0.display()
+    )]
+    RestoreUnfinished(PathBuf),
+    /// A backup that can't be read.
+    #[error(transparent)]
+    Backup(#[from] swarm_manager::backup::Problem),
     /// A manager whose log is gone.
     #[error(
         "this node has a manager's certificate, but its raft log in {} is gone: remove it from the cluster and join it \

@@ -17,7 +17,7 @@ use crate::identity::{Identity, discard, establish, is_unfinished};
 use crate::renewal::Renewer;
 use crate::state::StateDir;
 use crate::supervisor::{self, Supervisor};
-use crate::{Config, Error};
+use crate::{Config, Error, restore};
 
 /// Weight that a manager has from the start.
 const KNOWN: i64 = 10;
@@ -46,9 +46,11 @@ impl Node {
     /// Whatever keeps it from being what it should be; nothing is left running then.
     pub async fn start(config: Config) -> Result<Node, Error> {
         let clock = Clock::system();
-        let state = Arc::new(StateDir::open(&config.state_dir)?);
+        let (state, restored_key) = restore::run(&config, &clock)?;
+        let state = Arc::new(state);
+        let unlock_key = restored_key.or_else(|| config.unlock_key.as_ref().map(|key| key.kek().clone()));
         let managers = manager_addresses(&config, &state)?;
-        let mut identity = establish(&config, &managers, &clock).await?;
+        let mut identity = establish(&config, unlock_key.as_ref(), &managers, &clock).await?;
         let mut manager = start_manager(&config, &identity, &managers).await;
         if let Err(Error::Manager(error)) = &manager
             && error.is_unfinished()
@@ -56,7 +58,7 @@ impl Node {
         {
             drop(identity);
             discard(&config.state_dir)?;
-            identity = establish(&config, &managers, &clock).await?;
+            identity = establish(&config, unlock_key.as_ref(), &managers, &clock).await?;
             manager = start_manager(&config, &identity, &managers).await;
         }
         let manager = manager?;
@@ -174,6 +176,10 @@ async fn start_manager(
 
 /// Addresses of managers to join through: the one that was given, then those that were known before.
 fn manager_addresses(config: &Config, state: &StateDir) -> Result<Vec<String>, Error> {
+    if config.force_new_cluster {
+        // They are lost.
+        return Ok(Vec::new());
+    }
     let known = state.managers()?.into_iter().map(|manager| manager.addr);
     let own = config.advertise_remote_api.as_ref().unwrap_or(&config.listen_remote_api);
     let mut all: Vec<String> = config.join.iter().map(|join| join.addr.clone()).chain(known).collect();
@@ -191,6 +197,8 @@ fn known_managers(config: &Config, state: &StateDir) -> Result<Remotes, Error> {
             remotes.observe(&Peer { node_id: String::new(), addr: join.addr.clone() }, KNOWN);
             remotes
         }
+        // Those that were known are lost.
+        None if config.force_new_cluster => Remotes::new([]),
         None => Remotes::new(state.managers()?),
     })
 }

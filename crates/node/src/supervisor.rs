@@ -164,6 +164,9 @@ pub(crate) async fn start(
         heartbeat_tick: config.heartbeat_tick,
         election_tick: config.election_tick,
         new_cluster,
+        new_unlock_key: identity.new_unlock_key.clone(),
+        // Whoever has others to join is not the last one.
+        force_new_cluster: config.force_new_cluster && managers.is_empty(),
         managers,
     });
     Ok(manager.await?)

@@ -11,7 +11,8 @@ use parking_lot::Mutex;
 use crate::dek_state::{CURRENT, NEEDS_ROTATION, PENDING};
 use crate::key_block::KeyBlock;
 use crate::{
-    Certificate, Dek, DekState, Error, Kek, PrivateKey, Result, RootCa, SecretBytes, atomic, normalize_pem,
+    Certificate, Dek, DekState, Error, Kek, PrivateKey, Result, RootCa, Sealer, SecretBytes, atomic,
+    normalize_pem,
 };
 
 const KEK_VERSION: &str = "kek-version";
@@ -223,6 +224,32 @@ impl KeyStore {
     /// [`Error::PendingWithoutCurrent`]; any of the file system's. Nothing has changed then.
     pub fn set_deks(&self, deks: DekState) -> Result<()> {
         self.write_deks(&mut self.state.lock(), deks)
+    }
+
+    /// Begins a change of the data-encryption key, if one is due, or goes on with one: returns what to seal with while
+    /// it lasts.
+    ///
+    /// # Errors
+    /// Any of the file system's. Nothing has changed then.
+    pub fn begin_dek_change(&self) -> Result<Option<Sealer>> {
+        let mut state = self.state.lock();
+        let deks = &state.deks;
+        if deks.needs_rotation && deks.pending.is_none() && deks.current.is_some() {
+            let next = DekState { pending: Some(Dek::generate()), needs_rotation: false, ..deks.clone() };
+            self.write_deks(&mut state, next)?;
+        }
+        Ok(state.deks.pending.as_ref().and_then(|_| state.deks.sealer()))
+    }
+
+    /// Ends a change: nothing is sealed with the old key any more.
+    ///
+    /// # Errors
+    /// Any of the file system's. The change is still under way then.
+    pub fn finish_dek_change(&self) -> Result<()> {
+        let mut state = self.state.lock();
+        let Some(pending) = state.deks.pending.clone() else { return Ok(()) };
+        let next = DekState { current: Some(pending), pending: None, ..state.deks.clone() };
+        self.write_deks(&mut state, next)
     }
 
     /// Only the headers change: the body stays as it is, encrypted or not.

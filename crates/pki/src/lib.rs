@@ -6,6 +6,7 @@
 //! - [`KeyStore`]: the files of both on disk, with the key-encrypting key and the headers that carry the
 //!   data-encryption keys. [`atomic`]: how files are replaced.
 //! - [`Dek`] and [`Sealer`]: sealed records of the raft log and its snapshots.
+//! - [`passphrase`]: keys out of what people remember.
 //! - [`SecurityContext`]: the TLS configurations in use, swapped while connections are being made.
 //!   [`TlsIncoming`] accepts nodes with them and [`LocalIncoming`] local clients, [`Dialer`] dials managers.
 //!   [`PeerIdentity`] is who is on the other side.
@@ -25,6 +26,7 @@ mod identity;
 mod key;
 mod key_block;
 mod key_store;
+pub mod passphrase;
 mod root;
 mod seal;
 mod secret;

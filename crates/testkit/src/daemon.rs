@@ -67,6 +67,8 @@ pub fn program(name: &str) -> Result<PathBuf> {
 pub struct Daemon {
     /// Its hostname in the cluster.
     pub name: String,
+    /// More flags, from the next start on.
+    pub extra: Vec<String>,
     state: PathBuf,
     args: Vec<String>,
     child: Option<Child>,
@@ -87,7 +89,8 @@ impl Daemon {
         self.run_begins = self.log().len();
         let log = File::options().create(true).append(true).open(self.log_path())?;
         let mut command = Command::new(program("swarmd")?);
-        command.arg("--state-dir").arg(&self.state).args(["--hostname", &self.name]).args(&self.args);
+        command.arg("--state-dir").arg(&self.state).args(["--hostname", &self.name]);
+        command.args(&self.args).args(&self.extra);
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         self.child = Some(command.spawn()?);
         Ok(())
@@ -95,20 +98,25 @@ impl Daemon {
 
     /// Waits until the log of the present run says that the node is ready.
     pub async fn ready(&mut self) -> Result<()> {
+        self.says("node is ready").await
+    }
+
+    /// Waits until the log of the present run holds a text.
+    pub async fn says(&mut self, text: &str) -> Result<()> {
         let path = self.log_path();
         let name = self.name.clone();
         let child = self.child.as_mut().context("not started")?;
         let end = tokio::time::Instant::now() + READY;
         loop {
             let log = std::fs::read_to_string(&path).unwrap_or_default();
-            if log.get(self.run_begins..).is_some_and(|present| present.contains("node is ready")) {
+            if log.get(self.run_begins..).is_some_and(|present| present.contains(text)) {
                 return Ok(());
             }
             if let Some(status) = child.try_wait()? {
                 bail!("{name} ended with {status}; its log:\n{log}");
             }
             if tokio::time::Instant::now() > end {
-                bail!("{name} did not become ready in {READY:?}; its log:\n{log}");
+                bail!("{name} did not say {text:?} within {READY:?}; its log:\n{log}");
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
@@ -295,6 +303,19 @@ impl Cluster {
         if name == self.manager.name { self.socket() } else { self.dir.path().join(format!("{name}.sock")) }
     }
 
+    /// Starts the stopped manager again, and connects to it anew: a connection that was there before may still have to
+    /// notice that it is gone.
+    pub async fn start_manager(&mut self) -> Result<()> {
+        self.manager.start().await?;
+        self.reconnect();
+        Ok(())
+    }
+
+    /// Connects anew.
+    pub fn reconnect(&mut self) {
+        self.control = ControlClient::new(self.channel());
+    }
+
     /// A channel to the manager's control socket.
     pub fn channel(&self) -> Channel {
         channel(self.socket())
@@ -428,7 +449,14 @@ fn daemon(dir: &Path, engine: Engine, name: &str, args: &[&str]) -> Daemon {
     if engine == Engine::None {
         args.extend(["--engine-addr".to_owned(), "none".to_owned()]);
     }
-    Daemon { name: name.to_owned(), state: dir.join(name), args, child: None, run_begins: 0 }
+    Daemon {
+        name: name.to_owned(),
+        extra: Vec::new(),
+        state: dir.join(name),
+        args,
+        child: None,
+        run_begins: 0,
+    }
 }
 
 /// The address that the last run of a manager listens on.

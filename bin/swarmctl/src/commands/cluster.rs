@@ -1,12 +1,15 @@
 //! The cluster.
 
+use std::path::{Path, PathBuf};
+
 use clap::{Args, Subcommand, ValueEnum};
 use swarm_api::Shared;
+use swarm_api::swarmd::UnlockRequest;
 use swarm_api::v1::{
     Cluster, ClusterSpec, Driver, GetUnlockKeyRequest, KeyRotation, ListClustersRequest, UpdateClusterRequest,
 };
 
-use super::{Context, ids};
+use super::{Context, backup, ids, secret_line};
 use crate::error::Result;
 use crate::output::Table;
 use crate::resolve;
@@ -16,6 +19,8 @@ use crate::values::{List, boolean, duration, pair};
 /// Commands on the cluster.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    /// Write the whole state of the cluster into an encrypted file, for swarmd --restore
+    Backup(backup::Flags),
     /// Show the cluster, join tokens included
     Inspect(One),
     /// List clusters; there is one, named default
@@ -24,8 +29,23 @@ pub(crate) enum Command {
         #[arg(short, long)]
         quiet: bool,
     },
+    /// Give a locked manager its key
+    Unlock {
+        /// File with the key, - for the standard input; else SWARM_UNLOCK_KEY, else the standard input
+        #[arg(long, value_name = "FILE")]
+        key_file: Option<PathBuf>,
+    },
     /// Show the key that unlocks managers
-    UnlockKey(One),
+    UnlockKey {
+        #[command(flatten)]
+        cluster: One,
+        /// Replace it first
+        #[arg(long)]
+        rotate: bool,
+        /// The key only
+        #[arg(short, long)]
+        quiet: bool,
+    },
     /// Change the cluster's settings
     Update {
         #[command(flatten)]
@@ -92,7 +112,27 @@ pub(crate) async fn run(context: &mut Context, command: Command) -> Result<Strin
         Command::Inspect(One { cluster }) => {
             Ok(summary(&*resolve::cluster(&mut context.control, &cluster).await?))
         }
-        Command::UnlockKey(_) => unlock_key(context).await,
+        Command::Backup(flags) => backup::run(context, flags).await,
+        Command::Unlock { key_file } => {
+            let unlock_key = match (&key_file, std::env::var("SWARM_UNLOCK_KEY")) {
+                (Some(file), _) => secret_line(file)?,
+                (None, Ok(key)) => key,
+                (None, Err(_)) => secret_line(Path::new("-"))?,
+            };
+            context.client.lock().unlock(UnlockRequest { unlock_key }).await?;
+            Ok("Unlocked; the manager starts now\n".to_owned())
+        }
+        Command::UnlockKey { cluster, rotate, quiet } => {
+            if rotate {
+                let cluster = resolve::cluster(&mut context.control, &cluster.cluster).await?;
+                let rotation = KeyRotation { manager_unlock_key: true, ..KeyRotation::default() };
+                update(context, &cluster, cluster.spec.clone(), rotation).await?;
+            }
+            match unlock_key(context).await? {
+                Some(key) if quiet => Ok(format!("{key}\n")),
+                key => Ok(unlock_key_line(key)),
+            }
+        }
         Command::Update { cluster, flags } => {
             let cluster = resolve::cluster(&mut context.control, &cluster.cluster).await?;
             let mut spec = cluster.spec.clone();
@@ -102,20 +142,30 @@ pub(crate) async fn run(context: &mut Context, command: Command) -> Result<Strin
                 manager_join_token: flags.rotate_join_token == Some(Token::Manager),
                 manager_unlock_key: flags.rotate_unlock_key == Some(true),
             };
-            let request = UpdateClusterRequest {
-                cluster_id: cluster.id.clone(),
-                cluster_version: Some(cluster.meta.version),
-                spec: Some(spec),
-                rotation,
-            };
-            context.control.update_cluster(request).await?;
+            update(context, &cluster, spec, rotation).await?;
             let mut text = format!("{}\n", cluster.id);
             if rotation.manager_unlock_key {
-                text += &unlock_key(context).await?;
+                text += &unlock_key_line(unlock_key(context).await?);
             }
             Ok(text)
         }
     }
+}
+
+async fn update(
+    context: &mut Context,
+    cluster: &Cluster,
+    spec: ClusterSpec,
+    rotation: KeyRotation,
+) -> Result<()> {
+    let request = UpdateClusterRequest {
+        cluster_id: cluster.id.clone(),
+        cluster_version: Some(cluster.meta.version),
+        spec: Some(spec),
+        rotation,
+    };
+    context.control.update_cluster(request).await?;
+    Ok(())
 }
 
 fn apply(spec: &mut ClusterSpec, flags: &Flags) {
@@ -137,14 +187,19 @@ fn apply(spec: &mut ClusterSpec, flags: &Flags) {
     }
 }
 
-async fn unlock_key(context: &mut Context) -> Result<String> {
+/// The key that unlocks managers, if they lock themselves.
+async fn unlock_key(context: &mut Context) -> Result<Option<String>> {
     use base64::Engine as _;
     let key = context.client.ca().get_unlock_key(GetUnlockKeyRequest {}).await?.into_inner().unlock_key;
-    if key.is_empty() {
-        return Ok("Managers not auto-locked\n".to_owned());
+    let text = || format!("SWMKEY-1-{}", base64::engine::general_purpose::STANDARD_NO_PAD.encode(&key));
+    Ok((!key.is_empty()).then(text))
+}
+
+fn unlock_key_line(key: Option<String>) -> String {
+    match key {
+        Some(key) => format!("Managers auto-locked.  Unlock key: {key}\n"),
+        None => "Managers not auto-locked\n".to_owned(),
     }
-    let key = base64::engine::general_purpose::STANDARD_NO_PAD.encode(key);
-    Ok(format!("Managers auto-locked.  Unlock key: SWMKEY-1-{key}\n"))
 }
 
 /// `cluster ls`

@@ -1,5 +1,6 @@
 //! The commands, a file for each kind of object: its arguments, what it does, what it prints.
 
+mod backup;
 pub(crate) mod cluster;
 pub(crate) mod config;
 pub(crate) mod network;
@@ -59,6 +60,13 @@ fn payload(file: Option<&Path>) -> Result<Vec<u8>> {
         _ => std::io::stdin().lock().read_to_end(&mut data).map(|_| data),
     }
     .map_err(|source| Error::Read { path, source })
+}
+
+/// A key or passphrase: the content of a file, or of the standard input, without the end of the line.
+fn secret_line(file: &Path) -> Result<String> {
+    let text = String::from_utf8(payload(Some(file))?)
+        .map_err(|_| Error::plain(format!("{}: a key or passphrase must be text", file.display())))?;
+    Ok(text.trim_end_matches(['\n', '\r']).to_owned())
 }
 
 /// Lines of ids.

@@ -1,5 +1,6 @@
 //! A raft node: opening what is on disk, and starting the thread that owns it.
 
+mod begin;
 mod changes;
 mod compaction;
 mod force;
@@ -16,16 +17,14 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 
-use prost::Message as _;
-use raft_proto::eraftpb::{ConfState, Entry, EntryType, HardState};
-use rand::RngExt as _;
-use swarm_api::v1::{RaftMember, StoreSnapshot};
+use raft_proto::eraftpb::ConfState;
+use swarm_api::v1::StoreSnapshot;
 use swarm_store::{Proposer, StateMachine};
 
 use crate::handle::{RaftProposer, Shared};
 use crate::log::Log;
 use crate::snapshot::{Meta, Snapshots};
-use crate::storage::{Identity, LogStorage, Position, SledLog, Write};
+use crate::storage::{LogStorage, Position, SledLog};
 use crate::{Change, Config, Error, Membership, Origin, RaftHandle, Result};
 
 /// Directories of the original's log, of all its generations.
@@ -96,7 +95,7 @@ impl RaftNode {
                 return Err(Error::damaged(&dir.join("log"), "it is empty, but there are snapshots of it"));
             }
             None if config.origin == Origin::Existing => return Err(Error::NoLog { path: dir }),
-            None => begin(&mut log, &config)?,
+            None => begin::begin(&mut log, &config)?,
         };
         let mut membership = Membership::default();
         let mut restore = None;
@@ -152,44 +151,6 @@ fn refuse_foreign(dir: &Path) -> Result<()> {
         Some(path) => Err(Error::ForeignFormat { path }),
         None => Ok(()),
     }
-}
-
-/// Writes the first records of a new log.
-fn begin(log: &mut Log, config: &Config) -> Result<Identity> {
-    let raft_id = match (&config.origin, config.seed) {
-        (Origin::Joined { raft_id, .. }, _) => *raft_id,
-        (_, Some(seed)) => seed % LARGEST_ID + 1,
-        (_, None) => rand::rng().random_range(1..=LARGEST_ID),
-    };
-    let identity = Identity { raft_id, node_id: config.node_id.clone() };
-    if let Origin::Joined { .. } = config.origin {
-        log.write(&Write { identity: Some(&identity), ..Write::default() }, true)?;
-        return Ok(identity);
-    }
-    // As the original begins: the first entry adds the first member, and is committed.
-    let member = RaftMember {
-        raft_id,
-        node_id: config.node_id.clone(),
-        addr: config.addr.clone(),
-        ..RaftMember::default()
-    };
-    let id = u64::from(crate::handle::id_prefix(raft_id)) << 48;
-    let first = Entry {
-        entry_type: EntryType::EntryConfChange as i32,
-        term: 1,
-        index: 1,
-        data: Change::Add(member).to_conf_change(id).encode_to_vec().into(),
-        ..Entry::default()
-    };
-    let hard_state = HardState { term: 1, vote: 0, commit: 1 };
-    let write = Write {
-        identity: Some(&identity),
-        entries: &[first],
-        hard_state: Some(&hard_state),
-        ..Write::default()
-    };
-    log.write(&write, true)?;
-    Ok(identity)
 }
 
 /// Loads the newest snapshot from which the log leads on. One that can't be read is put aside for an older one, if

@@ -1,11 +1,12 @@
 //! Sealed frames: how a long stream is encrypted without having it in memory.
 //!
-//! A file is a magic, then frames: length (4 bytes, big-endian) and the sealed frame. A frame's plain form is the
-//! snapshot's index (8), the frame's number (4), 1 if it is the last (1) and the payload, so that frames can't be
-//! exchanged, left out or cut off unnoticed. The first frame's payload is the snapshot's metadata.
+//! A frame is its length (4 bytes, big-endian) and the sealed frame. A frame's plain form is the stream's number (8; of
+//! a snapshot its index), the frame's number (4), 1 if it is the last (1) and the payload, so that frames can't be
+//! exchanged, left out or cut off unnoticed. A snapshot's file is a magic, then frames; the first frame's payload is the
+//! snapshot's metadata.
 
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, BufReader, Read, Write};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -26,21 +27,31 @@ const PAYLOAD: usize = 256 * 1024;
 const LONGEST: usize = PAYLOAD * 2;
 
 /// Writes a stream as frames.
-pub(crate) struct FrameWriter<'a> {
-    file: File,
+pub struct FrameWriter<'a, W> {
+    out: W,
     sealer: &'a dyn Sealer,
     frame: Vec<u8>,
-    index: u64,
+    stream: u64,
     number: u32,
 }
 
-impl<'a> FrameWriter<'a> {
-    pub(super) fn create(path: &Path, sealer: &'a dyn Sealer, meta: &Meta) -> io::Result<FrameWriter<'a>> {
+impl<W> std::fmt::Debug for FrameWriter<'_, W> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("FrameWriter").field("number", &self.number).finish_non_exhaustive()
+    }
+}
+
+impl<'a> FrameWriter<'a, File> {
+    /// A snapshot's file.
+    pub(super) fn create(
+        path: &Path,
+        sealer: &'a dyn Sealer,
+        meta: &Meta,
+    ) -> io::Result<FrameWriter<'a, File>> {
         let mut options = File::options();
         let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(path)?;
         file.write_all(MAGIC)?;
-        let mut writer = FrameWriter { file, sealer, frame: Vec::new(), index: meta.at.index, number: 0 };
-        writer.start_frame();
+        let mut writer = FrameWriter::new(file, sealer, meta.at.index);
         let metadata = SnapshotMetadata {
             conf_state: Some(meta.conf_state.clone()),
             index: meta.at.index,
@@ -50,10 +61,19 @@ impl<'a> FrameWriter<'a> {
         writer.end_frame(false)?;
         Ok(writer)
     }
+}
+
+impl<'a, W: Write> FrameWriter<'a, W> {
+    /// Frames of a stream with this number.
+    pub fn new(out: W, sealer: &'a dyn Sealer, stream: u64) -> FrameWriter<'a, W> {
+        let mut writer = FrameWriter { out, sealer, frame: Vec::new(), stream, number: 0 };
+        writer.start_frame();
+        writer
+    }
 
     fn start_frame(&mut self) {
         self.frame.clear();
-        self.frame.extend(self.index.to_be_bytes());
+        self.frame.extend(self.stream.to_be_bytes());
         self.frame.extend(self.number.to_be_bytes());
         self.frame.push(0);
     }
@@ -61,21 +81,24 @@ impl<'a> FrameWriter<'a> {
     fn end_frame(&mut self, last: bool) -> io::Result<()> {
         self.frame[HEADER - 1] = u8::from(last);
         let sealed = self.sealer.seal(&self.frame).map_err(io::Error::other)?;
-        self.file.write_all(&(sealed.len() as u32).to_be_bytes())?;
-        self.file.write_all(&sealed)?;
+        self.out.write_all(&(sealed.len() as u32).to_be_bytes())?;
+        self.out.write_all(&sealed)?;
         self.number += 1;
         self.start_frame();
         Ok(())
     }
 
-    /// Ends the stream; it is safe when this returns, once the file has its final name.
-    pub(super) fn finish(mut self) -> io::Result<()> {
+    /// Ends the stream, and returns where it was written to.
+    ///
+    /// # Errors
+    /// Those of writing.
+    pub fn finish(mut self) -> io::Result<W> {
         self.end_frame(true)?;
-        self.file.sync_all()
+        Ok(self.out)
     }
 }
 
-impl Write for FrameWriter<'_> {
+impl<W: Write> Write for FrameWriter<'_, W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let room = HEADER + PAYLOAD - self.frame.len();
         let taken = bytes.len().min(room);
@@ -91,22 +114,28 @@ impl Write for FrameWriter<'_> {
     }
 }
 
-/// Reads a snapshot's content, in the contract's encoding, from its file.
-pub struct SnapshotReader {
-    path: PathBuf,
-    file: io::BufReader<File>,
+/// Reads a stream of frames to its last one.
+pub struct FrameReader<R> {
+    from: R,
     sealer: Arc<dyn Sealer>,
     frame: Bytes,
     at: usize,
-    index: u64,
+    stream: u64,
     number: u32,
     last: bool,
 }
 
-impl std::fmt::Debug for SnapshotReader {
+impl<R> std::fmt::Debug for FrameReader<R> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("SnapshotReader").field("path", &self.path).finish_non_exhaustive()
+        f.debug_struct("FrameReader").field("number", &self.number).finish_non_exhaustive()
     }
+}
+
+/// Reads a snapshot's content, in the contract's encoding, from its file.
+#[derive(Debug)]
+pub struct SnapshotReader {
+    path: PathBuf,
+    frames: FrameReader<BufReader<File>>,
 }
 
 fn invalid(reason: impl Into<String>) -> io::Error {
@@ -116,52 +145,72 @@ fn invalid(reason: impl Into<String>) -> io::Error {
 impl SnapshotReader {
     pub(super) fn open(path: &Path, sealer: Arc<dyn Sealer>) -> Result<(Meta, SnapshotReader)> {
         let file = File::open(path).map_err(Error::io("open", path))?;
-        let mut reader = SnapshotReader {
-            path: path.to_owned(),
-            file: io::BufReader::with_capacity(64 * 1024, file),
-            sealer,
-            frame: Bytes::new(),
-            at: 0,
-            index: 0,
-            number: 0,
-            last: false,
-        };
-        let meta = reader.read_meta().map_err(|e| Error::damaged(path, e.to_string()))?;
-        Ok((meta, reader))
+        let mut file = BufReader::with_capacity(64 * 1024, file);
+        let opened = (|| {
+            let mut magic = [0; MAGIC.len()];
+            file.read_exact(&mut magic)?;
+            if magic != *MAGIC {
+                return Err(invalid("it is no snapshot"));
+            }
+            let mut frames = FrameReader::new(file, sealer);
+            let metadata = SnapshotMetadata::decode(frames.first_frame()?)?;
+            let at = Position { index: metadata.index, term: metadata.term };
+            Ok((Meta { at, conf_state: metadata.conf_state.unwrap_or_default() }, frames))
+        })();
+        let (meta, frames) = opened.map_err(|e| Error::damaged(path, e.to_string()))?;
+        Ok((meta, SnapshotReader { path: path.to_owned(), frames }))
     }
 
-    fn read_meta(&mut self) -> io::Result<Meta> {
-        let mut magic = [0; MAGIC.len()];
-        self.file.read_exact(&mut magic)?;
-        if magic != *MAGIC {
-            return Err(invalid("it is no snapshot"));
-        }
+    /// Its file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Read for SnapshotReader {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        self.frames.read(out)
+    }
+}
+
+impl<R: Read> FrameReader<R> {
+    /// Opens frames with this sealer.
+    pub fn new(from: R, sealer: Arc<dyn Sealer>) -> FrameReader<R> {
+        FrameReader { from, sealer, frame: Bytes::new(), at: 0, stream: 0, number: 0, last: false }
+    }
+
+    /// The payload of the first frame, which is not given out again.
+    fn first_frame(&mut self) -> io::Result<Bytes> {
         self.next_frame()?;
-        let metadata = SnapshotMetadata::decode(&self.frame[self.at..])?;
+        let payload = self.frame.slice(self.at..);
         self.at = self.frame.len();
-        let at = Position { index: metadata.index, term: metadata.term };
-        Ok(Meta { at, conf_state: metadata.conf_state.unwrap_or_default() })
+        Ok(payload)
+    }
+
+    /// What the frames were read from.
+    pub fn into_inner(self) -> R {
+        self.from
     }
 
     fn next_frame(&mut self) -> io::Result<()> {
         let mut length = [0; 4];
-        self.file.read_exact(&mut length)?;
+        self.from.read_exact(&mut length)?;
         let length = u32::from_be_bytes(length) as usize;
         if length > LONGEST {
             return Err(invalid("a frame's length makes no sense"));
         }
         let mut sealed = vec![0; length];
-        self.file.read_exact(&mut sealed)?;
+        self.from.read_exact(&mut sealed)?;
         self.frame = self.sealer.open(&sealed).map_err(|e| invalid(format!("it can't be decrypted: {e}")))?;
-        let header = self.frame.split_first_chunk::<8>().and_then(|(index, rest)| {
+        let header = self.frame.split_first_chunk::<8>().and_then(|(stream, rest)| {
             let (number, rest) = rest.split_first_chunk::<4>()?;
-            Some((u64::from_be_bytes(*index), u32::from_be_bytes(*number), *rest.first()?))
+            Some((u64::from_be_bytes(*stream), u32::from_be_bytes(*number), *rest.first()?))
         });
-        let (index, number, last) = header.ok_or_else(|| invalid("a frame is cut short"))?;
+        let (stream, number, last) = header.ok_or_else(|| invalid("a frame is cut short"))?;
         if self.number == 0 {
-            self.index = index;
+            self.stream = stream;
         }
-        if (index, number) != (self.index, self.number) {
+        if (stream, number) != (self.stream, self.number) {
             return Err(invalid(format!("frame {} is not where it should be", self.number)));
         }
         self.number += 1;
@@ -171,7 +220,7 @@ impl SnapshotReader {
     }
 }
 
-impl Read for SnapshotReader {
+impl<R: Read> Read for FrameReader<R> {
     fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
         while self.at == self.frame.len() {
             if self.last {

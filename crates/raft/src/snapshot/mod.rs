@@ -18,7 +18,7 @@ use swarm_api::v1::{ClusterSnapshot, Snapshot};
 use swarm_store::View;
 
 pub use content::decode;
-pub use frames::SnapshotReader;
+pub use frames::{FrameReader, FrameWriter, SnapshotReader};
 
 use crate::storage::Position;
 use crate::{Error, Result, Sealer};
@@ -105,14 +105,14 @@ impl Snapshots {
     fn write(
         &self,
         meta: &Meta,
-        fill: impl FnOnce(&mut frames::FrameWriter<'_>) -> std::io::Result<()>,
+        fill: impl FnOnce(&mut FrameWriter<'_, fs::File>) -> std::io::Result<()>,
     ) -> Result<()> {
         let path = self.path(meta.at);
         let temporary = path.with_extension("tmp");
         let written = (|| {
-            let mut out = frames::FrameWriter::create(&temporary, &*self.sealer, meta)?;
+            let mut out = FrameWriter::create(&temporary, &*self.sealer, meta)?;
             fill(&mut out)?;
-            out.finish()?;
+            out.finish()?.sync_all()?;
             fs::rename(&temporary, &path)
         })();
         if let Err(error) = written {

@@ -45,9 +45,14 @@ impl SledDir {
         Ok(SledDir { path: path.to_owned(), tree, db, file, blobs })
     }
 
+    /// An error of sled while it wrote.
+    pub(super) fn write_error(&self, error: &sled::Error) -> Error {
+        Error::Write(format!("{}: {error}", self.path.display()))
+    }
+
     /// Returns when everything written so far will survive a power loss.
     pub(super) fn sync(&mut self) -> Result<()> {
-        self.db.flush().map_err(|e| Error::Write(e.to_string()))?;
+        self.db.flush().map_err(|e| self.write_error(&e))?;
         self.file.sync_data().map_err(Error::io("sync", &self.path.join("db")))?;
         self.blobs.sync().map(|_| ())
     }

@@ -23,7 +23,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use prost::Message as _;
 use raft_proto::eraftpb::{Entry, HardState};
-use sled::{Batch, IVec, Tree};
+use sled::{Batch, IVec};
 
 use super::record::{self, Numbered, Record};
 use super::sled_dir::{Generations, SledDir};
@@ -101,10 +101,6 @@ fn parse_position(bytes: &[u8]) -> Option<(Position, &[u8])> {
     Some((Position { index: u64::from_be_bytes(*index), term: u64::from_be_bytes(*term) }, rest))
 }
 
-fn write_error(error: sled::Error) -> Error {
-    Error::Write(error.to_string())
-}
-
 /// What one write changes in the tree.
 #[derive(Default)]
 struct Changes(Vec<(IVec, Option<IVec>)>);
@@ -134,11 +130,11 @@ impl Changes {
     }
 
     /// All of it or nothing.
-    fn apply(mut self, tree: &Tree) -> Result<()> {
+    fn apply(mut self, files: &SledDir) -> Result<()> {
         if self.0.len() == 1
             && let Some((key, Some(value))) = self.0.pop_if(|(_, value)| value.is_some())
         {
-            return tree.insert(key, value).map(drop).map_err(write_error);
+            return files.tree.insert(key, value).map(drop).map_err(|e| files.write_error(&e));
         }
         let mut batch = Batch::default();
         for (key, value) in self.0 {
@@ -147,7 +143,7 @@ impl Changes {
                 None => batch.remove(key),
             }
         }
-        tree.apply_batch(batch).map_err(write_error)
+        files.tree.apply_batch(batch).map_err(|e| files.write_error(&e))
     }
 }
 
@@ -229,11 +225,11 @@ impl SledLog {
             size += sealed.len();
             if size > COPIED {
                 size = 0;
-                std::mem::take(&mut changes).apply(&files.tree)?;
+                std::mem::take(&mut changes).apply(&files)?;
             }
             Ok(())
         })?;
-        changes.apply(&files.tree)?;
+        changes.apply(&files)?;
         files.sync()
     }
 
@@ -505,7 +501,7 @@ impl LogStorage for SledLog {
             changes.put(HARD_STATE, &state.encode());
         }
         let (added, chain) = self.add_records(&mut changes, write.entries, &state, chain)?;
-        changes.apply(&self.files.tree)?;
+        changes.apply(&self.files)?;
 
         for first in removed {
             if let Some(stored) = self.records.remove(&first) {
