@@ -70,6 +70,8 @@ pub(crate) struct Gather {
     pub(crate) enough: usize,
     /// Longest wait.
     pub(crate) at_most: Duration,
+    /// Longest wait in which no proposal comes.
+    pub(crate) gap: Duration,
 }
 
 impl Inbox {
@@ -139,11 +141,17 @@ impl Inbox {
                 break;
             }
         }
-        if let Some(Gather { enough, at_most }) = gather {
+        if let Some(Gather { enough, at_most, gap }) = gather {
             let until = Instant::now() + at_most;
             while state.batch.only_proposals() && state.batch.proposals.len() < enough {
+                let before = state.batch.proposals.len();
                 state.wake_at = Some(enough);
-                if self.filled.wait_until(&mut state, until).timed_out() {
+                let now = Instant::now();
+                if now >= until {
+                    break;
+                }
+                let timed_out = self.filled.wait_until(&mut state, until.min(now + gap)).timed_out();
+                if timed_out && state.batch.proposals.len() == before {
                     break;
                 }
             }
@@ -176,6 +184,7 @@ mod tests {
     use super::*;
 
     const TICKET: Ticket = Ticket { epoch: 1, number: 1 };
+    const HOUR: Duration = Duration::from_secs(3600);
 
     #[test]
     fn everything_is_taken_at_once() {
@@ -189,6 +198,18 @@ mod tests {
         let mut batch = Batch::default();
         inbox.take(Some(Instant::now()), None, &mut batch);
         assert!(batch.is_empty());
+    }
+
+    #[test]
+    fn gathering_ends_when_nobody_comes_or_time_is_up() {
+        let inbox = Inbox::default();
+        let short = Duration::from_millis(1);
+        for (at_most, gap) in [(HOUR, short), (short, HOUR)] {
+            inbox.propose(TICKET, Bytes::new()).unwrap();
+            let mut batch = Batch::default();
+            inbox.take(None, Some(Gather { enough: 2, at_most, gap }), &mut batch);
+            assert_eq!(batch.proposals.len(), 1);
+        }
     }
 
     #[test]
@@ -210,7 +231,7 @@ mod tests {
     #[test]
     fn gathering_ends_when_there_is_enough_or_something_else_to_do() {
         let inbox = Inbox::default();
-        let gather = Some(Gather { enough: 2, at_most: Duration::from_secs(3600) });
+        let gather = Some(Gather { enough: 2, at_most: HOUR, gap: HOUR });
         let mut batch = Batch::default();
         inbox.propose(TICKET, Bytes::new()).unwrap();
         inbox.propose(TICKET, Bytes::new()).unwrap();
