@@ -64,7 +64,7 @@ impl Failure {
     }
 
     fn into_error(self, managers: &str) -> Error {
-        let reason = describe(self.status()).trim_end_matches('.').to_owned();
+        let reason = swarm_pki::reason(self.status()).trim_end_matches('.').to_owned();
         match self {
             Failure::Call(_) => Error::Join { managers: managers.to_owned(), reason },
             Failure::OldMember(raft_id, _) => Error::OldMember { raft_id, reason },
@@ -91,7 +91,11 @@ impl Joiner<'_> {
                         let status = failure.status();
                         // A slow host may not have answered in time, but a wrong address does not get better.
                         refused += u32::from(status.message().starts_with(CALL_BACK_FAILED));
-                        warn!(manager, reason = describe(status), "joining the raft group did not succeed");
+                        warn!(
+                            manager,
+                            reason = swarm_pki::reason(status),
+                            "joining the raft group did not succeed"
+                        );
                         last = Some(failure);
                     }
                 }
@@ -191,20 +195,11 @@ pub(crate) async fn announce_address(raft: &RaftHandle, dialer: &Dialer, addr: &
                     info!(addr, "the managers know this one's address");
                     break;
                 }
-                Ok(Err(status)) => debug!(manager, reason = describe(&status), "the address was not taken"),
+                Ok(Err(status)) => {
+                    debug!(manager, reason = swarm_pki::reason(&status), "the address was not taken");
+                }
                 Err(_) => debug!(manager, "no answer to the new address"),
             }
         }
     }
-}
-
-/// The innermost reason: gRPC says no more than "transport error".
-fn describe(status: &Status) -> String {
-    let mut text = status.message().to_owned();
-    let mut source = std::error::Error::source(status);
-    while let Some(error) = source {
-        text = error.to_string();
-        source = error.source();
-    }
-    text
 }

@@ -250,7 +250,7 @@ impl Asking<'_> {
             Code::InvalidArgument => {
                 Failure::Lasting(JoinError::TokenRefused { addr, text: status.message().to_owned() })
             }
-            _ => Failure::Passing(describe(status)),
+            _ => Failure::Passing(swarm_pki::reason(status)),
         }
     }
 }
@@ -261,17 +261,6 @@ async fn call<T>(call: impl Future<Output = Result<Response<T>, Status>>) -> Res
         Ok(reply) => reply.map(Response::into_inner),
         Err(_) => Err(Status::deadline_exceeded(format!("no answer within {} s", CALL_TIMEOUT.as_secs()))),
     }
-}
-
-/// The innermost reason: gRPC says no more than "transport error".
-fn describe(status: &Status) -> String {
-    let mut text = status.message().to_owned();
-    let mut source = std::error::Error::source(status);
-    while let Some(error) = source {
-        text = error.to_string();
-        source = error.source();
-    }
-    text
 }
 
 /// Pauses between polls: at random below 2 s, 3 s, 5 s, 9 s, 17 s, then 30 s.

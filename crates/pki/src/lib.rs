@@ -50,7 +50,7 @@ pub use seal::{Dek, SealError, Sealer};
 pub use secret::SecretBytes;
 pub use tls::{
     ConnectionInfo, DialError, Dialer, LocalConnectionInfo, LocalIncoming, SecurityContext, ServerRole,
-    TlsFailure, TlsIncoming, connect_local_tls, endpoint,
+    TlsFailure, TlsIncoming, connect_local_tls, endpoint, innermost, reason,
 };
 pub use token::{JoinToken, RootDigest, TokenError, tokens_equal};
 pub use unlock_key::{Kek, UnlockKey};

@@ -258,26 +258,22 @@ impl Cluster {
         Ok(cluster)
     }
 
+    /// A daemon that is to join through the first manager. Also a worker gets a control socket: it may be promoted.
+    fn joining(&self, name: &str, token: &str) -> Result<Daemon> {
+        let (address, listen, socket) = (self.address()?, free_address(), self.socket_of(name));
+        let socket = socket.to_str().context("the temporary directory's name is UTF-8")?;
+        let join = ["--join-addr", &address, "--join-token", token];
+        let listen = ["--listen-remote-api", &listen, "--listen-control-api", socket];
+        let mut joining = daemon(self.dir.path(), self.engine, name, &[join, listen].concat());
+        joining.args.extend(self.flags.iter().cloned());
+        Ok(joining)
+    }
+
     /// Adds a worker and waits until it is ready.
     pub async fn add_worker(&mut self) -> Result<()> {
         let name = format!("worker-{}", self.workers.len() + 1);
-        let (address, token) = (self.address()?, self.worker_token().await?);
-        let listen = free_address();
-        // It may become a manager.
-        let socket = self.socket_of(&name);
-        let socket = socket.to_str().context("the temporary directory's name is UTF-8")?;
-        let args = [
-            "--join-addr",
-            &address,
-            "--join-token",
-            &token,
-            "--listen-remote-api",
-            &listen,
-            "--listen-control-api",
-            socket,
-        ];
-        let mut worker = daemon(self.dir.path(), self.engine, &name, &args);
-        worker.args.extend(self.flags.iter().cloned());
+        let token = self.worker_token().await?;
+        let worker = self.joining(&name, &token)?;
         // Among the workers even if it does not start: what it left behind is ended with the rest.
         self.workers.push(worker);
         self.workers.last_mut().context("it was just added")?.start().await

@@ -5,6 +5,20 @@ use std::io;
 
 use rustls::{AlertDescription, CertificateError, Error as TlsError};
 
+/// The reason at the bottom of an error: gRPC says no more than "transport error".
+pub fn innermost(error: &dyn StdError) -> String {
+    let mut error = error;
+    while let Some(source) = error.source() {
+        error = source;
+    }
+    error.to_string()
+}
+
+/// Why a call failed: what the other side said, or else what became of the connection.
+pub fn reason(status: &tonic::Status) -> String {
+    status.source().map_or_else(|| status.message().to_owned(), innermost)
+}
+
 /// A refused handshake.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]

@@ -104,7 +104,7 @@ impl Sender {
         let addr = self.addr.borrow_and_update().clone();
         let endpoint = swarm_pki::endpoint(&addr).map_err(super::address)?;
         let connected = endpoint.connect_with_connector(self.inner.dialer.clone()).await;
-        let channel = connected.map_err(|error| Status::unavailable(innermost(&error)))?;
+        let channel = connected.map_err(|error| Status::unavailable(swarm_pki::innermost(&error)))?;
         self.channel = Some(channel.clone());
         Ok(channel)
     }
@@ -131,13 +131,4 @@ pub(super) async fn deliver(channel: &Channel, message: Message) -> Result<(), S
         }
         result => result.map(|_| ()),
     }
-}
-
-/// The reason at the bottom of an error: gRPC says no more than "transport error".
-fn innermost(error: &dyn std::error::Error) -> String {
-    let mut error = error;
-    while let Some(source) = error.source() {
-        error = source;
-    }
-    error.to_string()
 }

@@ -9,7 +9,7 @@ use swarm_api::{Shared, v1};
 use swarm_pki::{Clock, Credentials, Dialer, KeyStore, RootCa, ServerRole};
 use tonic::transport::Channel;
 
-use super::{Cluster, Daemon, READY, daemon, loopback};
+use super::{Cluster, Daemon, READY, loopback};
 use crate::wait::until;
 
 /// An address that nobody else takes, with a port that the system gives to no connection: a daemon that was stopped can
@@ -40,21 +40,8 @@ impl Cluster {
     /// Adds a manager through the first one, and waits until it is a member of the raft group.
     pub async fn add_manager(&mut self) -> Result<()> {
         let name = format!("manager-{}", self.managers.len() + 2);
-        let (address, token) = (self.address()?, self.manager_token().await?);
-        let (listen, socket) = (free_address(), self.socket_of(&name));
-        let socket = socket.to_str().context("the temporary directory's name is UTF-8")?;
-        let args = [
-            "--join-addr",
-            &address,
-            "--join-token",
-            &token,
-            "--listen-remote-api",
-            &listen,
-            "--listen-control-api",
-            socket,
-        ];
-        let mut manager = daemon(self.dir.path(), self.engine, &name, &args);
-        manager.args.extend(self.flags.iter().cloned());
+        let token = self.manager_token().await?;
+        let mut manager = self.joining(&name, &token)?;
         manager.spawn()?;
         self.managers.push(manager);
         let what = format!("{name} to be a manager");
