@@ -211,7 +211,20 @@ fn is_ours(dir: &Path, pid: u32) -> bool {
     String::from_utf8_lossy(&cmdline).contains(&*dir.to_string_lossy())
 }
 
+/// The names and node ids of all daemons that ever were ready.
+fn nodes(demo: &Demo) -> Vec<(String, String)> {
+    let files = std::fs::read_dir(&demo.dir).into_iter().flatten().flatten();
+    let ids = files.filter_map(|file| {
+        let name = file.file_name().to_str()?.strip_suffix(".log")?.to_owned();
+        let log = std::fs::read_to_string(file.path()).ok()?;
+        let ready = log.lines().find(|line| line.contains("node is ready"))?;
+        Some((name, ready.split_whitespace().find_map(|w| w.strip_prefix("node.id="))?.to_owned()))
+    });
+    ids.collect()
+}
+
 fn stop(demo: &Demo) -> Result<()> {
+    let nodes = if engine::is_there() { nodes(demo) } else { Vec::new() };
     let mut daemons: Vec<_> = running(demo).collect();
     if daemons.is_empty() {
         println!("no demo is running");
@@ -224,9 +237,11 @@ fn stop(demo: &Demo) -> Result<()> {
                 let tasks = output(demo.ctl().args(["task", "ls"]))?;
                 Ok((tasks.lines().count() <= 2).then_some(()))
             })?;
-            if engine::is_there() {
+            // Those of a daemon that was killed are left to the end.
+            let alive = |name: &String| daemons.iter().any(|(other, _)| other == name);
+            for (_, node) in nodes.iter().filter(|(name, _)| alive(name)) {
                 wait("the containers to be removed", || {
-                    Ok((!engine::has_containers("hello")?).then_some(()))
+                    Ok(engine::containers_of(node)?.is_empty().then_some(()))
                 })?;
             }
         }
@@ -236,6 +251,12 @@ fn stop(demo: &Demo) -> Result<()> {
             step(&format!("stopping {name}"));
             run(Command::new("kill").arg(pid.to_string()))?;
             wait(&format!("{name} to end"), || Ok((!is_ours(&demo.dir, pid)).then_some(())))?;
+        }
+    }
+    for (name, node) in &nodes {
+        for container in engine::containers_of(node)? {
+            step(&format!("removing what {name} left behind: {}", container.get(..12).unwrap_or(&container)));
+            engine::remove_container(&container)?;
         }
     }
     if demo.dir.exists() {

@@ -39,13 +39,21 @@ pub(crate) fn has_image(image: &str) -> Result<bool> {
     Ok(request("GET", &format!("/images/{image}/json"), &[])?.0 == 200)
 }
 
-/// Containers of the service with this name, ended ones included, are there.
-pub(crate) fn has_containers(service: &str) -> Result<bool> {
-    // {"label":["com.docker.swarm.service.name=<service>"]}
-    let filters = format!("%7B%22label%22%3A%5B%22com.docker.swarm.service.name%3D{service}%22%5D%7D");
+/// Ids of a node's containers, ended ones included.
+pub(crate) fn containers_of(node: &str) -> Result<Vec<String>> {
+    // {"label":["com.docker.swarm.node.id=<node>"]}
+    let filters = format!("%7B%22label%22%3A%5B%22com.docker.swarm.node.id%3D{node}%22%5D%7D");
     let (status, body) = request("GET", &format!("/containers/json?all=true&filters={filters}"), &[])?;
     ensure!(status == 200, "the engine does not list containers: {body}");
-    Ok(body.contains("\"Id\""))
+    let ids = body.split("\"Id\":\"").skip(1).filter_map(|rest| rest.split_once('"'));
+    Ok(ids.map(|(id, _)| id.to_owned()).collect())
+}
+
+/// Ends a container and removes it, unless it is gone already.
+pub(crate) fn remove_container(id: &str) -> Result<()> {
+    let (status, body) = request("DELETE", &format!("/containers/{id}?force=true&v=true"), &[])?;
+    ensure!(matches!(status, 204 | 404 | 409), "the engine does not remove container {id}: {body}");
+    Ok(())
 }
 
 /// Imports a root file system as an image.
