@@ -12,6 +12,9 @@ pub(crate) struct Args {
     /// Leave out the tests that need a Docker Engine.
     #[arg(long)]
     no_docker: bool,
+    /// After them, run the long suite too: the wide versions of what is tested in short otherwise. Takes hours.
+    #[arg(long)]
+    long: bool,
     /// Passed on to nextest, after `--`.
     #[arg(last = true)]
     rest: Vec<String>,
@@ -20,22 +23,37 @@ pub(crate) struct Args {
 /// Tests of the engine: by their name, or all of the executor's that are no unit tests.
 const DOCKER_TESTS: &str = "(test(/docker/) or (package(swarm-executor-docker) and kind(test)))";
 
-fn run_tests(no_docker: bool, rest: &[String]) -> Result<()> {
+/// The profile knows the long suite's tests by their name.
+const LONG_SUITE: [&str; 4] = ["--profile", "long", "--run-ignored", "only"];
+
+fn run_tests(args: &Args) -> Result<()> {
     // Tests of whole clusters run the programs themselves.
     run(cargo().args(["build", "--workspace", "--bins"]))?;
-    let mut command = cargo();
-    command.args(["nextest", "run", "--workspace", "--no-fail-fast"]);
-    if no_docker {
+    if args.no_docker {
         println!("leaving out the tests that need a Docker Engine (--no-docker)");
-        command.args(["-E", &format!("not {DOCKER_TESTS}")]);
     }
-    command.args(rest);
+    let mut command = nextest(args);
     if std::env::var_os("CI").is_some() {
         command.args(["--profile", "ci"]);
     }
     run(&mut command)?;
     // nextest does not run examples in documentation.
-    run(cargo().args(["test", "--workspace", "--doc", "--quiet"]))
+    run(cargo().args(["test", "--workspace", "--doc", "--quiet"]))?;
+    if args.long {
+        println!("running the long suite, one test at a time");
+        run(nextest(args).args(LONG_SUITE))?;
+    }
+    Ok(())
+}
+
+fn nextest(args: &Args) -> Command {
+    let mut command = cargo();
+    command.args(["nextest", "run", "--workspace", "--no-fail-fast"]);
+    if args.no_docker {
+        command.args(["-E", &format!("not {DOCKER_TESTS}")]);
+    }
+    command.args(&args.rest);
+    command
 }
 
 pub(crate) fn run_args(args: &Args) -> Result<()> {
@@ -46,7 +64,7 @@ pub(crate) fn run_args(args: &Args) -> Result<()> {
             engine::SOCKET
         );
     }
-    run_tests(args.no_docker, &args.rest)
+    run_tests(args)
 }
 
 /// Installs what is missing, with Debian's packages and cargo.

@@ -96,11 +96,21 @@ fn run(dir: &Path, round: u64, writes: usize, moment: Duration) -> (BTreeSet<Str
 
 #[test]
 fn every_acknowledged_write_survives_being_killed() {
+    kill(KILLS);
+}
+
+#[test]
+#[ignore = "long suite"]
+fn long_every_acknowledged_write_survives_being_killed_a_thousand_times() {
+    kill(1_000);
+}
+
+fn kill(kills: u64) {
     let dir = tempfile::tempdir().unwrap();
     let seed: u64 = rand::random();
     let mut rng = rand::rngs::StdRng::seed_from_u64(seed);
     let mut acknowledged = BTreeSet::new();
-    for round in 0..=KILLS {
+    for round in 0..=kills {
         // Counted in writes, so that neither a fast nor a slow disk makes this a test of little.
         let writes = if round % 8 == 0 { 0 } else { rng.random_range(1..100) };
         let moment = Duration::from_micros(rng.random_range(0..4_000));
@@ -114,7 +124,7 @@ fn every_acknowledged_write_survives_being_killed() {
         acknowledged.extend(new);
     }
     assert!(
-        acknowledged.len() as u64 >= KILLS - KILLS / 8,
+        acknowledged.len() as u64 >= kills - kills / 8,
         "it hardly wrote anything: {}",
         acknowledged.len()
     );
