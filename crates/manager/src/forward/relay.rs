@@ -181,18 +181,19 @@ impl Relay {
         }
     }
 
-    /// Completes some time after another manager than this one leads: one that is frozen, or cut off by something that
-    /// drops packets, would keep its callers for ever.
-    async fn replaced(&self, name: &str) {
-        loop {
+    /// Completes some time after this manager knows another leader, or has known none for too long: one that is frozen,
+    /// or cut off by something that drops packets, would keep its callers for ever. Returns what became of it.
+    async fn replaced(&self, name: &str) -> &'static str {
+        let reason = loop {
             sleep(LOOK).await;
             match self.leader.leader().await {
                 Ok(Route::There { name: now, .. }) if now == name => {}
-                Ok(_) => break,
-                Err(_) => {}
+                Ok(_) => break "another manager leads now",
+                Err(_) => break "this manager hears of no leader any more",
             }
-        }
+        };
         sleep(GRACE).await;
+        reason
     }
 
     async fn find(&self) -> Result<Route, Status> {
@@ -219,7 +220,7 @@ impl Relay {
     ) -> Result<Response<Body>, Failure> {
         let answer = tokio::select! {
             answer = channel.oneshot(request) => answer,
-            () = self.replaced(name) => return Err(Failure::Unknown(lost(name, "another manager leads now"))),
+            reason = self.replaced(name) => return Err(Failure::Unknown(lost(name, reason))),
         };
         match answer {
             Ok(response) if is_refused(response.headers()) => Err(Failure::NotBegun(Status::unavailable(

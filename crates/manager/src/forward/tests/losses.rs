@@ -151,3 +151,21 @@ async fn nobody_waits_for_a_leader_that_was_replaced() {
     ca.node_certificate_status(NodeCertificateStatusRequest::default()).await.unwrap();
     assert_eq!((leader.probe.calls(), frozen.probe.calls()), (1, 2));
 }
+
+#[tokio::test]
+async fn nobody_waits_for_a_leader_that_is_heard_of_no_more() {
+    let world = World::new();
+    let (cut_off, follower) = (world.manager("cut-off").await, world.manager("follower").await);
+    cut_off.told.lead(7);
+    cut_off.probe.hang();
+    let none = || Err(Status::unknown("The swarm does not have a leader."));
+    follower.told.set([Ok(follower.reach(&cut_off)), none()]);
+    let mut allocator = ResourceAllocatorClient::new(follower.local());
+    let status = allocator.attach_network(AttachNetworkRequest::default()).await.unwrap_err();
+    assert!(status.message().ends_with("this manager hears of no leader any more"), "{status}");
+    // A read is repeated, and so hears who is missing.
+    follower.told.set([Ok(follower.reach(&cut_off)), none()]);
+    let mut ca = NodeCaClient::new(follower.local());
+    let status = ca.node_certificate_status(NodeCertificateStatusRequest::default()).await.unwrap_err();
+    assert_eq!(status.message(), "The swarm does not have a leader.");
+}
