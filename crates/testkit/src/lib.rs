@@ -2,14 +2,19 @@
 //!
 //! - [`daemon`]: real `swarmd` processes on this host, with state directories of their own.
 //! - [`image`]: a tiny image, made here and imported into the engine.
+//! - [`lab`]: hosts as containers, which can be killed, frozen, cut off and moved.
 //! - [`proxy`]: a socket in front of another one, that can be cut.
+//! - [`quorum`]: what tests ask of several managers.
 //! - [`registry`]: a registry of images on this host.
 //! - [`teardown`]: ending what daemons that were killed leave running.
 //! - [`wait`]: waiting for conditions with a deadline.
 
+mod archive;
 pub mod daemon;
 pub mod image;
+pub mod lab;
 pub mod proxy;
+pub mod quorum;
 pub mod registry;
 pub mod teardown;
 pub mod wait;

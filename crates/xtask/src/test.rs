@@ -78,8 +78,15 @@ fn install(no_docker: bool) -> Result<()> {
         run(cargo().args(["install", "--locked", "cargo-nextest"]))?;
     }
     let mut packages = Vec::new();
-    if !no_docker && !Path::new("/bin/busybox").exists() {
-        packages.push("busybox-static");
+    if !no_docker {
+        // What the hosts of the tests' lab are made of.
+        let files = [
+            ("busybox-static", "/bin/busybox"),
+            ("nftables", "/usr/sbin/nft"),
+            ("libfaketime", "/usr/share/doc/libfaketime"),
+        ];
+        packages
+            .extend(files.iter().filter(|(_, file)| !Path::new(file).exists()).map(|(package, _)| *package));
     }
     if !Command::new("strace").arg("--version").output().is_ok_and(|o| o.status.success()) {
         packages.push("strace");

@@ -36,6 +36,35 @@ pub struct Contents {
     pub clusters: Vec<Shared<v1::Cluster>>,
 }
 
+impl Contents {
+    /// Reads everything, through the remote API of a manager: there it answers from its own store.
+    ///
+    /// # Errors
+    /// If it does not answer.
+    pub async fn read(mut control: ControlClient<Channel>) -> Result<Contents> {
+        let mut nodes = control.list_nodes(ListNodesRequest::default()).await?.into_inner().nodes;
+        // Not of the store.
+        nodes.iter_mut().for_each(|node| node.manager_status = None);
+        nodes.sort_by(|a, b| a.id.cmp(&b.id));
+        macro_rules! all {
+            ($call:ident($request:ident).$field:ident) => {{
+                let mut all = control.$call(v1::$request::default()).await?.into_inner().$field;
+                all.sort_by(|a, b| a.id.cmp(&b.id));
+                all
+            }};
+        }
+        Ok(Contents {
+            nodes,
+            services: all!(list_services(ListServicesRequest).services),
+            tasks: all!(list_tasks(ListTasksRequest).tasks),
+            networks: all!(list_networks(ListNetworksRequest).networks),
+            configs: all!(list_configs(ListConfigsRequest).configs),
+            secrets: all!(list_secrets(ListSecretsRequest).secrets),
+            clusters: all!(list_clusters(ListClustersRequest).clusters),
+        })
+    }
+}
+
 impl Cluster {
     /// Adds a manager through the first one, and waits until it is a member of the raft group.
     pub async fn add_manager(&mut self) -> Result<()> {
@@ -102,26 +131,6 @@ impl Cluster {
 
     /// What a manager has in its own store.
     pub async fn contents(&self, name: &str) -> Result<Contents> {
-        let mut control = self.tls(name)?;
-        let mut nodes = control.list_nodes(ListNodesRequest::default()).await?.into_inner().nodes;
-        // Not of the store.
-        nodes.iter_mut().for_each(|node| node.manager_status = None);
-        nodes.sort_by(|a, b| a.id.cmp(&b.id));
-        macro_rules! all {
-            ($call:ident($request:ident).$field:ident) => {{
-                let mut all = control.$call(v1::$request::default()).await?.into_inner().$field;
-                all.sort_by(|a, b| a.id.cmp(&b.id));
-                all
-            }};
-        }
-        Ok(Contents {
-            nodes,
-            services: all!(list_services(ListServicesRequest).services),
-            tasks: all!(list_tasks(ListTasksRequest).tasks),
-            networks: all!(list_networks(ListNetworksRequest).networks),
-            configs: all!(list_configs(ListConfigsRequest).configs),
-            secrets: all!(list_secrets(ListSecretsRequest).secrets),
-            clusters: all!(list_clusters(ListClustersRequest).clusters),
-        })
+        Contents::read(self.tls(name)?).await
     }
 }
