@@ -193,6 +193,13 @@ impl Daemon {
         std::fs::read_to_string(self.log_path()).unwrap_or_default()
     }
 
+    /// The raft terms in which it has led, as of its log.
+    pub fn led_terms(&self) -> Vec<u64> {
+        let log = self.log();
+        let lines = log.lines().filter(|line| line.contains("\"this manager leads the cluster\""));
+        lines.filter_map(|line| line.split("term=").nth(1)?.split_whitespace().next()?.parse().ok()).collect()
+    }
+
     /// Its state directory.
     pub fn state_dir(&self) -> &Path {
         &self.state

@@ -3,6 +3,7 @@
 //! - [`daemon`]: real `swarmd` processes on this host, with state directories of their own.
 //! - [`image`]: a tiny image, made here and imported into the engine.
 //! - [`lab`]: hosts as containers, which can be killed, frozen, cut off and moved.
+//! - [`linear`]: concurrent clients, and a check that what they were told is linearizable.
 //! - [`proxy`]: a socket in front of another one, that can be cut.
 //! - [`quorum`]: what tests ask of several managers.
 //! - [`registry`]: a registry of images on this host.
@@ -13,6 +14,7 @@ mod archive;
 pub mod daemon;
 pub mod image;
 pub mod lab;
+pub mod linear;
 pub mod proxy;
 pub mod quorum;
 pub mod registry;
