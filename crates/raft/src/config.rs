@@ -7,7 +7,7 @@ use std::time::Duration;
 use swarm_api::defaults;
 use swarm_api::v1::RaftMember;
 
-use crate::{NoTransport, Sealer, Transport};
+use crate::{NoTransport, Points, Sealer, Transport};
 
 /// The clock of elections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,6 +81,8 @@ pub struct Config {
     pub force_new_group: bool,
     /// Seed of election timeouts, and of the raft id of a new group. `None`: a random one.
     pub seed: Option<u64>,
+    /// For tests: what is told of the points that the node passes.
+    pub points: Points,
 }
 
 impl Config {
@@ -101,6 +103,7 @@ impl Config {
             origin: Origin::NewGroup,
             force_new_group: false,
             seed: None,
+            points: Points::default(),
         }
     }
 }

@@ -9,6 +9,7 @@
 //! - [`Transport`]: the border to other members. Messages from them come in by [`RaftHandle::step`].
 //! - [`GrpcTransport`] and [`RaftService`]: both over gRPC, as the contract has it.
 //! - [`Membership`] and [`Change`]: who is in the group.
+//! - [`Points`]: where tests let a node crash.
 //!
 //! The order in which the loop does things is told in `node/turn.rs`; what a message from a peer must satisfy, in
 //! `check.rs`.
@@ -26,6 +27,7 @@ mod log;
 mod logger;
 mod membership;
 mod node;
+mod points;
 mod sealer;
 pub mod snapshot;
 pub mod storage;
@@ -38,5 +40,6 @@ pub use grpc::{GrpcTransport, RaftService, check_health};
 pub use handle::{Outcome, RaftHandle, Role, Status};
 pub use membership::{Change, Membership, MembershipError};
 pub use node::RaftNode;
+pub use points::{By, Point, Points};
 pub use sealer::{MaskSealer, PlainSealer, SealError, Sealer};
 pub use transport::{NoTransport, Outgoing, Transport};

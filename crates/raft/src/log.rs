@@ -7,6 +7,7 @@ use std::sync::Arc;
 use raft::{GetEntriesContext, RaftState, StorageError};
 use raft_proto::eraftpb::{ConfState, Entry, HardState, Snapshot, SnapshotMetadata};
 
+use crate::points::{Point, reach};
 use crate::storage::{Identity, LogStorage, Position, Recovered, Write};
 use crate::{Result, Sealer};
 
@@ -70,6 +71,11 @@ impl Log {
         Ok((log, identity))
     }
 
+    /// Term, vote and commit index as they were written last.
+    pub(crate) fn hard_state(&self) -> HardState {
+        self.hard_state
+    }
+
     pub(crate) fn base(&self) -> Position {
         self.base
     }
@@ -104,6 +110,11 @@ impl Log {
     /// Writes, and makes it safe if asked to.
     pub(crate) fn write(&mut self, write: &Write<'_>, sync: bool) -> Result<()> {
         self.storage.write(write)?;
+        match (write.install, write.compact) {
+            (Some(_), _) => reach(Point::ReceivedInstalled),
+            (None, Some(_)) => reach(Point::Compacted),
+            (None, None) => reach(Point::Written),
+        }
         if sync {
             self.storage.sync()?;
         }

@@ -10,6 +10,7 @@ use super::reseal::Reseal;
 use super::turn::Turns;
 use crate::counters::add;
 use crate::inbox::Request;
+use crate::points::{Point, Points, reach};
 use crate::snapshot::Meta;
 use crate::storage::{Position, Write};
 use crate::{Error, Result};
@@ -123,7 +124,9 @@ impl Turns {
         let meta = Meta { at, conf_state: self.raw.store().conf_state.clone() };
         let membership = self.membership.to_snapshot();
         let (snapshots, shared) = (self.snapshots.clone(), self.shared.clone());
+        let points = Points::here();
         let thread = std::thread::Builder::new().name("raft-snapshot".to_owned()).spawn(move || {
+            let _entered = points.enter();
             let written = snapshots.save(&meta, &membership, &view);
             shared.inbox.request(Request::SnapshotTaken(at, written));
         });
@@ -156,9 +159,12 @@ impl Turns {
         let log = self.raw.mut_store();
         let to = compact_to(at.index, settings, log.bytes(), log.first_cached());
         let compact = log.term_of(to).map(|term| Position { index: to, term });
+        reach(Point::SnapshotSaved);
         log.write(&Write { snapshot: Some(at), compact, ..Write::default() }, true)?;
+        reach(Point::CompactionSynced);
         tracing::debug!(index = at.index, compacted = to, "took a raft snapshot");
         self.collect(at);
+        reach(Point::SnapshotsCollected);
         Ok(())
     }
 

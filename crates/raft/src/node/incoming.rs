@@ -11,6 +11,7 @@ use super::turn::Turns;
 use crate::check::{self, State, Verdict};
 use crate::counters::add;
 use crate::inbox::{Reply, Request};
+use crate::points::{Point, reach};
 use crate::{Change, Error, MembershipError, Result, convert};
 
 impl Turns {
@@ -143,6 +144,7 @@ impl Turns {
             return match self.raw.raft.step(message) {
                 Ok(()) => {
                     self.changes.appended(self.raw.raft.raft_log.last_index(), self.raw.raft.term);
+                    reach(Point::ChangeAppended);
                     true
                 }
                 // While leadership is being handed over; tried again in the next turn.

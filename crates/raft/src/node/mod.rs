@@ -57,6 +57,7 @@ impl RaftNode {
     /// # Errors
     /// If what is there belongs to somebody else, can't be decrypted, is damaged, or is not all that was written.
     pub fn open(config: Config) -> Result<RaftNode> {
+        let _entered = config.points.enter();
         let dir = config.state_dir.join("raft");
         refuse_foreign(&dir)?;
         if config.origin == Origin::Existing

@@ -12,6 +12,7 @@ use swarm_store::StateMachine;
 use super::changes::for_library;
 use super::turn::Turns;
 use crate::counters::add;
+use crate::points::{Point, reach};
 use crate::snapshot::Meta;
 use crate::storage::{Position, Write};
 use crate::{Change, Error, Membership, MembershipError, Outgoing, Result, convert};
@@ -28,7 +29,12 @@ impl Turns {
 
     fn ready(&mut self) -> Result<()> {
         let mut ready = self.raw.ready();
-        self.send(ready.take_messages());
+        let messages = ready.take_messages();
+        let sent = !messages.is_empty();
+        self.send(messages);
+        if sent && !ready.entries().is_empty() {
+            reach(Point::Sent);
+        }
         for read in ready.take_read_states() {
             if let Some(round) = read.request_ctx.first_chunk::<8>() {
                 self.reads.confirmed(u64::from_be_bytes(*round), read.index);
@@ -36,8 +42,18 @@ impl Turns {
         }
         self.shared.commit.store(self.raw.raft.raft_log.committed, Ordering::Release);
         let snapshot = (!ready.snapshot().is_empty()).then(|| ready.snapshot().clone());
+        let before = self.raw.store().hard_state();
         self.persist(&ready, snapshot.as_ref())?;
-        self.send(ready.take_persisted_messages());
+        let after = self.raw.store().hard_state();
+        if (before.term, before.vote) != (after.term, after.vote) {
+            reach(Point::Voted);
+        }
+        let answers = ready.take_persisted_messages();
+        let answered = !answers.is_empty();
+        self.send(answers);
+        if answered {
+            reach(Point::Answered);
+        }
         self.notice_lost_leadership();
         if let Some(snapshot) = snapshot {
             self.install(&snapshot)?;
@@ -81,6 +97,7 @@ impl Turns {
             let at = Position { index: metadata.index, term: metadata.term };
             let meta = Meta { at, conf_state: metadata.get_conf_state().clone() };
             self.snapshots.save_bytes(&meta, &snapshot.data)?;
+            reach(Point::ReceivedSaved);
             install = Some(at);
         }
         let hard_state = self.raw.raft.hard_state();
@@ -91,7 +108,12 @@ impl Turns {
             snapshot: install,
             ..Write::default()
         };
+        reach(Point::Writing);
         self.raw.mut_store().write(&write, true)?;
+        reach(Point::Persisted);
+        if ready.entries().iter().any(|entry| entry.entry_type() == EntryType::EntryConfChange) {
+            reach(Point::ChangePersisted);
+        }
         let counters = &self.shared.counters;
         add(&counters.turns, 1);
         add(&counters.syncs, 1);
@@ -101,6 +123,7 @@ impl Turns {
 
     /// Takes over a snapshot that a leader sent, which is on disk now.
     pub(super) fn install(&mut self, snapshot: &Snapshot) -> Result<()> {
+        reach(Point::ReceivedSynced);
         let metadata = snapshot.get_metadata();
         let index = metadata.index;
         let restore = |reason: String| Error::Restore { index, reason };
@@ -114,6 +137,7 @@ impl Turns {
         self.publish_membership();
         tracing::info!(index, term = metadata.term, "took over a snapshot from the leader");
         let at = Position { index, term: metadata.term };
+        reach(Point::ReceivedRestored);
         self.collect(at);
         Ok(())
     }
@@ -121,6 +145,7 @@ impl Turns {
     pub(super) fn apply(&mut self, entries: Vec<Entry>) {
         let Some(last) = entries.last().map(|e| e.index) else { return };
         let mut own = 0;
+        reach(Point::Applying);
         for entry in entries {
             let index = entry.index;
             match entry.entry_type() {
@@ -133,6 +158,7 @@ impl Turns {
                     if let Err(error) = self.machine.apply(index, entry.data, ticket) {
                         self.diverge(&error);
                     }
+                    reach(Point::Applied);
                 }
                 EntryType::EntryNormal => self.machine.advance(index),
                 EntryType::EntryConfChange => {
@@ -185,6 +211,7 @@ impl Turns {
             self.changes.applied(entry.index, entry.term, Err(MembershipError::Context));
             return;
         };
+        reach(Point::ChangeApplying);
         let verdict = self.membership.validate(&change);
         if let Ok(Change::Remove(raft_id)) = &verdict {
             self.send_last_words(*raft_id);
@@ -210,6 +237,7 @@ impl Turns {
                 self.campaign_next = true;
             }
         }
+        reach(Point::ChangeApplied);
         self.changes.applied(entry.index, entry.term, verdict.map(|_| ()));
     }
 }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use super::turn::Turns;
 use crate::inbox::Reply;
+use crate::points::{Point, reach};
 use crate::storage::Position;
 use crate::{Error, Result, Sealer};
 
@@ -40,6 +41,7 @@ impl Turns {
         self.config.sealer = sealer.clone();
         self.snapshots = self.snapshots.sealed_with(sealer.clone());
         self.reseal = Some(Reseal { sealer, reply, snapshot: None });
+        reach(Point::ResealBegun);
         if self.raw.raft.raft_log.applied == 0 { self.finish_reseal() } else { Ok(()) }
     }
 
@@ -65,8 +67,11 @@ impl Turns {
             let _ = reply.send(Err(error));
             return Ok(());
         }
+        reach(Point::ResealCopied);
         log.switch()?;
+        reach(Point::ResealCleaned);
         let removed = self.snapshots.keep_only(log.snapshot_at());
+        reach(Point::Resealed);
         if removed.is_ok() {
             tracing::info!("the raft log and its snapshots are sealed with another key");
         }

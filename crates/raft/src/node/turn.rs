@@ -43,6 +43,7 @@ const GATHER_GAP: Duration = Duration::from_micros(150);
 /// Runs a node until it stops; the thread's whole life.
 pub(super) fn run(node: RaftNode, state_machine: Arc<dyn StateMachine>) {
     let shared = node.shared.clone();
+    let _entered = node.config.points.enter();
     let started = catch_unwind(AssertUnwindSafe(|| Turns::new(node, state_machine.clone())));
     let outcome = match started {
         Ok(Ok(mut turns)) => {

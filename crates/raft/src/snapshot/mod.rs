@@ -20,6 +20,7 @@ use swarm_store::View;
 pub use content::decode;
 pub use frames::{FrameReader, FrameWriter, SnapshotReader};
 
+use crate::points::{Point, reach};
 use crate::storage::Position;
 use crate::{Error, Result, Sealer};
 
@@ -112,7 +113,10 @@ impl Snapshots {
         let written = (|| {
             let mut out = FrameWriter::create(&temporary, &*self.sealer, meta)?;
             fill(&mut out)?;
-            out.finish()?.sync_all()?;
+            let file = out.finish()?;
+            reach(Point::SnapshotWritten);
+            file.sync_all()?;
+            reach(Point::SnapshotSynced);
             fs::rename(&temporary, &path)
         })();
         if let Err(error) = written {
@@ -120,6 +124,7 @@ impl Snapshots {
             let _ = fs::remove_file(&temporary);
             return Err(Error::io("write", &path)(error));
         }
+        reach(Point::SnapshotRenamed);
         crate::disk::sync_dir(&self.dir)
     }
 

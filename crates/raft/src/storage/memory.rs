@@ -105,9 +105,18 @@ impl MemoryDisk {
 
     /// The power goes: everything that was not synced is lost.
     pub fn lose_power(&self) {
+        self.lose_power_after(0);
+    }
+
+    /// The power goes: of what was not synced, the first so many writes happen to be safe, the others are lost.
+    pub fn lose_power_after(&self, writes: usize) {
         let mut disk = self.0.lock();
+        let pending = std::mem::take(&mut disk.pending);
+        for write in pending.iter().take(writes) {
+            // It was possible before, in the same order.
+            let _ = disk.durable.write(&write.as_write());
+        }
         disk.cached = disk.durable.clone();
-        disk.pending.clear();
     }
 
     /// Number of successful syncs.

@@ -29,6 +29,7 @@ use super::record::{self, Numbered, Record};
 use super::sled_dir::{Generations, SledDir};
 use super::watermark::{Mark, Watermark};
 use super::{Identity, LogStorage, Position, Recovered, Write};
+use crate::points::{Point, reach};
 use crate::{Error, Result, Sealer};
 
 /// Largest value that is given to sled: 19 of them stay below 128 KiB.
@@ -304,7 +305,9 @@ impl SledLog {
     /// log must not look shorter than the watermark says.
     fn lower_watermark(&mut self, index: u64, chain: u32) -> Result<()> {
         self.watermark.write(Mark { last: index, chain, ..self.mark() })?;
-        self.watermark.wait()
+        self.watermark.wait()?;
+        reach(Point::MarkLowered);
+        Ok(())
     }
 
     fn check_watermark(&self, mark: Mark, chains: &VecDeque<u32>) -> Result<()> {
@@ -521,6 +524,7 @@ impl LogStorage for SledLog {
 
     fn sync(&mut self) -> Result<()> {
         self.files.sync()?;
+        reach(Point::Synced);
         self.watermark.write(self.mark())
     }
 
@@ -568,9 +572,11 @@ impl LogStorage for SledLog {
     fn switch(&mut self) -> Result<()> {
         let Some((building, path, sealer)) = self.resealed.take() else { return Ok(()) };
         std::fs::rename(&building, &path).map_err(Error::io("rename", &building))?;
+        reach(Point::ResealRenamed);
         crate::disk::sync_dir_of(&path)?;
         self.files = SledDir::open(&path)?;
         self.sealer = sealer;
+        reach(Point::ResealSwitched);
         self.generations.clean()
     }
 }

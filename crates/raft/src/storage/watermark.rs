@@ -22,6 +22,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
+use crate::points::{Point, Points, reach};
 use crate::{Error, Result};
 
 const MAGIC: &[u8; 8] = b"swraftwm";
@@ -32,7 +33,7 @@ const INTERVAL: Duration = Duration::from_millis(20);
 
 /// What the log must at least hold.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct Mark {
+pub(crate) struct Mark {
     pub(super) term: u64,
     pub(super) vote: u64,
     pub(super) last: u64,
@@ -102,11 +103,14 @@ fn read_newest(file: &File, path: &Path) -> Result<Option<(u64, Mark)>> {
             Err(e) => return Err(Error::io("read", path)(e)),
         }
     }
+    newest(&all).map_err(|reason| Error::damaged(path, reason))
+}
+
+/// The newest mark in a whole file.
+pub(crate) fn newest(all: &[u8]) -> Result<Option<(u64, Mark)>, &'static str> {
     let slots = all.chunks_exact(SLOT as usize).filter_map(|slot| decode(slot.first_chunk()?));
     match slots.max_by_key(|(sequence, _)| *sequence) {
-        None if all.iter().any(|b| *b != 0) => {
-            Err(Error::damaged(path, "neither of its two marks can be read"))
-        }
+        None if all.iter().any(|b| *b != 0) => Err("neither of its two marks can be read"),
         newest => Ok(newest),
     }
 }
@@ -123,7 +127,10 @@ impl Slots {
     fn write(&mut self, mark: Mark) -> io::Result<()> {
         self.sequence += 1;
         self.file.write_all_at(&encode(self.sequence, mark), (self.sequence % 2) * SLOT)?;
-        self.file.sync_data()
+        reach(Point::MarkWritten);
+        self.file.sync_data()?;
+        reach(Point::MarkSynced);
+        Ok(())
     }
 }
 
@@ -151,7 +158,11 @@ impl Writer {
         let shared: Arc<(Mutex<Orders>, Condvar)> = Arc::default();
         let theirs = shared.clone();
         let name = "raft-watermark".to_owned();
-        let thread = std::thread::Builder::new().name(name).spawn(move || write_all(&theirs, slots))?;
+        let points = Points::here();
+        let thread = std::thread::Builder::new().name(name).spawn(move || {
+            let _entered = points.enter();
+            write_all(&theirs, slots);
+        })?;
         Ok(Writer { shared, thread: Some(thread) })
     }
 

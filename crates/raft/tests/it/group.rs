@@ -45,6 +45,9 @@ impl Transport for Port {
             let Some(target) = target.filter(|_| !cut) else {
                 if let Some(sender) = sender {
                     sender.report_unreachable(to);
+                    if let Outgoing::Snapshot { .. } = outgoing {
+                        sender.report_snapshot(to, false);
+                    }
                 }
                 continue;
             };
@@ -56,11 +59,13 @@ impl Transport for Port {
                     }
                 }
                 Outgoing::Snapshot { mut message, at, snapshots } => {
-                    let (_, mut reader) = snapshots.read(at).unwrap();
                     let mut data = Vec::new();
-                    std::io::Read::read_to_end(&mut reader, &mut data).unwrap();
+                    // A newer one may have taken its place.
+                    let read = snapshots.read(at).is_ok_and(|(_, mut reader)| {
+                        std::io::Read::read_to_end(&mut reader, &mut data).is_ok()
+                    });
                     message.snapshot.as_mut().unwrap().data = Some(data.into());
-                    let delivered = target.step(message).is_ok();
+                    let delivered = read && target.step(message).is_ok();
                     if let Some(sender) = sender {
                         sender.report_snapshot(to, delivered);
                     }
@@ -134,12 +139,17 @@ impl Group {
         self.run(RaftNode::open(Config { ticks, ..config }).unwrap(), &port)
     }
 
-    fn cut_off(&self, manager: &Manager, cut: bool) {
+    pub(crate) fn cut_off(&self, manager: &Manager, cut: bool) {
         let mut list = self.network.cut_off.lock();
         list.retain(|id| *id != manager.raft.raft_id());
         if cut {
             list.push(manager.raft.raft_id());
         }
+    }
+
+    /// A member is not there any more.
+    pub(crate) fn forget(&self, manager: &Manager) {
+        self.network.nodes.lock().remove(&manager.raft.raft_id());
     }
 
     pub(crate) async fn stop(&self, manager: Manager) {
@@ -164,11 +174,11 @@ async fn tick_until<const N: usize>(what: &str, managers: [&Manager; N], holds: 
     .await;
 }
 
-fn leads(manager: &Manager) -> bool {
+pub(crate) fn leads(manager: &Manager) -> bool {
     manager.raft.status().role == Role::Leader
 }
 
-fn member(name: &str, raft_id: u64) -> RaftMember {
+pub(crate) fn member(name: &str, raft_id: u64) -> RaftMember {
     RaftMember { raft_id, node_id: name.into(), addr: format!("{name}:4242"), ..RaftMember::default() }
 }
 

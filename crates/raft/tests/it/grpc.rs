@@ -1,6 +1,7 @@
 //! Members that talk to each other over gRPC, with real certificates.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -31,14 +32,15 @@ use tonic::{Code, Request, Response, Status};
 use crate::support::{Manager, begin, config, eventually, in_time};
 
 /// One cluster's certificates, and its members' directories.
-struct Lab {
+pub(crate) struct Lab {
     root: RootCa,
-    dir: tempfile::TempDir,
+    dir: PathBuf,
+    _owned: Option<tempfile::TempDir>,
 }
 
 /// A member with its listener.
-struct Host {
-    manager: Manager,
+pub(crate) struct Host {
+    pub(crate) manager: Manager,
     transport: GrpcTransport,
     addr: SocketAddr,
     serving: CancellationToken,
@@ -56,7 +58,13 @@ impl Health for Healthy {
 impl Lab {
     fn new() -> Lab {
         let root = RootCa::create(Clock::system().now()).unwrap();
-        Lab { root, dir: tempfile::tempdir().unwrap() }
+        let dir = tempfile::tempdir().unwrap();
+        Lab { root, dir: dir.path().to_owned(), _owned: Some(dir) }
+    }
+
+    /// That of other processes too, in a directory that they share.
+    pub(crate) fn shared(root: RootCa, dir: PathBuf) -> Lab {
+        Lab { root, dir, _owned: None }
     }
 
     fn dialer(&self, node_id: &str) -> (Arc<SecurityContext>, Dialer) {
@@ -74,6 +82,16 @@ impl Lab {
     }
 
     async fn start(&self, name: &str, listener: TcpListener, origin: Origin) -> Host {
+        self.start_with(name, listener, origin, |config| config)
+    }
+
+    pub(crate) fn start_with(
+        &self,
+        name: &str,
+        listener: TcpListener,
+        origin: Origin,
+        change: impl FnOnce(Config) -> Config,
+    ) -> Host {
         let (security, dialer) = self.dialer(name);
         let addr = listener.local_addr().unwrap();
         let transport = GrpcTransport::new(dialer.clone());
@@ -87,15 +105,15 @@ impl Lab {
                 serving.clone().cancelled_owned(),
             );
         tokio::spawn(server);
-        let node = RaftNode::open(Config {
+        let node = RaftNode::open(change(Config {
             node_id: name.into(),
             addr: addr.to_string(),
             origin,
             transport: Arc::new(transport.clone()),
             // An election takes longer than any machine stands still: half a minute.
             ticks: Ticks { interval: Some(Duration::from_millis(50)), heartbeat: 1, election: 600 },
-            ..config(&self.dir.path().join(name))
-        })
+            ..config(&self.dir.join(name))
+        }))
         .unwrap();
         transport.attach(&node);
         let manager = begin(node);
@@ -131,7 +149,7 @@ impl Host {
     }
 }
 
-fn member(name: &str, raft_id: u64, addr: SocketAddr) -> RaftMember {
+pub(crate) fn member(name: &str, raft_id: u64, addr: SocketAddr) -> RaftMember {
     RaftMember { raft_id, node_id: name.into(), addr: addr.to_string(), ..RaftMember::default() }
 }
 
@@ -256,11 +274,11 @@ async fn a_removed_member_ends_and_the_others_go_on() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_member_without_a_log_of_its_own_does_not_begin_a_group() {
     let lab = Lab::new();
-    let config = |origin| Config { origin, ..config(lab.dir.path()) };
+    let config = |origin| Config { origin, ..config(&lab.dir) };
     let error = RaftNode::open(config(Origin::Existing)).unwrap_err();
     assert!(error.to_string().contains("there is no raft log in"), "{error}");
     // One that was killed before its first write has none either, and may still join.
-    std::fs::create_dir_all(lab.dir.path().join("raft/log")).unwrap();
+    std::fs::create_dir_all(lab.dir.join("raft/log")).unwrap();
     let error = RaftNode::open(config(Origin::Existing)).unwrap_err();
     assert!(error.to_string().contains("there is no raft log in"), "{error}");
     let joined = RaftNode::open(config(Origin::Joined { raft_id: 5, members: Vec::new() })).unwrap();

@@ -9,6 +9,10 @@ mod disk;
 mod force;
 mod group;
 mod grpc;
+#[cfg(debug_assertions)]
+mod matrix;
+#[cfg(debug_assertions)]
+mod power;
 mod promises;
 mod reseal;
 mod restart;
