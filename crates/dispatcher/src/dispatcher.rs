@@ -80,7 +80,7 @@ impl Dispatcher {
     /// # Errors
     /// [`Error::AlreadyRunning`], and [`Error::StoreClosed`].
     pub async fn run(&self, cancel: CancellationToken) -> Result<(), Error> {
-        let (view, commits) = self.store.view_and_subscribe();
+        let (view, commits) = self.store.view_and_follow(router::FOLLOWED);
         let mut managers = self.config.managers.clone();
         let peers = managers.borrow_and_update().clone();
         let term = Arc::new(Term::new(self.store.clone(), self.config.timings.clone(), view, &peers));

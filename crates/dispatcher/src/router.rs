@@ -3,12 +3,15 @@
 use std::collections::BTreeSet;
 
 use swarm_api::v1::{Cluster, Task, TaskState, Volume};
-use swarm_api::{Object, Shared, StoreObject};
-use swarm_store::{Event, Indexed, Table, View};
+use swarm_api::{Kind, Object, Shared, StoreObject};
+use swarm_store::{Event, Indexed, Kinds, Table, View};
 
 use crate::assignments::{published_to, task_change};
 use crate::config::Timings;
 use crate::term::{Common, State, Term};
+
+/// What [`route`] looks at. Secrets and configs never change under a task; they are read with the task.
+pub(crate) const FOLLOWED: Kinds = Kinds::of(&[Kind::Task, Kind::Node, Kind::Cluster, Kind::Volume]);
 
 /// Takes a commit, or the sum of several.
 pub(crate) fn route(state: &mut State, timings: &Timings, events: &[Event], view: &View) {

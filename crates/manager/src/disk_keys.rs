@@ -7,11 +7,12 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use swarm_api::Kind;
 use swarm_api::authorization::MANAGER_OU;
 use swarm_api::v1::Cluster;
 use swarm_pki::{Kek, KekUpdate, KeyStore, Sealer};
 use swarm_raft::RaftHandle;
-use swarm_store::{Received, Store, View};
+use swarm_store::{Kinds, Received, Store, View};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
@@ -45,7 +46,7 @@ pub(crate) async fn follow(
     raft: RaftHandle,
     stop: CancellationToken,
 ) {
-    let (mut view, mut commits) = store.view_and_subscribe();
+    let (mut view, mut commits) = store.view_and_follow(Kinds::of(&[Kind::Cluster]));
     loop {
         let done = tokio::select! {
             () = stop.cancelled() => return,

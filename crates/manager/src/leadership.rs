@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
+use swarm_api::Kind;
 use swarm_api::v1::Peer;
 use swarm_raft::{RaftHandle, Role};
-use swarm_store::{Received, Store};
+use swarm_store::{Kinds, Received, Store};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
@@ -65,7 +66,7 @@ pub(crate) async fn announce_ready(raft: RaftHandle, store: Arc<Store>, ready: w
     if raft.wait_for(|status| status.leader != 0).await.is_err() {
         return;
     }
-    let (view, mut commits) = store.view_and_subscribe();
+    let (view, mut commits) = store.view_and_follow(Kinds::of(&[Kind::Cluster]));
     let mut found = view.cluster().is_some();
     while !found {
         match commits.next().await {

@@ -13,7 +13,7 @@ use std::time::Duration;
 use swarm_api::Kind;
 use swarm_api::v1::{Node, NodeRole};
 use swarm_raft::RaftHandle;
-use swarm_store::{Error, Received, Store, Tx, View};
+use swarm_store::{Error, Kinds, Received, Store, Tx, View};
 use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{debug, info, warn};
 
@@ -96,7 +96,7 @@ impl Members for RaftMembers {
 
 /// Runs until leadership is lost or the store is closed.
 pub async fn run(store: Arc<Store>, group: impl Members) {
-    let (view, mut commits) = store.view_and_subscribe();
+    let (view, mut commits) = store.view_and_follow(Kinds::of(&[Kind::Node]));
     let mut roles = RoleManager { store: store.clone(), group };
     let mut due = roles.everything(&view);
     let mut later = BTreeSet::new();

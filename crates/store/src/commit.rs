@@ -7,6 +7,9 @@ use tokio::sync::broadcast;
 
 use crate::View;
 
+/// Commits kept for slow subscribers; one that falls further behind is told to start over.
+const QUEUE: usize = 4096;
+
 /// A change of one object.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Event {
@@ -90,7 +93,60 @@ pub enum Received {
     Closed,
 }
 
-/// A stream of commits: exactly those after the view it came with.
+/// A set of kinds of objects.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Kinds(u16);
+
+impl Kinds {
+    /// Every kind.
+    pub const ALL: Kinds = Kinds::of(&Kind::ALL);
+
+    /// Exactly these kinds.
+    pub const fn of(kinds: &[Kind]) -> Kinds {
+        let (mut set, mut i) = (0, 0);
+        while i < kinds.len() {
+            set |= 1 << kinds[i] as u16;
+            i += 1;
+        }
+        Kinds(set)
+    }
+
+    fn of_events(events: &[Event]) -> Kinds {
+        Kinds(events.iter().fold(0, |set, event| set | 1 << event.kind() as u16))
+    }
+
+    fn meets(self, other: Kinds) -> bool {
+        self.0 & other.0 != 0
+    }
+}
+
+/// Who is told of commits: a channel for each set of kinds that somebody follows. Nobody is woken for a commit that
+/// has nothing of what they follow, for with a few writers at work wake-ups are most of what a write costs.
+#[derive(Debug, Default)]
+pub(crate) struct Followers(Vec<(Kinds, broadcast::Sender<Arc<Commit>>)>);
+
+impl Followers {
+    pub(crate) fn subscribe(&mut self, kinds: Kinds) -> broadcast::Receiver<Arc<Commit>> {
+        if let Some((_, followers)) = self.0.iter().find(|(k, _)| *k == kinds) {
+            return followers.subscribe();
+        }
+        // Those whose followers are all gone, before there is one more.
+        self.0.retain(|(_, followers)| followers.receiver_count() > 0);
+        let (followers, receiver) = broadcast::channel(QUEUE);
+        self.0.push((kinds, followers));
+        receiver
+    }
+
+    pub(crate) fn send(&self, commit: Commit) {
+        let kinds = Kinds::of_events(&commit.events);
+        let commit = Arc::new(commit);
+        for (_, followers) in self.0.iter().filter(|(followed, _)| followed.meets(kinds)) {
+            let _ = followers.send(commit.clone());
+        }
+    }
+}
+
+/// A stream of commits: exactly those after the view it came with that change an object of a kind that is followed.
 #[derive(Debug)]
 pub struct Subscription {
     pub(crate) receiver: broadcast::Receiver<Arc<Commit>>,

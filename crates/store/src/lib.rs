@@ -63,7 +63,7 @@ mod tx;
 mod writer;
 
 pub use batch::Item;
-pub use commit::{Commit, Event, Received, Subscription};
+pub use commit::{Commit, Event, Kinds, Received, Subscription};
 pub use diff::diff;
 pub use error::{Error, Result};
 #[doc(hidden)]

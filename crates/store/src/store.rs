@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 
 use crate::writer::{Fate, State, Step};
-use crate::{ApplyError, Error, Proposer, Subscription, Tx, View};
+use crate::{ApplyError, Error, Kinds, Proposer, Subscription, Tx, View};
 
 /// Room for transactions in flight, in units of [`UNIT`] bytes; a transaction takes at least one. When it is
 /// used up, further updates wait before they run.
@@ -97,7 +97,13 @@ impl Store {
 
     /// The committed state, and every commit after it: none is lost and none comes twice.
     pub fn view_and_subscribe(&self) -> (View, Subscription) {
-        self.state.lock().subscribe()
+        self.view_and_follow(Kinds::ALL)
+    }
+
+    /// The same, but only commits that change an object of one of these kinds come. Each still has all its changes
+    /// and the view after it; what other commits change between two of them shows in the later view only.
+    pub fn view_and_follow(&self, kinds: Kinds) -> (View, Subscription) {
+        self.state.lock().subscribe(kinds)
     }
 
     /// The first entry that could not be applied here, if there was one: from then on this manager may differ

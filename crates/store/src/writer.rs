@@ -15,12 +15,10 @@ use swarm_api::defaults::MAX_TRANSACTION_BYTES;
 use swarm_api::v1::InternalRaftRequest;
 use tokio::sync::{OwnedSemaphorePermit, broadcast, oneshot};
 
+use crate::commit::{Followers, Kinds};
 use crate::store::UNIT;
 use crate::tx::actions;
 use crate::{ApplyError, Commit, Error, Event, Proposer, Store, Subscription, Tables, Ticket, Tx, View};
-
-/// Commits kept for slow subscribers; one that falls further behind is told to start over.
-const QUEUE: usize = 4096;
 
 /// What became of a transaction in flight.
 #[derive(Debug, Clone)]
@@ -111,7 +109,7 @@ pub(crate) struct State {
     draining: bool,
     pub(crate) divergence: Option<ApplyError>,
     current: Arc<ArcSwap<View>>,
-    commits: Option<broadcast::Sender<Arc<Commit>>>,
+    followers: Option<Followers>,
 }
 
 impl State {
@@ -129,7 +127,7 @@ impl State {
             draining: false,
             divergence: None,
             current,
-            commits: Some(broadcast::channel(QUEUE).0),
+            followers: Some(Followers::default()),
         }
     }
 
@@ -147,9 +145,9 @@ impl State {
         View::clone(&self.current.load())
     }
 
-    pub(crate) fn subscribe(&self) -> (View, Subscription) {
-        let receiver = match &self.commits {
-            Some(commits) => commits.subscribe(),
+    pub(crate) fn subscribe(&mut self, kinds: Kinds) -> (View, Subscription) {
+        let receiver = match &mut self.followers {
+            Some(followers) => followers.subscribe(kinds),
             None => broadcast::channel(1).1,
         };
         let view = self.view();
@@ -161,7 +159,7 @@ impl State {
         self.closed = true;
         self.leader = false;
         self.proposer = None;
-        self.commits = None;
+        self.followers = None;
         self.discard(0, &Fate::Failed(Error::Stopped))
     }
 
@@ -169,8 +167,8 @@ impl State {
     pub(crate) fn publish(&mut self, index: u64, tables: Arc<Tables>, events: Vec<Event>) {
         let view = self.view().after(tables, index);
         self.current.store(Arc::new(view.clone()));
-        if let Some(commits) = &self.commits {
-            let _ = commits.send(Arc::new(Commit { index, events, view }));
+        if let Some(followers) = &self.followers {
+            followers.send(Commit { index, events, view });
         }
     }
 

@@ -11,7 +11,7 @@ use swarm_api::v1::issuance_status::State;
 use swarm_api::v1::{Cluster, Node, NodeRole, node_spec};
 use swarm_api::{Kind, Object, StoreObject as _};
 use swarm_pki::NodeSubject;
-use swarm_store::{Error, Event, Received, Tx, View};
+use swarm_store::{Error, Event, Kinds, Received, Tx, View};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
@@ -61,7 +61,7 @@ impl CaServer {
     /// [`Error::Stopped`] when the store is closed under it.
     pub async fn run(&self, cancel: CancellationToken) -> Result<(), Error> {
         let _running = Running(self);
-        let (view, mut commits) = self.store.view_and_subscribe();
+        let (view, mut commits) = self.store.view_and_follow(Kinds::of(&[Kind::Node, Kind::Cluster]));
         let mut work = Work::default();
         self.start_over(&mut work, &view);
         self.running.store(true, Ordering::Release);

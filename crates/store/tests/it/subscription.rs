@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
+use swarm_api::Kind;
 use swarm_api::v1::Service;
 use swarm_store::testing::LoopbackProposer;
-use swarm_store::{Error, Event, Received, StateMachine as _, Store, Tables, diff};
+use swarm_store::{Error, Event, Kinds, Received, StateMachine as _, Store, Subscription, Tables, diff};
 
-use crate::support::{count, create_service, service};
+use crate::support::{count, create_service, node, service};
 
 fn commit(received: Received) -> Arc<swarm_store::Commit> {
     match received {
@@ -33,6 +34,39 @@ async fn a_subscription_yields_each_commit_after_its_view_once_and_in_order() {
         assert_eq!(seen, n + 1);
     }
     assert!(commits.try_next().is_none());
+}
+
+#[tokio::test]
+async fn one_that_follows_some_kinds_gets_all_commits_with_one_of_them_and_no_others() {
+    let store = Store::local();
+    let nodes = Kinds::of(&[Kind::Node, Kind::Volume]);
+    let (_, mut all) = store.view_and_subscribe();
+    let (_, mut first) = store.view_and_follow(nodes);
+    let (_, mut second) = store.view_and_follow(nodes);
+    store.update(|tx| create_service(tx, "s1", "web")).await.unwrap();
+    store.update(|tx| tx.create(node("n1")).map(drop)).await.unwrap();
+    store
+        .update(|tx| {
+            create_service(tx, "s2", "api")?;
+            tx.create(node("n2")).map(drop)
+        })
+        .await
+        .unwrap();
+    store.update(|tx| tx.remove::<Service>("s1").map(drop)).await.unwrap();
+    let followed = |commits: &mut Subscription| {
+        std::iter::from_fn(|| commits.try_next()).map(|c| commit(c).index).collect::<Vec<_>>()
+    };
+    assert_eq!(followed(&mut all), [1, 2, 3, 4]);
+    let both = commit(first.next().await);
+    assert_eq!((both.index, both.view.services().len()), (2, 1), "what came before it shows in its view");
+    let both = commit(first.next().await);
+    assert_eq!((both.index, both.events.len()), (3, 2), "a commit comes whole");
+    assert!(first.try_next().is_none());
+    assert_eq!(followed(&mut second), [2, 3]);
+    drop((first, second));
+    let (_, mut later) = store.view_and_follow(Kinds::of(&[Kind::Service]));
+    store.update(|tx| create_service(tx, "s3", "db")).await.unwrap();
+    assert_eq!(followed(&mut later), [5]);
 }
 
 #[tokio::test]
