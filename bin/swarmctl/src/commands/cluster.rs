@@ -88,6 +88,15 @@ pub(crate) struct Flags {
     /// Options of the log driver, key=value; with --log-driver
     #[arg(long, value_name = "LIST", requires = "log_driver")]
     log_opt: Option<Vec<List>>,
+    /// Log entries between two snapshots of the managers; 0 for none before the log has 256 MiB
+    #[arg(long, value_name = "N")]
+    snapshot_interval: Option<u64>,
+    /// Older snapshots that managers keep beside the newest
+    #[arg(long, value_name = "N")]
+    max_snapshots: Option<u64>,
+    /// Log entries that managers keep behind a snapshot, for members that lag
+    #[arg(long, value_name = "N")]
+    slow_follower_entries: Option<u64>,
     /// Replace a join token
     #[arg(long, value_name = "KIND", ignore_case = true)]
     rotate_join_token: Option<Token>,
@@ -182,6 +191,11 @@ fn apply(spec: &mut ClusterSpec, flags: &Flags) {
         let options = pair::options(&join(flags.log_opt.as_ref()).unwrap_or_default());
         spec.task_defaults.log_driver = (!name.is_empty()).then(|| Driver { name: name.clone(), options });
     }
+    let raft = &mut spec.raft;
+    raft.snapshot_interval = flags.snapshot_interval.unwrap_or(raft.snapshot_interval);
+    raft.keep_old_snapshots = flags.max_snapshots.unwrap_or(raft.keep_old_snapshots);
+    raft.log_entries_for_slow_followers =
+        flags.slow_follower_entries.unwrap_or(raft.log_entries_for_slow_followers);
     if let Some(lock) = flags.autolock {
         spec.encryption_config.auto_lock_managers = lock;
     }
@@ -247,6 +261,10 @@ fn summary(cluster: &Cluster) -> String {
             }
         }
     }
+    page.line("Raft settings:");
+    page.line(format!("  Snapshot interval: {}", spec.raft.snapshot_interval));
+    page.line(format!("  Old snapshots kept: {}", spec.raft.keep_old_snapshots));
+    page.line(format!("  Entries for slow followers: {}", spec.raft.log_entries_for_slow_followers));
     page.finish()
 }
 
@@ -261,6 +279,8 @@ mod tests {
         cluster.spec.dispatcher.heartbeat_period = Some(prost_types::Duration { seconds: 5, nanos: 0 });
         cluster.spec.ca_config.node_cert_expiry =
             Some(prost_types::Duration { seconds: 7_776_000, nanos: 0 });
+        cluster.spec.raft.snapshot_interval = 10_000;
+        cluster.spec.raft.log_entries_for_slow_followers = 500;
         cluster.root_ca.join_tokens.worker = "SWMTKN-1-w".into();
         cluster.root_ca.join_tokens.manager = "SWMTKN-1-m".into();
         cluster
@@ -286,6 +306,10 @@ Certificate Authority settings:
     Manager: SWMTKN-1-m
 Default Log Driver        : json-file
   max-size                : 1m
+Raft settings:
+  Snapshot interval: 10000
+  Old snapshots kept: 0
+  Entries for slow followers: 500
 "
         );
         assert_eq!(list(&[cluster.into()]), "ID  Name\n--  ----\nc1  default\n");
@@ -298,8 +322,17 @@ Default Log Driver        : json-file
         let before = spec.clone();
         apply(&mut spec, &Flags::default());
         assert_eq!(spec, before);
-        let flags = Flags { autolock: Some(true), log_driver: Some(String::new()), ..Default::default() };
+        let flags = Flags {
+            autolock: Some(true),
+            log_driver: Some(String::new()),
+            snapshot_interval: Some(0),
+            max_snapshots: Some(2),
+            ..Default::default()
+        };
         apply(&mut spec, &flags);
+        let raft = spec.raft;
+        assert_eq!((raft.snapshot_interval, raft.keep_old_snapshots), (0, 2));
+        assert_eq!(raft.log_entries_for_slow_followers, 500);
         assert!(spec.encryption_config.auto_lock_managers);
         assert_eq!(spec.task_defaults.log_driver, None);
     }
