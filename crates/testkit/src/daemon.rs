@@ -56,7 +56,7 @@ pub fn program(name: &str) -> Result<PathBuf> {
     let program = profile.join(name);
     ensure!(
         program.exists(),
-        "{} is missing: build it with `cargo build --workspace --bins`",
+        "{} is missing: build it with `cargo build --workspace --bins --tests`",
         program.display()
     );
     Ok(program)

@@ -27,8 +27,9 @@ const DOCKER_TESTS: &str = "(test(/docker/) or (package(swarm-executor-docker) a
 const LONG_SUITE: [&str; 4] = ["--profile", "long", "--run-ignored", "only"];
 
 fn run_tests(args: &Args) -> Result<()> {
-    // Tests of whole clusters run the programs themselves.
-    run(cargo().args(["build", "--workspace", "--bins"]))?;
+    // Tests of whole clusters run the programs themselves. Built without the tests, all they depend on would be built
+    // twice: the tests want more features of it.
+    run(cargo().args(["build", "--workspace", "--bins", "--tests"]))?;
     if args.no_docker {
         println!("leaving out the tests that need a Docker Engine (--no-docker)");
     }
