@@ -1,8 +1,7 @@
 //! The log: one line an event on standard error, `time=… level=… msg="…" key=value …` with sorted keys, or a
 //! coloured short form on a terminal.
 
-use std::collections::BTreeMap;
-use std::fmt::{self, Write as _};
+use std::fmt;
 use std::io::IsTerminal as _;
 use std::time::Instant;
 
@@ -38,10 +37,11 @@ struct Format {
     start: Instant,
 }
 
+/// What an event says. Its keys are few, so that a list does.
 #[derive(Default)]
 struct Fields {
     message: String,
-    fields: BTreeMap<String, String>,
+    fields: Vec<(&'static str, String)>,
 }
 
 impl Visit for Fields {
@@ -58,16 +58,21 @@ impl Fields {
         if field.name() == "message" {
             self.message = value;
         } else {
-            self.fields.insert(field.name().to_owned(), value);
+            self.fields.push((field.name(), value));
         }
     }
 }
 
-/// As the original writes values: bare if they hold nothing but these characters, else quoted.
-fn quoted(value: &str) -> String {
-    let bare =
-        !value.is_empty() && value.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._/@^+".contains(&b));
-    if bare { value.to_owned() } else { format!("{value:?}") }
+/// A value as the original writes it: bare if it holds nothing but these characters, else quoted.
+struct Quoted<'a>(&'a str);
+
+impl fmt::Display for Quoted<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Quoted(value) = self;
+        let bare =
+            !value.is_empty() && value.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._/@^+".contains(&b));
+        if bare { f.write_str(value) } else { write!(f, "{value:?}") }
+    }
 }
 
 fn level(level: Level) -> (&'static str, &'static str) {
@@ -93,23 +98,23 @@ where
     ) -> fmt::Result {
         let mut fields = Fields::default();
         event.record(&mut fields);
-        let target = event.metadata().target();
-        let module = target.strip_prefix("swarm_").unwrap_or(target).replace("::", "/");
         let (name, short) = level(*event.metadata().level());
         if self.terminal {
             write!(writer, "{short}[{:04}] {:<44}", self.start.elapsed().as_secs(), fields.message)?;
         } else {
-            fields.fields.insert("module".to_owned(), module);
+            let target = event.metadata().target();
+            let module = target.strip_prefix("swarm_").unwrap_or(target).replace("::", "/");
+            fields.fields.push(("module", module));
             let time = time::OffsetDateTime::now_utc()
                 .format(&time::format_description::well_known::Rfc3339)
                 .unwrap_or_default();
-            write!(writer, "time={time:?} level={name} msg={}", quoted(&fields.message))?;
+            write!(writer, "time={time:?} level={name} msg={}", Quoted(&fields.message))?;
         }
-        let mut line = String::new();
+        fields.fields.sort_by_key(|(key, _)| *key);
         for (key, value) in &fields.fields {
-            let _ = write!(line, " {key}={}", quoted(value));
+            write!(writer, " {key}={}", Quoted(value))?;
         }
-        writeln!(writer, "{line}")
+        writeln!(writer)
     }
 }
 
@@ -122,7 +127,7 @@ mod tests {
         for (value, expected) in
             [("abc/d.e@f", "abc/d.e@f"), ("a b", "\"a b\""), ("", "\"\""), ("a\nb", "\"a\\nb\"")]
         {
-            assert_eq!(quoted(value), expected);
+            assert_eq!(Quoted(value).to_string(), expected);
         }
     }
 }
