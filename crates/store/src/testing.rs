@@ -155,6 +155,11 @@ impl LoopbackProposer {
         self.wait(|state| state.ops.iter().filter(|op| matches!(op, Op::Propose(..))).count() >= proposals);
     }
 
+    /// Waits until somebody waits at a read barrier. It passes with what is held.
+    pub fn wait_for_barrier(&self) {
+        self.wait(|state| state.ops.iter().any(|op| matches!(op, Op::Barrier(_))));
+    }
+
     /// Waits until there is nothing to do but what is held.
     pub fn settle(&self) {
         self.wait(|state| !state.busy && state.ready().is_none());

@@ -53,7 +53,6 @@ impl Control {
         let spec = spec.ok_or_else(Error::invalid)?;
         check(&spec)?;
         let (cluster, _) = self
-            .store
             .update(|tx| {
                 let mut cluster = get::<Cluster>(tx, "cluster", &cluster_id)?.clone();
                 check_ca(tx, &cluster, &spec)?;

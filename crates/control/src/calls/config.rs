@@ -26,7 +26,7 @@ impl Control {
         let taken = |config: &Config| {
             Error::AlreadyExists(format!("config {} already exists", config.annotations().name))
         };
-        let (config, _) = self.store.update(|tx| pending.create(tx, taken)).await?;
+        let (config, _) = self.update(|tx| pending.create(tx, taken)).await?;
         tracing::info!(config.id = config.id, config.name = config.annotations().name, "config created");
         Ok(config)
     }
@@ -50,7 +50,6 @@ impl Control {
         let base = version(&config_id, config_version)?;
         let spec = spec.ok_or_else(Error::invalid)?;
         let (config, _) = self
-            .store
             .update(|tx| {
                 let config =
                     tx.configs().get(&config_id).ok_or_else(|| Error::not_found("config", &config_id))?;
@@ -69,18 +68,15 @@ impl Control {
 
     pub(crate) async fn remove_config(&self, id: &str) -> Result<()> {
         given(id)?;
-        self.store
-            .update(|tx| {
-                let config = tx
-                    .configs()
-                    .get(id)
-                    .ok_or_else(|| Error::Missing(format!("could not find config {id}")))?;
-                let users = users(tx, ResourceType::Config, id, tx.services().by_config(id));
-                unused("config", &config.annotations().name, &users)?;
-                tx.remove::<Config>(id)?;
-                Ok::<_, Error>(())
-            })
-            .await?;
+        self.update(|tx| {
+            let config =
+                tx.configs().get(id).ok_or_else(|| Error::Missing(format!("could not find config {id}")))?;
+            let users = users(tx, ResourceType::Config, id, tx.services().by_config(id));
+            unused("config", &config.annotations().name, &users)?;
+            tx.remove::<Config>(id)?;
+            Ok::<_, Error>(())
+        })
+        .await?;
         tracing::info!(config.id = id, "config removed");
         Ok(())
     }

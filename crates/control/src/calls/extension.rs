@@ -22,7 +22,7 @@ impl Control {
         let extension = Extension { id: id::random(), annotations, description, ..Default::default() };
         let mut pending = Pending::new(extension);
         let taken = |extension: &Extension| name_taken("extension", &extension.annotations.name);
-        let (extension, _) = self.store.update(|tx| pending.create(tx, taken)).await?;
+        let (extension, _) = self.update(|tx| pending.create(tx, taken)).await?;
         tracing::info!(
             extension.id = extension.id,
             extension.name = extension.annotations.name,
@@ -36,16 +36,15 @@ impl Control {
     }
 
     pub(crate) async fn remove_extension(&self, id: &str) -> Result<()> {
-        self.store
-            .update(|tx| {
-                let extension = get::<Extension>(tx, "extension", id)?;
-                if tx.resources().by_kind(&extension.annotations.name).next().is_some() {
-                    return Err(swarm_store::Error::ExtensionInUse.into());
-                }
-                tx.remove::<Extension>(id)?;
-                Ok::<_, Error>(())
-            })
-            .await?;
+        self.update(|tx| {
+            let extension = get::<Extension>(tx, "extension", id)?;
+            if tx.resources().by_kind(&extension.annotations.name).next().is_some() {
+                return Err(swarm_store::Error::ExtensionInUse.into());
+            }
+            tx.remove::<Extension>(id)?;
+            Ok::<_, Error>(())
+        })
+        .await?;
         tracing::info!(extension.id = id, "extension removed");
         Ok(())
     }

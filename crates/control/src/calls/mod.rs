@@ -1,5 +1,5 @@
 //! The calls of the Control service, a file for each kind of object. Every write is one transaction; every
-//! read on the leader is linearizable.
+//! read on the leader is linearizable, and so is every refusal of a write.
 
 mod cluster;
 mod config;
@@ -25,7 +25,7 @@ use std::sync::Arc;
 
 use swarm_api::v1::{Network, Version};
 use swarm_api::{Shared, StoreObject};
-use swarm_store::{Store, Tables, Tx, View};
+use swarm_store::{Committed, Error as StoreError, Store, Tables, Tx, View};
 
 use crate::deps::Membership;
 use crate::error::{Error, Result};
@@ -63,6 +63,31 @@ impl Control {
             self.store.read_barrier().await?;
         }
         Ok(self.store.view())
+    }
+
+    /// Runs a transaction whose outcome a caller is told, as [`Store::update`] does. A refusal rests on what a read
+    /// would see: a leader that was superseded and does not know it yet refuses by what has long been changed.
+    async fn update<R: Send>(
+        &self,
+        mut f: impl FnMut(&mut Tx) -> Result<R> + Send,
+    ) -> Result<(R, Committed)> {
+        // What is written proves by being committed that this manager led.
+        let mut nothing_written = false;
+        let first = self.store.update(|tx| {
+            let result = f(tx);
+            nothing_written = result.is_err() || tx.is_unchanged();
+            result
+        });
+        let first = first.await;
+        if !nothing_written {
+            return first;
+        }
+        self.store.read_barrier().await.map_err(|error| match error {
+            // Its outcome is known.
+            StoreError::LostLeadership => StoreError::Dropped,
+            other => other,
+        })?;
+        self.store.update(f).await
     }
 }
 

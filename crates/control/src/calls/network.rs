@@ -23,7 +23,6 @@ impl Control {
         self.check_network(&spec)?;
         let mut pending = Pending::new(Network { id: id::random(), spec, ..Default::default() });
         let (network, _) = self
-            .store
             .update(|tx| {
                 if pending.get().spec.ingress
                     && let Some(other) = ingress(tx)
@@ -95,44 +94,40 @@ impl Control {
     }
 
     pub(crate) async fn remove_network(&self, id: &str) -> Result<()> {
-        self.store
-            .update(|tx| {
-                let network = get::<Network>(tx, "network", id)?;
-                let annotations = network.annotations();
-                if annotations.labels.get(PREDEFINED).is_some_and(|value| value == "true") {
+        self.update(|tx| {
+            let network = get::<Network>(tx, "network", id)?;
+            let annotations = network.annotations();
+            if annotations.labels.get(PREDEFINED).is_some_and(|value| value == "true") {
+                return Err(Error::precondition(format!(
+                    "network {id} ({}) is a swarm predefined network and cannot be removed",
+                    annotations.name
+                )));
+            }
+            if is_ingress(network) {
+                let user = tx.services().iter().find(|service| {
+                    let ports = service.spec.endpoint.iter().flat_map(|e| &e.ports);
+                    ports.into_iter().any(|port| port.publish_mode() == PublishMode::Ingress)
+                });
+                if let Some(service) = user {
                     return Err(Error::precondition(format!(
-                        "network {id} ({}) is a swarm predefined network and cannot be removed",
-                        annotations.name
-                    )));
-                }
-                if is_ingress(network) {
-                    let user = tx.services().iter().find(|service| {
-                        let ports = service.spec.endpoint.iter().flat_map(|e| &e.ports);
-                        ports.into_iter().any(|port| port.publish_mode() == PublishMode::Ingress)
-                    });
-                    if let Some(service) = user {
-                        return Err(Error::precondition(format!(
-                            "ingress network cannot be removed because service {} depends on it",
-                            service.id
-                        )));
-                    }
-                } else if let Some(service) = tx.services().by_network(id).next() {
-                    return Err(Error::precondition(format!(
-                        "network {id} is in use by service {}",
+                        "ingress network cannot be removed because service {} depends on it",
                         service.id
                     )));
                 }
-                let running = TaskState::Running as i32;
-                let live = |task: &&Shared<swarm_api::v1::Task>| {
-                    task.desired_state <= running && task.status.state <= running
-                };
-                if let Some(task) = tx.tasks().by_network(id).find(live) {
-                    return Err(Error::precondition(format!("network {id} is in use by task {}", task.id)));
-                }
-                tx.remove::<Network>(id)?;
-                Ok(())
-            })
-            .await?;
+            } else if let Some(service) = tx.services().by_network(id).next() {
+                return Err(Error::precondition(format!("network {id} is in use by service {}", service.id)));
+            }
+            let running = TaskState::Running as i32;
+            let live = |task: &&Shared<swarm_api::v1::Task>| {
+                task.desired_state <= running && task.status.state <= running
+            };
+            if let Some(task) = tx.tasks().by_network(id).find(live) {
+                return Err(Error::precondition(format!("network {id} is in use by task {}", task.id)));
+            }
+            tx.remove::<Network>(id)?;
+            Ok(())
+        })
+        .await?;
         tracing::info!(network.id = id, "network removed");
         Ok(())
     }

@@ -80,7 +80,6 @@ impl Control {
         let member = self.membership.member(&node_id).is_some();
         let removable = member && self.membership.can_remove(&node_id);
         let (node, _) = self
-            .store
             .update(|tx| {
                 let mut node = get::<Node>(tx, "node", &node_id)?.clone();
                 let demoted =
@@ -128,7 +127,6 @@ impl Control {
         // the node, so that it gets no new tasks while it is going; repeating any of them is harmless.
         loop {
             let (removed, _) = self
-                .store
                 .update(|tx| {
                     check_removal(tx, id, force, member)?;
                     if orphan(tx, id)? {

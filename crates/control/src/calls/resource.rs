@@ -21,7 +21,6 @@ impl Control {
         let mut pending =
             Pending::new(Resource { id: id::random(), annotations, kind, payload, ..Default::default() });
         let (resource, _) = self
-            .store
             .update(|tx| {
                 let kind = &pending.get().kind;
                 if tx.extensions().by_name(kind).next().is_none() {
@@ -68,7 +67,6 @@ impl Control {
         let UpdateResourceRequest { resource_id, resource_version, annotations, payload } = request;
         let base = version(&resource_id, resource_version)?;
         let (resource, _) = self
-            .store
             .update(|tx| {
                 let mut resource = get::<Resource>(tx, "resource", &resource_id)?.clone();
                 if let Some(annotations) = &annotations {
@@ -92,13 +90,12 @@ impl Control {
     }
 
     pub(crate) async fn remove_resource(&self, id: &str) -> Result<()> {
-        self.store
-            .update(|tx| {
-                get::<Resource>(tx, "resource", id)?;
-                tx.remove::<Resource>(id)?;
-                Ok::<_, Error>(())
-            })
-            .await?;
+        self.update(|tx| {
+            get::<Resource>(tx, "resource", id)?;
+            tx.remove::<Resource>(id)?;
+            Ok::<_, Error>(())
+        })
+        .await?;
         tracing::info!(resource.id = id, "resource removed");
         Ok(())
     }

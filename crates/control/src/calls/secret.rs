@@ -21,7 +21,7 @@ impl Control {
         let taken = |secret: &Secret| {
             Error::AlreadyExists(format!("secret {} already exists", secret.annotations().name))
         };
-        let (secret, _) = self.store.update(|tx| pending.create(tx, taken)).await?;
+        let (secret, _) = self.update(|tx| pending.create(tx, taken)).await?;
         tracing::info!(secret.id = secret.id, secret.name = secret.annotations().name, "secret created");
         Ok(redacted(secret))
     }
@@ -49,7 +49,6 @@ impl Control {
         let base = version(&secret_id, secret_version)?;
         let spec = spec.ok_or_else(Error::invalid)?;
         let (secret, _) = self
-            .store
             .update(|tx| {
                 let secret =
                     tx.secrets().get(&secret_id).ok_or_else(|| Error::not_found("secret", &secret_id))?;
@@ -68,18 +67,15 @@ impl Control {
 
     pub(crate) async fn remove_secret(&self, id: &str) -> Result<()> {
         given(id)?;
-        self.store
-            .update(|tx| {
-                let secret = tx
-                    .secrets()
-                    .get(id)
-                    .ok_or_else(|| Error::Missing(format!("could not find secret {id}")))?;
-                let users = users(tx, ResourceType::Secret, id, tx.services().by_secret(id));
-                unused("secret", &secret.annotations().name, &users)?;
-                tx.remove::<Secret>(id)?;
-                Ok::<_, Error>(())
-            })
-            .await?;
+        self.update(|tx| {
+            let secret =
+                tx.secrets().get(id).ok_or_else(|| Error::Missing(format!("could not find secret {id}")))?;
+            let users = users(tx, ResourceType::Secret, id, tx.services().by_secret(id));
+            unused("secret", &secret.annotations().name, &users)?;
+            tx.remove::<Secret>(id)?;
+            Ok::<_, Error>(())
+        })
+        .await?;
         tracing::info!(secret.id = id, "secret removed");
         Ok(())
     }

@@ -22,7 +22,6 @@ impl Control {
             ..Default::default()
         });
         let (service, _) = self
-            .store
             .update(|tx| {
                 let spec = &pending.get().spec;
                 service_rules::networks(tx, &spec.task)?;
@@ -55,7 +54,6 @@ impl Control {
 
     pub(crate) async fn remove_service(&self, id: &str) -> Result<()> {
         let (service, _) = self
-            .store
             .update(|tx| {
                 get::<Service>(tx, "service", id)?;
                 Ok::<_, Error>(tx.remove::<Service>(id)?)

@@ -19,7 +19,7 @@ impl Control {
         let mut spec = spec.ok_or_else(Error::invalid)?;
         validate::service(&spec)?;
         validate::complete(&mut spec);
-        let (service, _) = self.store.update(|tx| write(tx, &service_id, base, &spec, rollback)).await?;
+        let (service, _) = self.update(|tx| write(tx, &service_id, base, &spec, rollback)).await?;
         tracing::info!(
             service.id = service.id,
             service.name = service.spec.annotations.name,

@@ -15,13 +15,12 @@ impl Control {
     }
 
     pub(crate) async fn remove_task(&self, id: &str) -> Result<()> {
-        self.store
-            .update(|tx| {
-                get::<Task>(tx, "task", id)?;
-                tx.remove::<Task>(id)?;
-                Ok::<_, Error>(())
-            })
-            .await?;
+        self.update(|tx| {
+            get::<Task>(tx, "task", id)?;
+            tx.remove::<Task>(id)?;
+            Ok::<_, Error>(())
+        })
+        .await?;
         tracing::info!(task.id = id, "task removed by request");
         Ok(())
     }

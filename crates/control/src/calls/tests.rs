@@ -3,6 +3,7 @@
 mod cluster;
 mod node;
 mod other;
+mod refusals;
 mod secret;
 mod service;
 mod task;

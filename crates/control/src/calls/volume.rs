@@ -23,7 +23,6 @@ impl Control {
         }
         let mut pending = Pending::new(Volume { id: id::random(), spec, ..Default::default() });
         let (volume, _) = self
-            .store
             .update(|tx| {
                 let secrets = pending.get().spec.secrets.iter().map(|s| s.secret.as_str());
                 let missing: Vec<&str> = secrets.filter(|id| tx.secrets().get(id).is_none()).collect();
@@ -81,7 +80,6 @@ impl Control {
         let spec = spec.ok_or_else(|| Error::argument("Spec must not be empty"))?;
         let base = volume_version.ok_or_else(|| Error::argument("VolumeVersion must not be empty"))?;
         let (volume, _) = self
-            .store
             .update(|tx| {
                 let mut volume = get::<Volume>(tx, "volume", &volume_id)?.clone();
                 fixed(&volume.spec, &spec)?;
@@ -95,21 +93,20 @@ impl Control {
     }
 
     pub(crate) async fn remove_volume(&self, id: &str, force: bool) -> Result<()> {
-        self.store
-            .update(|tx| {
-                let mut volume = get::<Volume>(tx, "volume", id)?.clone();
-                if force {
-                    tx.remove::<Volume>(id)?;
-                    return Ok(());
-                }
-                if !volume.publish_status.is_empty() {
-                    return Err(Error::precondition("volume is still in use"));
-                }
-                volume.pending_delete = true;
-                tx.update(volume)?;
-                Ok(())
-            })
-            .await?;
+        self.update(|tx| {
+            let mut volume = get::<Volume>(tx, "volume", id)?.clone();
+            if force {
+                tx.remove::<Volume>(id)?;
+                return Ok(());
+            }
+            if !volume.publish_status.is_empty() {
+                return Err(Error::precondition("volume is still in use"));
+            }
+            volume.pending_delete = true;
+            tx.update(volume)?;
+            Ok(())
+        })
+        .await?;
         tracing::info!(volume.id = id, force, "volume removed");
         Ok(())
     }
