@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use swarm_api::v1::{ConfigSpec, CreateConfigRequest};
+use swarm_api::v1::{ConfigSpec, CreateConfigRequest, RemoveConfigRequest};
 use swarm_testkit::daemon::program;
 use swarm_testkit::lab::managers::Managers;
 pub(crate) use swarm_testkit::quorum::PATIENCE;
@@ -42,6 +42,23 @@ pub(crate) async fn write(managers: &Managers, through: &[&str], name: &str) -> 
             }
         }
         bail!("{errors:?}")
+    })
+    .await
+}
+
+/// Removes a config through the first of these managers that carries it out.
+pub(crate) async fn remove(managers: &Managers, through: &[&str], name: &str) -> Result<()> {
+    until(&format!("{name} to be removed"), PATIENCE, || async {
+        let held = contents(managers, through[0]).await?;
+        let Some(config) = held.configs.iter().find(|c| c.spec.annotations.name == name) else {
+            return Ok(());
+        };
+        for manager in through {
+            let mut control = managers.control(manager)?;
+            let request = RemoveConfigRequest { config_id: config.id.clone() };
+            let _ = tokio::time::timeout(ANSWER, control.remove_config(request)).await;
+        }
+        bail!("it may be there still")
     })
     .await
 }

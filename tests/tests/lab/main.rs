@@ -2,5 +2,6 @@
 
 mod common;
 mod helpers;
+mod histories;
 mod quorum;
 mod trouble;

@@ -2,11 +2,13 @@
 
 use anyhow::{Context as _, Result, ensure};
 use swarm_api::v1::raft_member_status::Reachability;
+use swarm_api::v1::{ConfigSpec, CreateConfigRequest, ListConfigsRequest};
 use swarm_testkit::lab::managers::{Managers, Setup};
 use swarm_testkit::quorum::{leader, reachable, same, seen_by};
 use swarm_testkit::wait::until;
+use tonic::Code;
 
-use crate::common::{ALL, PATIENCE, create_services, has, knows_no_leader, others, write};
+use crate::common::{ALL, PATIENCE, create_services, has, knows_no_leader, others, remove, write};
 
 /// Every service that `swarmctl service create` said was made is there at the end, on all managers, though the leader
 /// was killed again and again.
@@ -114,13 +116,39 @@ async fn bridge(managers: &mut Managers) -> Result<()> {
 
 /// A frozen leader is superseded, and follows when it wakes.
 async fn frozen(managers: &mut Managers) -> Result<()> {
+    write(managers, &ALL, "removed-meanwhile").await?;
     let first = leader(managers, &ALL).await?;
     let rest = others(&first);
     managers.lab.pause(&first).await?;
     let second = leader(managers, &rest).await?;
     write(managers, &rest, "while-it-was-frozen").await?;
+    remove(managers, &rest, "removed-meanwhile").await?;
     let before = managers.terms();
-    managers.lab.unpause(&first).await?;
+    // What waits for it when it wakes comes after all that, though it does not know so yet.
+    let mut control = [managers.control(&first)?, managers.control(&first)?];
+    let mut spec = ConfigSpec { data: b"x".to_vec(), ..ConfigSpec::default() };
+    spec.annotations.name = "removed-meanwhile".into();
+    let [creating, listing] = &mut control;
+    let create = creating.create_config(CreateConfigRequest { spec: Some(spec) });
+    let list = listing.list_configs(ListConfigsRequest::default());
+    let wake = async {
+        // Both are under way.
+        tokio::task::yield_now().await;
+        managers.lab.unpause(&first).await
+    };
+    let (created, listed, woken) = tokio::join!(create, list, wake);
+    woken?;
+    if let Err(status) = created {
+        ensure!(status.code() != Code::AlreadyExists, "refused for what is gone: {status}");
+    }
+    if let Ok(listed) = listed {
+        let names: Vec<_> =
+            listed.into_inner().configs.iter().map(|c| c.spec.annotations.name.clone()).collect();
+        ensure!(
+            names.contains(&"while-it-was-frozen".to_owned()),
+            "it shows what was there before: {names:?}"
+        );
+    }
     write(managers, &[&first], "by-the-one-that-woke").await?;
     same(managers, &ALL).await?;
     ensure!(leader(managers, &ALL).await? == second);

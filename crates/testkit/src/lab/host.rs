@@ -65,7 +65,7 @@ impl Host {
 
     /// Where its control socket is on this side, once it has one.
     pub fn socket(&self) -> PathBuf {
-        self.dir.join("control.sock")
+        self.dir.join(format!("{}.sock", self.name))
     }
 
     /// Everything that its program wrote so far, in all its runs.

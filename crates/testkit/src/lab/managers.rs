@@ -189,7 +189,8 @@ async fn add_host(lab: &mut Lab, name: &str, setup: &Setup, join: &[&str]) -> Re
     let mut command = vec!["swarmd", "--state-dir", "/state", "--engine-addr", "none", "--hostname", name];
     let (listen, advertise) = (format!("0.0.0.0:{PORT}"), format!("{{ip}}:{PORT}"));
     command.extend(["--listen-remote-api", &listen, "--advertise-remote-api", &advertise]);
-    command.extend(["--listen-control-api", "/lab/control.sock"]);
+    let socket = format!("/lab/{name}.sock");
+    command.extend(["--listen-control-api", &socket]);
     command.extend(setup.flags.iter().map(String::as_str));
     command.extend(join);
     lab.add_host(name, &command, setup.host.clone()).await

@@ -10,7 +10,8 @@ use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 
 use super::managers::Managers;
-use crate::quorum::seen_by;
+use crate::quorum::{PATIENCE, seen_by};
+use crate::wait::until;
 
 /// How long to ask one manager who leads.
 const ASK: Duration = Duration::from_secs(1);
@@ -33,7 +34,8 @@ pub enum Fault {
     KillAll,
     /// It is stopped in good order.
     Stop(Who),
-    /// It is killed and comes back with another address.
+    /// It is killed and comes back with another address. The next fault waits until all managers know it: they find
+    /// each other as long as no more than a minority moves at once.
     Move(Who),
     /// Its host does nothing for a while.
     Freeze(Who),
@@ -98,6 +100,9 @@ pub async fn run(managers: &mut Managers, steps: &[Step]) -> Result<()> {
             let down = strike(managers, step.fault).await?;
             tokio::time::sleep(step.lasts).await;
             recover(managers, &down).await?;
+            if let (Fault::Move(_), [moved]) = (step.fault, &*down) {
+                known(managers, moved).await?;
+            }
             tokio::time::sleep(step.rest).await;
             Ok::<(), anyhow::Error>(())
         };
@@ -177,6 +182,20 @@ async fn recover(managers: &mut Managers, down: &[String]) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Waits until all managers know the address of one.
+async fn known(managers: &Managers, name: &str) -> Result<()> {
+    let address = managers.address(name)?;
+    until(&format!("the address of {name} to be known"), PATIENCE, || async {
+        for by in managers.lab.names() {
+            let seen = seen_by(managers, &by).await?;
+            let (_, status) = seen.iter().find(|(member, _)| member == name).context("it is no member")?;
+            ensure!(status.addr == address, "{by} sees {status:?}");
+        }
+        Ok(())
+    })
+    .await
 }
 
 /// Checks that all managers run but those that are down: no fault may end one.
