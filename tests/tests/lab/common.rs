@@ -65,7 +65,9 @@ pub(crate) async fn remove(managers: &Managers, through: &[&str], name: &str) ->
 
 /// A manager has this config in its own store.
 pub(crate) async fn has(managers: &Managers, manager: &str, config: &str) -> Result<bool> {
-    let held = contents(managers, manager).await?;
+    // One that is about to notice that it does not lead any more answers only then.
+    let held =
+        until(&format!("{manager} to tell what it has"), PATIENCE, || contents(managers, manager)).await?;
     Ok(held.configs.iter().any(|c| c.spec.annotations.name == config))
 }
 

@@ -41,7 +41,7 @@ async fn plague(managers: &mut Managers, seed: u64, total: Duration) -> Result<(
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn docker_histories_are_linearizable_whatever_happens_to_managers() -> Result<()> {
-    plagued(3, 1, Duration::from_secs(60)).await
+    plagued(3, 1, Duration::from_secs(45)).await
 }
 
 /// At least two minutes of faults for each of these seeds, with so many managers.
