@@ -33,6 +33,7 @@ const FILES: &[&str] = &[
     "swarmd/options.proto",
     "swarmd/v1/backup.proto",
     "swarmd/v1/lock.proto",
+    "swarmd/v1/peers.proto",
     "swarmd/v1/process.proto",
 ];
 

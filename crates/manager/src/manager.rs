@@ -15,7 +15,7 @@ use swarm_dispatcher::Dispatcher;
 use swarm_pki::{
     Dialer, JoinToken, Kek, KeyStore, LocalIncoming, RootCa, SecurityContext, ServerRole, TlsIncoming,
 };
-use swarm_raft::{GrpcTransport, Outcome, RaftHandle, RaftService, Role};
+use swarm_raft::{GrpcTransport, Outcome, PeersService, RaftHandle, RaftService, Role};
 use swarm_store::Store;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -178,6 +178,9 @@ impl Manager {
             .add_routes(
                 services(&health)
                     .add_service(RaftService::new(slot.clone(), dialer.clone()).into_server())
+                    .add_service(
+                        PeersService::new(slot.clone(), dialer.clone(), serving.clone()).into_server(),
+                    )
                     .add_service(group.service()),
             )
             .serve_with_incoming_shutdown(

@@ -41,6 +41,12 @@ fn kind(message: &Message) -> Option<MessageType> {
     MessageType::try_from(message.r#type).ok()
 }
 
+/// A kind of message that only leaders send.
+pub(crate) fn is_leaders(message: &Message) -> bool {
+    use MessageType as T;
+    matches!(kind(message), Some(T::MsgApp | T::MsgSnap | T::MsgHeartbeat | T::MsgTimeoutNow))
+}
+
 /// The checks that need no raft state, in the contract's order.
 pub(crate) fn admit(message: &Message, own: u64, membership: &Membership) -> Verdict {
     use MessageType as T;

@@ -19,6 +19,10 @@ pub(crate) struct Counters {
     pub(crate) ignored: AtomicU64,
     /// Snapshots taken.
     pub(crate) snapshots: AtomicU64,
+    /// Questions to other members whether the leader is gone.
+    pub(crate) doubts: AtomicU64,
+    /// Elections that were asked for because it is.
+    pub(crate) takeovers: AtomicU64,
 }
 
 /// The counters at one moment.
@@ -38,6 +42,10 @@ pub struct Counts {
     pub ignored: u64,
     /// Snapshots taken.
     pub snapshots: u64,
+    /// Times that this member took the leader for gone and asked the others.
+    pub doubts: u64,
+    /// Times that it asked for votes because a quorum agreed.
+    pub takeovers: u64,
 }
 
 pub(crate) fn add(counter: &AtomicU64, more: u64) {
@@ -55,6 +63,8 @@ impl Counters {
             failed: get(&self.failed),
             ignored: get(&self.ignored),
             snapshots: get(&self.snapshots),
+            doubts: get(&self.doubts),
+            takeovers: get(&self.takeovers),
         }
     }
 }

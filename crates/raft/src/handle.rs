@@ -14,6 +14,7 @@ use tokio::sync::{oneshot, watch};
 
 use crate::check::{self, Verdict};
 use crate::counters::Counters;
+use crate::failover::{Doubt, Heard, Standing};
 use crate::inbox::{Inbox, Reply, Request};
 use crate::{Change, Counts, Error, Membership, Result, Sealer, Ticks, Transport};
 
@@ -68,6 +69,7 @@ pub(crate) struct Shared {
     pub(crate) alone: AtomicBool,
     /// Consecutive ticks without a known leader.
     pub(crate) leaderless: AtomicU64,
+    pub(crate) heard: Heard,
     pub(crate) status: watch::Sender<Status>,
     pub(crate) membership: watch::Sender<Arc<Membership>>,
     pub(crate) outcome: watch::Sender<Option<Outcome>>,
@@ -83,11 +85,26 @@ impl Shared {
             applied: AtomicU64::new(0),
             alone: AtomicBool::new(false),
             leaderless: AtomicU64::new(0),
+            heard: Heard::default(),
             status: watch::Sender::new(Status { raft_id, ..Status::default() }),
             membership: watch::Sender::new(Arc::new(Membership::default())),
             outcome: watch::Sender::new(None),
             counters: Counters::default(),
         })
+    }
+
+    /// Where this member stands, by the raft thread itself: what it has sent before it says so.
+    pub(crate) async fn standing(&self) -> Result<Standing> {
+        let (reply, answer) = oneshot::channel();
+        if !self.inbox.request(Request::Standing(reply)) {
+            return Err(Error::Stopped);
+        }
+        answer.await.map_err(|_| Error::Stopped)
+    }
+
+    /// Has this member ask for votes at once, unless anything has changed since the doubt arose.
+    pub(crate) fn take_over(&self, doubt: Doubt) {
+        self.inbox.request(Request::TakeOver(doubt));
     }
 
     async fn ask<T>(&self, request: impl FnOnce(Reply<T>) -> Request) -> Result<T> {
@@ -182,6 +199,10 @@ impl RaftHandle {
         RaftHandle { shared, owner, transport: Transporter(transport), ticks }
     }
 
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
     /// Own raft id.
     pub fn raft_id(&self) -> u64 {
         self.shared.raft_id
@@ -269,7 +290,12 @@ impl RaftHandle {
     pub fn step(&self, message: Message) -> Result<()> {
         let membership = self.membership();
         match check::admit(&message, self.shared.raft_id, &membership) {
-            Verdict::Take => self.shared.inbox.message(message),
+            Verdict::Take => {
+                if check::is_leaders(&message) && message.term >= self.status().term {
+                    self.shared.heard.note();
+                }
+                self.shared.inbox.message(message)
+            }
             Verdict::RemovedSender => Err(Error::MemberRemoved),
             Verdict::Ignore(reason) => {
                 crate::counters::add(&self.shared.counters.ignored, 1);

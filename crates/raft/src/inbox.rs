@@ -12,6 +12,7 @@ use swarm_api::raftpb::Message;
 use swarm_store::Ticket;
 use tokio::sync::oneshot;
 
+use crate::failover::{Doubt, Standing};
 use crate::membership::Change;
 use crate::storage::Position;
 use crate::{Error, Result, Sealer};
@@ -30,6 +31,8 @@ pub(crate) enum Request {
     Change(Change, Reply<()>),
     Transfer(Option<u64>, Reply<u64>),
     Campaign,
+    TakeOver(Doubt),
+    Standing(oneshot::Sender<Standing>),
     Tick,
     Unreachable(u64),
     Removed,

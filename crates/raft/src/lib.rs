@@ -7,12 +7,13 @@
 //! - [`snapshot`]: sealed files with the contract's snapshot message.
 //! - [`Sealer`]: the border to the key that everything on disk is encrypted with.
 //! - [`Transport`]: the border to other members. Messages from them come in by [`RaftHandle::step`].
-//! - [`GrpcTransport`] and [`RaftService`]: both over gRPC, as the contract has it.
+//! - [`GrpcTransport`] and [`RaftService`]: both over gRPC, as the contract has it. [`PeersService`]: what members of ours
+//!   ask each other beside that.
 //! - [`Membership`] and [`Change`]: who is in the group.
 //! - [`Points`]: where tests let a node crash.
 //!
 //! The order in which the loop does things is told in `node/turn.rs`; what a message from a peer must satisfy, in
-//! `check.rs`.
+//! `check.rs`; when a leader counts as gone before an election timeout has passed, in `failover.rs`.
 
 mod check;
 mod config;
@@ -20,6 +21,7 @@ mod convert;
 mod counters;
 mod disk;
 mod error;
+mod failover;
 mod grpc;
 mod handle;
 mod inbox;
@@ -36,7 +38,7 @@ mod transport;
 pub use config::{Config, Origin, Ticks};
 pub use counters::Counts;
 pub use error::{Error, Result};
-pub use grpc::{GrpcTransport, RaftService, check_health};
+pub use grpc::{GrpcTransport, PeersService, RaftService, check_health};
 pub use handle::{Outcome, RaftHandle, Role, Status};
 pub use membership::{Change, Membership, MembershipError};
 pub use node::RaftNode;

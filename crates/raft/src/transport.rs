@@ -46,6 +46,12 @@ pub trait Transport: Send + Sync + 'static {
 
     /// The member can be reached as of now.
     fn is_active(&self, raft_id: u64) -> bool;
+
+    /// The member is known to be of this make. Where all are, a member asks whether it would be elected before it asks
+    /// for votes.
+    fn is_ours(&self, _raft_id: u64) -> bool {
+        false
+    }
 }
 
 /// For a group of one.

@@ -68,5 +68,7 @@ pub const METHODS: &[super::Method] = &[
     super::Method { path: "/docker.swarmkit.v1.ResourceAllocator/DetachNetwork", allowed: super::Allowed::Roles(&["swarm-worker", "swarm-manager"]) },
     super::Method { path: "/docker.swarmkit.v1.Watch/Watch", allowed: super::Allowed::Roles(&["swarm-manager"]) },
     super::Method { path: "/swarmd.v1.Lock/Unlock", allowed: super::Allowed::Roles(&["swarm-manager"]) },
+    super::Method { path: "/swarmd.v1.Peers/Attend", allowed: super::Allowed::Roles(&["swarm-manager"]) },
+    super::Method { path: "/swarmd.v1.Peers/Doubt", allowed: super::Allowed::Roles(&["swarm-manager"]) },
     super::Method { path: "/swarmd.v1.Recovery/Backup", allowed: super::Allowed::Roles(&["swarm-manager"]) },
 ];

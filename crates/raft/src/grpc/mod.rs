@@ -4,8 +4,13 @@
 //! - `peer`: what a member's queue is emptied by. Snapshots go over a connection of their own, so that no message
 //!   waits behind one.
 //! - [`RaftService`]: what other members call.
+//! - `attend`: a call to each member that stays open, and whose end shows that its process ended. `doubt`: asking the
+//!   others then whether the leader is gone. [`PeersService`]: the other side of both.
 
+mod attend;
+mod doubt;
 mod peer;
+mod peers;
 mod service;
 mod snapshot;
 
@@ -33,6 +38,7 @@ use crate::handle::Shared;
 use crate::inbox::Request;
 use crate::{Membership, Outgoing, RaftNode, Transport};
 
+pub use peers::PeersService;
 pub use service::RaftService;
 
 /// Messages that wait for one member, as in the original.
@@ -53,6 +59,8 @@ struct Inner {
     runtime: Handle,
     /// Whom to report to; there once the node is.
     node: OnceLock<Arc<Shared>>,
+    /// Time between two heartbeats of a leader.
+    heartbeat: OnceLock<Duration>,
     peers: RwLock<Peers>,
     tasks: TaskTracker,
     stop: CancellationToken,
@@ -72,6 +80,8 @@ struct Peer {
     messages: mpsc::Sender<Message>,
     snapshots: mpsc::Sender<snapshot::Transfer>,
     reach: Arc<Reach>,
+    /// It is known to be of this make. What it once said of itself holds: a log has one make for ever.
+    ours: Arc<AtomicBool>,
 }
 
 /// Whether a member can be reached.
@@ -118,6 +128,7 @@ impl GrpcTransport {
             dialer,
             runtime: Handle::current(),
             node: OnceLock::new(),
+            heartbeat: OnceLock::new(),
             peers: RwLock::default(),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
@@ -127,6 +138,8 @@ impl GrpcTransport {
 
     /// Says whose transport it is, before that node is started.
     pub fn attach(&self, node: &RaftNode) {
+        let ticks = node.config.ticks;
+        let _ = self.0.heartbeat.set(ticks.length() * ticks.heartbeat);
         let _ = self.0.node.set(node.shared.clone());
     }
 
@@ -148,6 +161,10 @@ impl Inner {
         }
     }
 
+    fn heartbeat(&self) -> Duration {
+        self.heartbeat.get().copied().unwrap_or_default()
+    }
+
     fn own_id(&self) -> u64 {
         self.node.get().map_or(0, |node| node.raft_id)
     }
@@ -159,8 +176,10 @@ impl Inner {
         let reach = Reach::new(raft_id);
         let sender = peer::Sender::new(self, reach.clone(), addr.clone());
         self.spawn(sender.run(queue));
+        let ours = Arc::new(AtomicBool::new(false));
+        self.spawn(attend::Attendant::new(self, raft_id, ours.clone(), addr.clone()).run());
         self.spawn(snapshot::run(self.clone(), raft_id, addr, transfers));
-        Peer { addr: addr_out, messages, snapshots, reach }
+        Peer { addr: addr_out, messages, snapshots, reach, ours }
     }
 
     fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
@@ -257,6 +276,10 @@ impl Transport for GrpcTransport {
 
     fn is_active(&self, raft_id: u64) -> bool {
         self.0.peers.read().by_id.get(&raft_id).is_some_and(|peer| peer.reach.get())
+    }
+
+    fn is_ours(&self, raft_id: u64) -> bool {
+        self.0.peers.read().by_id.get(&raft_id).is_some_and(|peer| peer.ours.load(Ordering::Acquire))
     }
 }
 

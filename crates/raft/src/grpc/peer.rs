@@ -111,7 +111,7 @@ impl Sender {
 }
 
 /// Completes when nobody can announce another address any more.
-async fn closed(mut addr: watch::Receiver<String>) {
+pub(super) async fn closed(mut addr: watch::Receiver<String>) {
     while addr.changed().await.is_ok() {}
 }
 

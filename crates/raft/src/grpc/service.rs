@@ -1,6 +1,6 @@
 //! What other members call.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::BytesMut;
@@ -32,8 +32,8 @@ const MAX_SNAPSHOT: usize = 4 * 1024 * 1024 * 1024;
 pub struct RaftService {
     raft: Arc<SetOnce<RaftHandle>>,
     dialer: Dialer,
-    /// Members that asked for a vote and are being called back.
-    candidates: Arc<Mutex<BTreeSet<u64>>>,
+    /// Members that asked for a vote and are being called back, with what they asked last.
+    candidates: Arc<Mutex<BTreeMap<u64, Message>>>,
 }
 
 impl std::fmt::Debug for RaftService {
@@ -87,7 +87,8 @@ impl RaftService {
     /// Its own call is answered before that; what it waits for is a raft message.
     fn call_back(&self, raft: &RaftHandle, message: Message, addr: String) {
         let from = message.from;
-        if !self.candidates.lock().insert(from) {
+        // One that asked first whether it would be elected may ask for the vote before it was called back.
+        if self.candidates.lock().insert(from, message).is_some() {
             return;
         }
         let (this, raft) = (self.clone(), raft.clone());
@@ -96,9 +97,9 @@ impl RaftService {
                 Ok(channel) => timeout(CALL_TIMEOUT, check_health(channel)).await.is_ok_and(|r| r.is_ok()),
                 Err(_) => false,
             };
-            this.candidates.lock().remove(&from);
+            let message = this.candidates.lock().remove(&from);
             if healthy {
-                let _ = raft.step(message);
+                let _ = message.map(|message| raft.step(message));
             } else {
                 tracing::warn!(
                     member = format!("{from:x}"),

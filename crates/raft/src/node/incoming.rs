@@ -73,6 +73,10 @@ impl Turns {
                 self.finish_writes()?;
                 let _ = self.raw.campaign();
             }
+            Request::TakeOver(doubt) => self.take_over(doubt)?,
+            Request::Standing(reply) => {
+                let _ = reply.send(self.standing());
+            }
             Request::Tick => self.tick()?,
             Request::Unreachable(raft_id) => self.raw.report_unreachable(raft_id),
             Request::Removed => self.removed = true,

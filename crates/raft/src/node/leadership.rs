@@ -4,11 +4,15 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use raft::StateRole;
+use raft_proto::eraftpb::{Message, MessageType};
 use swarm_store::Lost;
 
 use super::turn::Turns;
+use crate::counters::add;
+use crate::failover::{Doubt, Standing};
 use crate::handle::{Role, Status};
-use crate::{Change, Error};
+use crate::storage::Position;
+use crate::{Change, Error, Result};
 
 impl Turns {
     /// The only member need not wait for an election timeout.
@@ -20,6 +24,44 @@ impl Turns {
             && self.membership.len() == 1
             && self.membership.get(own).is_some()
             && !self.removed
+    }
+
+    pub(super) fn standing(&self) -> Standing {
+        let raft = &self.raw.raft;
+        Standing {
+            raft_id: self.shared.raft_id,
+            term: raft.term,
+            leader: raft.leader_id,
+            leads: raft.state == StateRole::Leader,
+            last: Position { index: raft.raft_log.last_index(), term: raft.raft_log.last_term() },
+            electable: raft.promotable() && !self.diverged && !self.removed && !self.stopping,
+        }
+    }
+
+    /// A quorum takes the leader for gone. If it has said nothing since that began, this member asks for votes as after a
+    /// transfer of leadership: others then need not let its lease run out, and the way of asking first is left out.
+    pub(super) fn take_over(&mut self, doubt: Doubt) -> Result<()> {
+        self.finish_writes()?;
+        let Standing { term, leader, electable, .. } = self.standing();
+        let now = Doubt { leader, term, heard: self.shared.heard.count() };
+        if now != doubt || !electable || self.raw.raft.state != StateRole::Follower {
+            tracing::debug!(
+                ?doubt,
+                ?now,
+                "a leader that was taken for gone is not, or another one is on its way"
+            );
+            return Ok(());
+        }
+        add(&self.shared.counters.takeovers, 1);
+        tracing::warn!(
+            leader = format!("{leader:x}"),
+            term,
+            "the leader is gone; this manager asks for votes"
+        );
+        let mut message = Message { from: leader, to: self.shared.raft_id, ..Message::default() };
+        message.set_msg_type(MessageType::MsgTimeoutNow);
+        let _ = self.raw.step(message);
+        Ok(())
     }
 
     pub(super) fn announce_leadership(&mut self) {

@@ -34,7 +34,7 @@ use crate::support::{Manager, begin, config, eventually, in_time};
 /// One cluster's certificates, and its members' directories.
 pub(crate) struct Lab {
     root: RootCa,
-    dir: PathBuf,
+    pub(crate) dir: PathBuf,
     _owned: Option<tempfile::TempDir>,
 }
 
@@ -46,7 +46,7 @@ pub(crate) struct Host {
     serving: CancellationToken,
 }
 
-struct Healthy;
+pub(crate) struct Healthy;
 
 #[tonic::async_trait]
 impl Health for Healthy {
@@ -56,7 +56,7 @@ impl Health for Healthy {
 }
 
 impl Lab {
-    fn new() -> Lab {
+    pub(crate) fn new() -> Lab {
         let root = RootCa::create(Clock::system().now()).unwrap();
         let dir = tempfile::tempdir().unwrap();
         Lab { root, dir: dir.path().to_owned(), _owned: Some(dir) }
@@ -67,7 +67,7 @@ impl Lab {
         Lab { root, dir, _owned: None }
     }
 
-    fn dialer(&self, node_id: &str) -> (Arc<SecurityContext>, Dialer) {
+    pub(crate) fn dialer(&self, node_id: &str) -> (Arc<SecurityContext>, Dialer) {
         let clock = Clock::system();
         let subject =
             NodeSubject { node_id: node_id.into(), role: NodeRole::Manager, organization: "lab".into() };

@@ -1,11 +1,12 @@
 //! The raft node from outside: its storage, a group of one with a real store, a process that is killed, peers
 //! that send nonsense, its system calls, and groups of several members over a
-//! network in memory and over gRPC.
+//! network in memory and over gRPC, and leaders that die in such groups.
 
 #![allow(clippy::unwrap_used, reason = "a test may fail")]
 
 mod crash;
 mod disk;
+mod failover;
 mod force;
 mod group;
 mod grpc;

@@ -1,0 +1,69 @@
+//! What members of ours are asked beside raft's messages.
+
+use std::pin::Pin;
+use std::sync::Arc;
+
+use futures::{Stream, StreamExt as _, stream};
+use swarm_api::swarmd::peers_server::{Peers, PeersServer};
+use swarm_api::swarmd::{AttendRequest, AttendResponse, DoubtRequest, DoubtResponse};
+use swarm_pki::Dialer;
+use tokio::sync::SetOnce;
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Response, Status};
+
+use super::doubt;
+use crate::RaftHandle;
+
+/// The `Peers` service of our own package. Callers must have been found to be managers of this cluster.
+#[derive(Clone)]
+pub struct PeersService {
+    raft: Arc<SetOnce<RaftHandle>>,
+    dialer: Dialer,
+    stop: CancellationToken,
+}
+
+impl std::fmt::Debug for PeersService {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("PeersService").field("raft", &self.raft).finish_non_exhaustive()
+    }
+}
+
+impl PeersService {
+    /// Answers once the raft node is there. Calls that stay open end with `stop`.
+    pub fn new(raft: Arc<SetOnce<RaftHandle>>, dialer: Dialer, stop: CancellationToken) -> PeersService {
+        PeersService { raft, dialer, stop }
+    }
+
+    /// As a server.
+    pub fn into_server(self) -> PeersServer<PeersService> {
+        PeersServer::new(self)
+    }
+
+    fn raft(&self) -> Result<&RaftHandle, Status> {
+        self.raft.get().ok_or_else(|| Status::unavailable("there is no raft node yet"))
+    }
+}
+
+fn stopped(error: crate::Error) -> Status {
+    Status::unavailable(error.to_string())
+}
+
+#[tonic::async_trait]
+impl Peers for PeersService {
+    type AttendStream = Pin<Box<dyn Stream<Item = Result<AttendResponse, Status>> + Send>>;
+
+    async fn attend(&self, _: Request<AttendRequest>) -> Result<Response<Self::AttendStream>, Status> {
+        let raft = self.raft()?;
+        // A member that was just added has no term until its leader writes to it.
+        raft.wait_for(|status| status.term != 0).await.map_err(stopped)?;
+        let standing = raft.shared().standing().await.map_err(stopped)?;
+        let first = AttendResponse { raft_id: standing.raft_id, term: standing.term, leads: standing.leads };
+        let open = stream::once(std::future::ready(Ok(first))).chain(stream::pending());
+        Ok(Response::new(Box::pin(open.take_until(self.stop.clone().cancelled_owned()))))
+    }
+
+    async fn doubt(&self, request: Request<DoubtRequest>) -> Result<Response<DoubtResponse>, Status> {
+        let answer = doubt::answer(&self.dialer, self.raft()?.shared(), request.into_inner()).await;
+        answer.map(Response::new).map_err(stopped)
+    }
+}
