@@ -71,6 +71,7 @@ impl Turns {
             Request::Campaign if self.diverged => {}
             Request::Campaign => {
                 self.finish_writes()?;
+                self.set_pre_vote();
                 let _ = self.raw.campaign();
             }
             Request::TakeOver(doubt) => self.take_over(doubt)?,

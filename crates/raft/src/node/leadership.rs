@@ -26,6 +26,15 @@ impl Turns {
             && !self.removed
     }
 
+    /// Asks whether it would be elected before it asks for votes, where every other member does so too: one that was cut
+    /// off comes back with the term that it left with, and so deposes nobody. The library looks at this only when
+    /// it campaigns.
+    pub(super) fn set_pre_vote(&mut self) {
+        let own = self.shared.raft_id;
+        let mut others = self.membership.members().map(|m| m.raft_id).filter(|id| *id != own);
+        self.raw.raft.pre_vote = others.all(|id| self.config.transport.is_ours(id));
+    }
+
     pub(super) fn standing(&self) -> Standing {
         let raft = &self.raw.raft;
         Standing {

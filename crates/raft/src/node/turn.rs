@@ -117,6 +117,7 @@ impl Turns {
             max_size_per_msg: MAX_APPEND_BYTES,
             max_inflight_msgs: MAX_IN_FLIGHT,
             check_quorum: true,
+            // Until all others are known to be ours.
             pre_vote: false,
             max_committed_size_per_ready: MAX_APPLY_BYTES,
             ..raft::Config::default()
@@ -218,6 +219,7 @@ impl Turns {
         if self.diverged && self.raw.raft.state != StateRole::Leader {
             self.raw.raft.election_elapsed = 0;
         }
+        self.set_pre_vote();
         self.raw.tick();
         if self.raw.raft.leader_id == 0 {
             let ticks = self.shared.leaderless.fetch_add(1, Ordering::AcqRel) + 1;

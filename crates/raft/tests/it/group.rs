@@ -1,6 +1,7 @@
 //! Groups of several members over a network in memory.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -25,6 +26,8 @@ const ELECTION: u32 = 1500;
 pub(crate) struct Network {
     nodes: Mutex<BTreeMap<u64, RaftHandle>>,
     cut_off: Mutex<Vec<u64>>,
+    /// All members know each other to be ours.
+    ours: AtomicBool,
 }
 
 /// A member's way into the network.
@@ -79,6 +82,10 @@ impl Transport for Port {
     fn is_active(&self, raft_id: u64) -> bool {
         let network = self.network.upgrade();
         network.is_some_and(|n| n.nodes.lock().contains_key(&raft_id) && !n.cut_off.lock().contains(&raft_id))
+    }
+
+    fn is_ours(&self, _raft_id: u64) -> bool {
+        self.network.upgrade().is_some_and(|network| network.ours.load(Ordering::Relaxed))
     }
 }
 
@@ -255,6 +262,74 @@ async fn leadership_is_handed_over_and_a_cut_off_leader_gives_up() {
     group.cut_off(&b, false);
     same(&[&a, &b, &c]).await;
     assert!(b.has("by another") && !b.has("lost"));
+}
+
+/// Cuts a member off until it has asked for votes several times, and lets it come back; the leader's term before and
+/// after.
+async fn isolate(ours: bool) -> (u64, u64) {
+    let group = Group::new();
+    let a = group.first().await;
+    let b = group.join(&a, "m2", 2).await;
+    let c = group.join(&a, "m3", 3).await;
+    same(&[&a, &b, &c]).await;
+    group.network.ours.store(ours, Ordering::Relaxed);
+    let before = a.raft.status();
+    group.cut_off(&c, true);
+    a.write("without it").await;
+    let elections = u64::from(ELECTION) * 6;
+    tick_until("several elections", [&c], |c| c.raft.ticks_without_leader() > elections).await;
+    let alone = c.raft.status();
+    assert_eq!((alone.role, alone.term > before.term), (Role::Candidate, !ours));
+    group.cut_off(&c, false);
+    if ours {
+        eventually("it to follow", || c.raft.status().leader == a.raft.raft_id()).await;
+        a.write("with it").await;
+        same(&[&a, &b, &c]).await;
+        assert_eq!(a.raft.status(), before);
+    } else {
+        tick_until("another term", [&a, &b, &c], |m| leads(m) && m.raft.status().term > before.term).await;
+    }
+    (before.term, [&a, &b, &c].map(|m| m.raft.status().term).into_iter().max().unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_that_was_cut_off_deposes_nobody_where_all_are_ours() {
+    let (before, after) = isolate(true).await;
+    assert_eq!(before, after);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_that_was_cut_off_deposes_the_leader_where_not_all_are_ours() {
+    let (before, after) = isolate(false).await;
+    assert!(after > before);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn members_that_do_not_know_each_other_yet_elect_a_leader_and_so_do_mixed_ones() {
+    let group = Group::new();
+    let a = group.first().await;
+    let b = group.join(&a, "m2", 2).await;
+    let c = group.join(&a, "m3", 3).await;
+    same(&[&a, &b, &c]).await;
+    // One comes to the election with a higher term than those that ask first, and with a shorter log.
+    group.cut_off(&c, true);
+    a.write("without it").await;
+    let elections = u64::from(ELECTION) * 6;
+    tick_until("several elections", [&c], |c| c.raft.ticks_without_leader() > elections).await;
+    group.network.ours.store(true, Ordering::Relaxed);
+    group.stop(a).await;
+    group.cut_off(&c, false);
+    tick_until("a leader", [&b, &c], leads).await;
+    assert!(leads(&b), "the other one lacks an entry");
+    let a = group.start("m1", Origin::NewGroup);
+    for manager in [b, c] {
+        group.stop(manager).await;
+    }
+    group.network.ours.store(false, Ordering::Relaxed);
+    let (b, c) = (group.start("m2", Origin::NewGroup), group.start("m3", Origin::NewGroup));
+    tick_until("a leader of those that do not know each other", [&a, &b, &c], leads).await;
+    group.network.ours.store(true, Ordering::Relaxed);
+    same(&[&a, &b, &c]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
