@@ -285,6 +285,34 @@ async fn a_manager_is_demoted_while_it_is_down(cluster: &mut Cluster) -> Result<
     cluster.daemon_mut("manager-3")?.ready().await
 }
 
+async fn a_dead_manager_is_demoted_where_the_cluster_wants_it(cluster: &mut Cluster) -> Result<()> {
+    for _ in 0..2 {
+        cluster.add_manager().await?;
+    }
+    has_role(cluster, "manager", "manager-3", NodeRole::Manager).await?;
+    let out = ctl(cluster, "manager-2", &["cluster", "update", "--dead-manager-timeout", "9s"])?;
+    ensure!(out.status.code() == Some(2), "{out:?}");
+    ctl_ok(cluster, "manager-2", &["cluster", "update", "--dead-manager-timeout", "10s"])?;
+    let shown = ctl_ok(cluster, "manager-2", &["cluster", "inspect"])?;
+    ensure!(shown.contains("Dead manager timeout: 10s"), "{shown}");
+    cluster.daemon_mut("manager-3")?.kill()?;
+    until("it to be no member", PATIENCE, || async {
+        let node = node(cluster, "manager", "manager-3").await?;
+        ensure!(node.role() == NodeRole::Worker && node.manager_status.is_none(), "it still is");
+        Ok(())
+    })
+    .await?;
+    let logs = cluster.logs();
+    ensure!(logs.contains("it is demoted, as the cluster's settings want it"), "nobody says why");
+    // Two are left, and none of them can be spared.
+    cluster.daemon_mut("manager-3")?.spawn()?;
+    has_role(cluster, "manager", "manager-3", NodeRole::Worker).await?;
+    for name in ["manager", "manager-2"] {
+        has_role(cluster, "manager", name, NodeRole::Manager).await?;
+    }
+    Ok(())
+}
+
 async fn the_last_manager_stays(cluster: &mut Cluster) -> Result<()> {
     let out = ctl(cluster, "manager", &["node", "demote", "manager"])?;
     let text = String::from_utf8_lossy(&out.stderr).into_owned();
@@ -335,6 +363,7 @@ roles! {
     a_worker_becomes_a_manager_and_a_worker_again with 1;
     the_leader_itself_is_demoted with 0;
     a_manager_is_demoted_while_it_is_down with 0;
+    a_dead_manager_is_demoted_where_the_cluster_wants_it with 0;
     the_last_manager_stays with 0;
     without_a_quorum_the_error_says_what_to_do with 0;
 }

@@ -6,6 +6,7 @@
 //! any leader places it right.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 /// Prefix of the labels that are ours.
 pub const PREFIX: &str = "swarmd.";
@@ -50,7 +51,60 @@ pub fn strip(engine_labels: &mut BTreeMap<String, String>) {
     engine_labels.retain(|label, _| !label.starts_with(PREFIX));
 }
 
-/// Labels of ours that this version understands.
+/// Cluster label: how long a manager may be unreachable before the leader demotes it, as whole seconds (`600s`).
+pub const DEAD_MANAGER_TIMEOUT: &str = "swarmd.dead-manager-timeout";
+
+/// Shortest [`DEAD_MANAGER_TIMEOUT`]: below it, whoever restarts would be taken for dead.
+pub const LEAST_DEAD_MANAGER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Policy of the cluster that goes beyond the contract: what the labels of its spec say.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ClusterPolicy {
+    /// A manager that the leader could not reach for so long is demoted; never if absent.
+    pub dead_manager_timeout: Option<Duration>,
+}
+
+impl ClusterPolicy {
+    /// Reads the labels of a cluster's spec.
+    ///
+    /// # Errors
+    /// What is wrong with the first label of ours that this version does not understand.
+    pub fn read(labels: &BTreeMap<String, String>) -> Result<ClusterPolicy, String> {
+        let mut policy = ClusterPolicy::default();
+        for (label, value) in labels.iter().filter(|(label, _)| label.starts_with(PREFIX)) {
+            match label.as_str() {
+                DEAD_MANAGER_TIMEOUT => {
+                    let seconds = value.strip_suffix('s').and_then(|number| number.parse().ok());
+                    let timeout =
+                        seconds.map(Duration::from_secs).filter(|t| *t >= LEAST_DEAD_MANAGER_TIMEOUT);
+                    policy.dead_manager_timeout = Some(timeout.ok_or_else(|| {
+                        let least = LEAST_DEAD_MANAGER_TIMEOUT.as_secs();
+                        format!(
+                            "label {label:?} must be a number of seconds, at least {least}s, not {value:?}"
+                        )
+                    })?);
+                }
+                _ => return Err(not_known(label)),
+            }
+        }
+        Ok(policy)
+    }
+
+    /// Writes it into the labels of a cluster's spec, in place of what they said.
+    pub fn write(&self, labels: &mut BTreeMap<String, String>) {
+        labels.remove(DEAD_MANAGER_TIMEOUT);
+        if let Some(timeout) = self.dead_manager_timeout {
+            labels.insert(DEAD_MANAGER_TIMEOUT.to_owned(), format!("{}s", timeout.as_secs()));
+        }
+    }
+}
+
+/// What is said of a label that has our prefix and that this version does not understand.
+pub fn not_known(label: &str) -> String {
+    format!("label {label:?} is not known; labels that begin with {PREFIX:?} are reserved")
+}
+
+/// Labels of services and containers that are ours and that this version understands.
 pub const KNOWN: &[&str] = &[];
 
 /// The first label that has our prefix and that this version does not understand.
@@ -74,6 +128,25 @@ mod tests {
         assert_eq!(PROCESS_CONSTRAINT, format!("engine.labels.{PROCESS_ABILITY}==1"));
         assert_eq!(PROCESS_ABILITY, format!("{RUNTIME_ABILITY_PREFIX}{PROCESS_RUNTIME}"));
         assert_eq!(CONTAINER_ABILITY, format!("{RUNTIME_ABILITY_PREFIX}{CONTAINER_RUNTIME}"));
+    }
+
+    #[test]
+    fn the_policy_of_a_cluster_is_in_its_labels() {
+        let read = |pairs: &[(&str, &str)]| ClusterPolicy::read(&labels(pairs));
+        assert_eq!(read(&[("mine", "x")]), Ok(ClusterPolicy::default()));
+        let ten_minutes = ClusterPolicy { dead_manager_timeout: Some(Duration::from_secs(600)) };
+        assert_eq!(read(&[(DEAD_MANAGER_TIMEOUT, "600s"), ("mine", "x")]), Ok(ten_minutes.clone()));
+        for bad in ["", "s", "9s", "-600s", "600", "10m", "99999999999999999999s"] {
+            let error = read(&[(DEAD_MANAGER_TIMEOUT, bad)]).unwrap_err();
+            assert!(error.contains("at least 10s") && error.ends_with(&format!("not {bad:?}")), "{error}");
+        }
+        assert!(read(&[("swarmd.nonsense", "1")]).unwrap_err().contains("is not known"));
+
+        let mut written = labels(&[("mine", "x")]);
+        ten_minutes.write(&mut written);
+        assert_eq!(ClusterPolicy::read(&written), Ok(ten_minutes));
+        ClusterPolicy::default().write(&mut written);
+        assert_eq!(written, labels(&[("mine", "x")]));
     }
 
     fn labels(labels: &[(&str, &str)]) -> BTreeMap<String, String> {

@@ -12,6 +12,7 @@ use tracing::{Instrument as _, error, info, info_span};
 use crate::bootstrap::Bootstrap;
 use crate::brain::brain_thread;
 use crate::ca::CaServer;
+use crate::dead_managers;
 use crate::keys;
 use crate::roles::{self, RaftMembers};
 
@@ -72,6 +73,12 @@ impl Leader {
                 cancel.run_until_cancelled(roles::run(store, members)).await;
             };
             parts.spawn(run.instrument(info_span!("roles")));
+        }
+        {
+            let (store, raft, cancel) = (self.store.clone(), self.members.raft.clone(), cancel.clone());
+            parts.spawn(async move {
+                cancel.run_until_cancelled(dead_managers::run(store, raft)).await;
+            });
         }
         while let Some(ended) = parts.join_next().await {
             if let Err(error) = ended {

@@ -19,6 +19,7 @@ pub mod bootstrap;
 mod brain;
 pub mod ca;
 pub mod control_socket;
+mod dead_managers;
 mod disk_keys;
 mod error;
 pub mod forward;

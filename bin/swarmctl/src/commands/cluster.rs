@@ -4,13 +4,14 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand, ValueEnum};
 use swarm_api::Shared;
+use swarm_api::extensions::{self, ClusterPolicy};
 use swarm_api::swarmd::UnlockRequest;
 use swarm_api::v1::{
     Cluster, ClusterSpec, Driver, GetUnlockKeyRequest, KeyRotation, ListClustersRequest, UpdateClusterRequest,
 };
 
 use super::{Context, backup, ids, secret_line};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::output::Table;
 use crate::resolve;
 use crate::values::csv::join;
@@ -97,6 +98,9 @@ pub(crate) struct Flags {
     /// Log entries that managers keep behind a snapshot, for members that lag
     #[arg(long, value_name = "N")]
     slow_follower_entries: Option<u64>,
+    /// Demote managers that could not be reached for so long, at least 10s; 0 for never
+    #[arg(long, value_name = "DURATION", value_parser = duration::parse)]
+    dead_manager_timeout: Option<prost_types::Duration>,
     /// Replace a join token
     #[arg(long, value_name = "KIND", ignore_case = true)]
     rotate_join_token: Option<Token>,
@@ -145,7 +149,7 @@ pub(crate) async fn run(context: &mut Context, command: Command) -> Result<Strin
         Command::Update { cluster, flags } => {
             let cluster = resolve::cluster(&mut context.control, &cluster.cluster).await?;
             let mut spec = cluster.spec.clone();
-            apply(&mut spec, &flags);
+            apply(&mut spec, &flags)?;
             let rotation = KeyRotation {
                 worker_join_token: flags.rotate_join_token == Some(Token::Worker),
                 manager_join_token: flags.rotate_join_token == Some(Token::Manager),
@@ -177,7 +181,7 @@ async fn update(
     Ok(())
 }
 
-fn apply(spec: &mut ClusterSpec, flags: &Flags) {
+fn apply(spec: &mut ClusterSpec, flags: &Flags) -> Result<()> {
     if let Some(limit) = flags.taskhistory {
         spec.orchestration.task_history_retention_limit = limit;
     }
@@ -199,6 +203,17 @@ fn apply(spec: &mut ClusterSpec, flags: &Flags) {
     if let Some(lock) = flags.autolock {
         spec.encryption_config.auto_lock_managers = lock;
     }
+    if let Some(timeout) = &flags.dead_manager_timeout {
+        let timeout = swarm_api::duration::to_std(timeout);
+        if !timeout.is_zero() && timeout < extensions::LEAST_DEAD_MANAGER_TIMEOUT {
+            return Err(Error::Usage("--dead-manager-timeout must be at least 10s, or 0".to_owned()));
+        }
+        let labels = &mut spec.annotations.labels;
+        let mut policy = ClusterPolicy::read(labels).map_err(Error::Plain)?;
+        policy.dead_manager_timeout = (!timeout.is_zero()).then_some(timeout);
+        policy.write(labels);
+    }
+    Ok(())
 }
 
 /// The key that unlocks managers, if they lock themselves.
@@ -265,6 +280,11 @@ fn summary(cluster: &Cluster) -> String {
     page.line(format!("  Snapshot interval: {}", spec.raft.snapshot_interval));
     page.line(format!("  Old snapshots kept: {}", spec.raft.keep_old_snapshots));
     page.line(format!("  Entries for slow followers: {}", spec.raft.log_entries_for_slow_followers));
+    let policy = ClusterPolicy::read(&spec.annotations.labels).unwrap_or_default();
+    if let Some(timeout) = policy.dead_manager_timeout {
+        let timeout = duration::format(&swarm_api::duration::from_std(timeout));
+        page.line(format!("  Dead manager timeout: {timeout}"));
+    }
     page.finish()
 }
 
@@ -312,7 +332,14 @@ Raft settings:
   Entries for slow followers: 500
 "
         );
-        assert_eq!(list(&[cluster.into()]), "ID  Name\n--  ----\nc1  default\n");
+        assert_eq!(list(&[cluster.clone().into()]), "ID  Name\n--  ----\nc1  default\n");
+        let timeout = Some(prost_types::Duration { seconds: 5400, nanos: 0 });
+        apply(&mut cluster.spec, &Flags { dead_manager_timeout: timeout, ..Flags::default() }).unwrap();
+        let shown = summary(&cluster);
+        assert!(
+            shown.ends_with("  Entries for slow followers: 500\n  Dead manager timeout: 1h30m0s\n"),
+            "{shown}"
+        );
     }
 
     #[test]
@@ -320,7 +347,7 @@ Raft settings:
         let mut spec = cluster().spec;
         spec.task_defaults.log_driver = Some(Driver { name: "json-file".into(), ..Default::default() });
         let before = spec.clone();
-        apply(&mut spec, &Flags::default());
+        apply(&mut spec, &Flags::default()).unwrap();
         assert_eq!(spec, before);
         let flags = Flags {
             autolock: Some(true),
@@ -329,11 +356,21 @@ Raft settings:
             max_snapshots: Some(2),
             ..Default::default()
         };
-        apply(&mut spec, &flags);
+        apply(&mut spec, &flags).unwrap();
         let raft = spec.raft;
         assert_eq!((raft.snapshot_interval, raft.keep_old_snapshots), (0, 2));
         assert_eq!(raft.log_entries_for_slow_followers, 500);
         assert!(spec.encryption_config.auto_lock_managers);
         assert_eq!(spec.task_defaults.log_driver, None);
+
+        let dead = |seconds| Flags {
+            dead_manager_timeout: Some(prost_types::Duration { seconds, nanos: 0 }),
+            ..Flags::default()
+        };
+        apply(&mut spec, &dead(600)).unwrap();
+        assert_eq!(spec.annotations.labels[extensions::DEAD_MANAGER_TIMEOUT], "600s");
+        assert!(apply(&mut spec, &dead(9)).is_err());
+        apply(&mut spec, &dead(0)).unwrap();
+        assert!(spec.annotations.labels.is_empty());
     }
 }

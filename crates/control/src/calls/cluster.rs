@@ -1,11 +1,13 @@
 //! The cluster object. What is secret in it never leaves through this service, except for the join tokens.
 
 use prost_types::Duration;
+use swarm_api::extensions::ClusterPolicy;
 use swarm_api::v1::list_clusters_request::Filters;
 use swarm_api::v1::{
     Cluster, ClusterSpec, EncryptionKey, KeyRotation, RootRotation, UpdateClusterRequest, encryption_key,
 };
-use swarm_api::{Shared, StoreObject as _, authorization, defaults, extensions};
+
+use swarm_api::{Shared, StoreObject as _, authorization, defaults};
 use swarm_pki::{JoinToken, Kek, RootCa, RootDigest};
 use swarm_store::Tx;
 
@@ -97,13 +99,7 @@ fn check(spec: &ClusterSpec) -> Result<()> {
     if spec.annotations.name != defaults::CLUSTER_NAME {
         return Err(Error::argument("modification of cluster name is not allowed"));
     }
-    if let Some(label) = extensions::unknown(spec.annotations.labels.keys()) {
-        return Err(Error::argument(format!(
-            "label {label:?} is not known; labels that begin with {:?} are reserved",
-            extensions::PREFIX
-        )));
-    }
-    Ok(())
+    ClusterPolicy::read(&spec.annotations.labels).map(drop).map_err(Error::argument)
 }
 
 /// The cluster's root can be used, and the update does not ask for another one: rotating roots and external
