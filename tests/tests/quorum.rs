@@ -1,8 +1,11 @@
 //! Managers as real processes that join, lead, die, move, lose their log and are removed.
 
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
+use swarm_api::swarmd::AttendRequest;
+use swarm_api::swarmd::peers_client::PeersClient;
 use swarm_api::v1::raft_member_status::Reachability;
 use swarm_api::v1::raft_membership_client::RaftMembershipClient;
 use swarm_api::v1::{
@@ -118,6 +121,17 @@ async fn a_quorum(cluster: &mut Cluster) -> Result<()> {
         Ok(())
     })
     .await?;
+
+    // What a dead leader is noticed by.
+    let mut leading = 0;
+    for name in ALL {
+        let mut peers = PeersClient::new(cluster.tls_channel(name)?);
+        let mut stream = peers.attend(AttendRequest {}).await?.into_inner();
+        let first = stream.message().await?.context("no answer")?;
+        ensure!(first.raft_id == status_of(cluster, name, name).await?.raft_id, "{first:?}");
+        leading += usize::from(first.leads);
+    }
+    ensure!(leading == 1, "{leading} lead");
 
     let first = hand_over(cluster).await?;
     let rest: Vec<&str> = ALL.into_iter().filter(|name| *name != first).collect();
@@ -343,6 +357,58 @@ async fn unreachable_joiner(cluster: &mut Cluster) -> Result<()> {
     let nodes = cluster.nodes().await?;
     ensure!(nodes.iter().filter(|n| n.role() == NodeRole::Manager).count() == 2, "{nodes:?}");
     write(cluster, &["manager"], "unharmed").await
+}
+
+/// Keeps every core busy twice until dropped.
+struct Busy(std::sync::Arc<AtomicBool>);
+
+impl Busy {
+    fn begin() -> Busy {
+        let stop = std::sync::Arc::new(AtomicBool::new(false));
+        for _ in 0..std::thread::available_parallelism().map_or(2, usize::from) * 2 {
+            let stop = stop.clone();
+            std::thread::spawn(move || {
+                while !stop.load(Ordering::Relaxed) {
+                    std::hint::spin_loop();
+                }
+            });
+        }
+        Busy(stop)
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// For half an hour writes go on while nothing else is idle, and the leader stays in its term.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "long suite"]
+async fn long_no_election_is_held_while_all_cores_are_busy() -> Result<()> {
+    let mut cluster = three().await?;
+    reachable(&cluster, "manager").await?;
+    let first = leader(&cluster, &ALL).await?;
+    let elections = |cluster: &Cluster| cluster.logs().matches("this manager leads the cluster").count();
+    let before = elections(&cluster);
+    let busy = Busy::begin();
+    let end = Instant::now() + Duration::from_secs(30 * 60);
+    let mut number = 0;
+    while Instant::now() < end {
+        write(&cluster, &[ALL[number % 3]], &format!("config-{number}")).await?;
+        number += 1;
+    }
+    drop(busy);
+    let result = async {
+        ensure!(elections(&cluster) == before, "there was an election");
+        ensure!(leader(&cluster, &ALL).await? == first, "another one leads");
+        Ok(())
+    };
+    let result = result.await;
+    println!("{number} writes");
+    cluster.reconnect();
+    with_logs(&cluster, result)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
