@@ -7,7 +7,7 @@ use parking_lot::Mutex;
 use swarm_pki::{Dialer, SecurityContext, ServerRole};
 use swarm_raft::{RaftHandle, Role};
 use tokio::sync::SetOnce;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
@@ -137,6 +137,15 @@ impl LeaderLink {
             if let Ok(Err(_)) = timeout(raft.ticks().length(), status.changed()).await {
                 return Err(no_leader(raft));
             }
+        }
+    }
+
+    /// Completes when this manager's disk has not answered for an election timeout.
+    pub(crate) async fn stalled(&self) {
+        let raft = self.raft.wait().await;
+        let ticks = raft.ticks();
+        while raft.writing_for() < ticks.length() * ticks.election {
+            sleep(ticks.length()).await;
         }
     }
 

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures::FutureExt as _;
@@ -70,6 +71,8 @@ pub(crate) struct Shared {
     /// Consecutive ticks without a known leader.
     pub(crate) leaderless: AtomicU64,
     pub(crate) heard: Heard,
+    /// Since when the log is being written and synced.
+    pub(crate) writing: Mutex<Option<Instant>>,
     pub(crate) status: watch::Sender<Status>,
     pub(crate) membership: watch::Sender<Arc<Membership>>,
     pub(crate) outcome: watch::Sender<Option<Outcome>>,
@@ -86,6 +89,7 @@ impl Shared {
             alone: AtomicBool::new(false),
             leaderless: AtomicU64::new(0),
             heard: Heard::default(),
+            writing: Mutex::default(),
             status: watch::Sender::new(Status { raft_id, ..Status::default() }),
             membership: watch::Sender::new(Arc::new(Membership::default())),
             outcome: watch::Sender::new(None),
@@ -239,6 +243,12 @@ impl RaftHandle {
     /// Consecutive ticks in which this member has known no leader.
     pub fn ticks_without_leader(&self) -> u64 {
         self.shared.leaderless.load(Ordering::Acquire)
+    }
+
+    /// How long the disk has not answered a write of the log by now. As long as it does not, this member does nothing at
+    /// all, whatever [`RaftHandle::status`] says of it, and the others elect another leader.
+    pub fn writing_for(&self) -> Duration {
+        self.shared.writing.lock().map_or(Duration::ZERO, |since| since.elapsed())
     }
 
     /// The member can be reached from here as of now; this one always can.

@@ -41,6 +41,10 @@ pub trait LeaderChannel: Send + Sync + 'static {
 
     /// Whether this manager leads, and if so in which term. A leader that is replaced never leads in that term again.
     fn leading(&self) -> Option<u64>;
+
+    /// Completes if this manager can't carry anything out, although it takes itself for the leader: its disk has not
+    /// answered for so long that the others elect another one.
+    async fn stalled(&self);
 }
 
 #[tonic::async_trait]
@@ -54,6 +58,10 @@ impl LeaderChannel for LeaderLink {
             Ok(Route::Here { term }) => Some(term),
             _ => None,
         }
+    }
+
+    async fn stalled(&self) {
+        LeaderLink::stalled(self).await;
     }
 }
 

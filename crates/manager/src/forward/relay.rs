@@ -38,6 +38,10 @@ const LOOK: Duration = Duration::from_secs(1);
 /// Time that a leader has to answer what it began before it was replaced.
 const GRACE: Duration = Duration::from_secs(5);
 
+/// What a leader answers whose disk does not.
+const STALLED: &str = "this manager leads, but its disk does not answer, so the others elect another leader; the call may \
+                       or may not have had an effect: try again with another manager, and look after this one's disk";
+
 /// Answers of a manager that has stopped leading, with their codes.
 const LOST: [(Code, &str); 3] = [
     (Code::Unknown, "raft: failed to process the request: node lost leader status"),
@@ -92,7 +96,7 @@ impl Relay {
             let (parts, body) = request.into_parts();
             return match self.find().await {
                 Err(status) => Ok(status.into_http()),
-                Ok(Route::Here { .. }) => serve(inner, Request::from_parts(parts, body)).await,
+                Ok(Route::Here { .. }) => self.serve(inner, Request::from_parts(parts, body)).await,
                 Ok(Route::There { name, channel }) => match self.outgoing(&parts) {
                     Ok(parts) => {
                         Ok(match self.send(channel, Request::from_parts(parts, body), &name).await {
@@ -121,7 +125,7 @@ impl Relay {
             return Ok(metadata::refused(request.headers()).into_http());
         };
         let headers = rule.read.then(|| request.headers().clone());
-        let response = serve(inner, request).await?;
+        let response = self.serve(inner, request).await?;
         match headers {
             // What was read may be older than a change that the new leader has acknowledged.
             Some(headers) if self.leader.leading() != Some(term) => {
@@ -151,7 +155,7 @@ impl Relay {
             let failure = match self.find().await {
                 Err(status) => return Ok(status.into_http()),
                 Ok(Route::Here { term }) => {
-                    let response = serve(inner.clone(), rebuild(parts.clone())).await?;
+                    let response = self.serve(inner.clone(), rebuild(parts.clone())).await?;
                     if !rule.read || self.leader.leading() == Some(term) {
                         return Ok(response);
                     }
@@ -178,6 +182,22 @@ impl Relay {
                 return Ok(failure.into_http());
             }
             sleep(PAUSE).await;
+        }
+    }
+
+    /// Has this manager answer, as far as its disk lets it.
+    async fn serve<S>(&self, mut inner: S, request: Request<Body>) -> Result<Response<Body>, S::Error>
+    where
+        S: Service<Request<Body>, Response = Response<Body>>,
+    {
+        let answer = async {
+            poll_fn(|cx| inner.poll_ready(cx)).await?;
+            inner.call(request).await
+        };
+        tokio::select! {
+            biased;
+            answer = answer => answer,
+            () = self.leader.stalled() => Ok(Status::unavailable(STALLED).into_http()),
         }
     }
 
@@ -240,14 +260,6 @@ impl Relay {
             Err(error) => Err(Failure::Unknown(lost(name, &innermost(&error)))),
         }
     }
-}
-
-async fn serve<S>(mut inner: S, request: Request<Body>) -> Result<Response<Body>, S::Error>
-where
-    S: Service<Request<Body>, Response = Response<Body>>,
-{
-    poll_fn(|cx| inner.poll_ready(cx)).await?;
-    inner.call(request).await
 }
 
 fn lost(name: &str, reason: &str) -> Status {

@@ -1,6 +1,7 @@
 //! What the library wants done: entries to be written, messages to be sent, committed entries to be applied.
 
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use prost::Message as _;
 use raft::{Ready, StateRole};
@@ -91,6 +92,13 @@ impl Turns {
         if !ready.must_sync() {
             return Ok(());
         }
+        *self.shared.writing.lock() = Some(Instant::now());
+        let written = self.write(ready, snapshot);
+        *self.shared.writing.lock() = None;
+        written
+    }
+
+    fn write(&mut self, ready: &Ready, snapshot: Option<&Snapshot>) -> Result<()> {
         let mut install = None;
         if let Some(snapshot) = snapshot {
             let metadata = snapshot.get_metadata();

@@ -110,20 +110,20 @@ async fn a_snapshot_that_can_t_be_written_is_no_end() {
 }
 
 /// A log whose syncs wait while the gate is closed.
-struct Gated {
-    log: MemoryLog,
-    gate: Arc<Gate>,
+pub(crate) struct Gated {
+    pub(crate) log: MemoryLog,
+    pub(crate) gate: Arc<Gate>,
 }
 
 #[derive(Default)]
-struct Gate {
+pub(crate) struct Gate {
     /// Closed; a sync waits.
-    state: Mutex<(bool, bool)>,
+    pub(crate) state: Mutex<(bool, bool)>,
     changed: Condvar,
 }
 
 impl Gate {
-    fn set(&self, closed: bool) {
+    pub(crate) fn set(&self, closed: bool) {
         self.state.lock().0 = closed;
         self.changed.notify_all();
     }

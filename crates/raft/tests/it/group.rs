@@ -16,6 +16,7 @@ use swarm_raft::{
 };
 use swarm_store::Error as StoreError;
 
+use crate::disk::{Gate, Gated};
 use crate::support::{Manager, begin, config, eventually, in_time};
 
 /// Ticks without a leader before an election: half a minute.
@@ -262,6 +263,40 @@ async fn leadership_is_handed_over_and_a_cut_off_leader_gives_up() {
     group.cut_off(&b, false);
     same(&[&a, &b, &c]).await;
     assert!(b.has("by another") && !b.has("lost"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_whose_disk_hangs_is_replaced_and_follows_when_it_answers() {
+    let group = Group::new();
+    let (config, port) = group.config("m1", Origin::NewGroup);
+    let gate = Arc::new(Gate::default());
+    let storage = Gated { log: MemoryDisk::new().open(), gate: gate.clone() };
+    let a = group.run(RaftNode::open_with(config, Box::new(storage)).unwrap(), &port);
+    a.leads().await;
+    let b = group.join(&a, "m2", 2).await;
+    let c = group.join(&a, "m3", 3).await;
+    same(&[&a, &b, &c]).await;
+    assert_eq!(a.raft.writing_for(), Duration::ZERO);
+
+    gate.set(true);
+    let others = async {
+        eventually("its sync to hang", || gate.state.lock().1).await;
+        // A leader sends before its own sync, so the others may have the entry and keep it.
+        tick_until("a new leader", [&b, &c], leads).await;
+        let leader = if leads(&b) { &b } else { &c };
+        leader.write("by another").await;
+        assert!(a.raft.writing_for() > Duration::ZERO && leads(&a), "it knows nothing of it");
+        gate.set(false);
+    };
+    let (hung, ()) = tokio::join!(a.write_sized("hung", 10), others);
+    eventually("it to follow", || !leads(&a)).await;
+    same(&[&a, &b, &c]).await;
+    assert!(a.has("by another"));
+    match hung {
+        Ok(_) => assert!(b.has("hung"), "an acknowledged write was lost"),
+        unknown => assert_eq!(unknown, Err(StoreError::LostLeadership)),
+    }
+    assert_eq!(a.raft.writing_for(), Duration::ZERO);
 }
 
 /// Cuts a member off until it has asked for votes several times, and lets it come back; the leader's term before and

@@ -169,3 +169,20 @@ async fn nobody_waits_for_a_leader_that_is_heard_of_no_more() {
     let status = ca.node_certificate_status(NodeCertificateStatusRequest::default()).await.unwrap_err();
     assert_eq!(status.message(), "The swarm does not have a leader.");
 }
+
+#[tokio::test]
+async fn nobody_waits_for_a_leader_whose_disk_does_not_answer() {
+    let world = World::new();
+    let leader = world.manager("leader").await;
+    leader.told.lead(7);
+    leader.probe.hang();
+    let mut allocator = ResourceAllocatorClient::new(leader.local());
+    let stall = async {
+        leader.probe.hanging().await;
+        leader.told.stalled.notify_one();
+    };
+    let (answer, ()) = tokio::join!(allocator.attach_network(AttachNetworkRequest::default()), stall);
+    let status = answer.unwrap_err();
+    assert_eq!(status.code(), Code::Unavailable);
+    assert!(status.message().starts_with("this manager leads, but its disk does not answer"), "{status}");
+}

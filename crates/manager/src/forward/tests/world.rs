@@ -75,6 +75,7 @@ impl World {
 pub(super) struct Told {
     answers: Mutex<VecDeque<Result<Route, Status>>>,
     pub(super) leading: Mutex<Option<u64>>,
+    pub(super) stalled: Notify,
 }
 
 impl Told {
@@ -101,6 +102,10 @@ impl LeaderChannel for Told {
 
     fn leading(&self) -> Option<u64> {
         *self.leading.lock()
+    }
+
+    async fn stalled(&self) {
+        self.stalled.notified().await;
     }
 }
 
