@@ -114,6 +114,29 @@ async fn bridge(managers: &mut Managers) -> Result<()> {
     same(managers, &ALL).await.map(drop)
 }
 
+/// A firewall that resets the way between the leader and one other looks from there as if the leader were gone. The third
+/// one knows better, and when the way is free again everything is as before.
+async fn link_reset(managers: &mut Managers) -> Result<()> {
+    let first = leader(managers, &ALL).await?;
+    let [one, other] = others(&first);
+    let before = managers.terms();
+    managers.lab.reset_link(&first, one).await?;
+    until("doubts about the leader", PATIENCE, || async {
+        let log = managers.lab.host(one)?.log();
+        ensure!(log.contains("this manager has lost the leader, but no quorum has"), "there are none");
+        Ok(())
+    })
+    .await?;
+    // Ten ticks, several election timeouts.
+    knows_no_leader(managers, one, 2).await?;
+    write(managers, &[&first, other], "beside-the-firewall").await?;
+    managers.lab.heal().await?;
+    same(managers, &ALL).await?;
+    ensure!(leader(managers, &ALL).await? == first && managers.terms() == before, "there was an election");
+    ensure!(has(managers, one, "beside-the-firewall").await?);
+    Ok(())
+}
+
 /// A frozen leader is superseded, and follows when it wakes.
 async fn frozen(managers: &mut Managers) -> Result<()> {
     write(managers, &ALL, "removed-meanwhile").await?;
@@ -215,6 +238,13 @@ async fn docker_a_leader_that_is_cut_off_gives_up_and_the_others_go_on() -> Resu
         managers.with_logs(result.with_context(|| format!("{cut:?}")))?;
     }
     managers.one_leader_per_term()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn docker_a_link_that_a_firewall_resets_causes_no_election() -> Result<()> {
+    let mut managers = Managers::start(3, Setup::quick()).await?;
+    let result = link_reset(&mut managers).await;
+    managers.with_logs(result)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
