@@ -114,19 +114,13 @@ async fn bridge(managers: &mut Managers) -> Result<()> {
     same(managers, &ALL).await.map(drop)
 }
 
-/// A firewall that resets the way between the leader and one other looks from there as if the leader were gone. The third
-/// one knows better, and when the way is free again everything is as before.
+/// A firewall that resets the way between the leader and one other looks from there as if the leader were gone. Nobody else
+/// thinks so, however often that one would have itself elected, and when the way is free again everything is as before.
 async fn link_reset(managers: &mut Managers) -> Result<()> {
     let first = leader(managers, &ALL).await?;
     let [one, other] = others(&first);
     let before = managers.terms();
     managers.lab.reset_link(&first, one).await?;
-    until("doubts about the leader", PATIENCE, || async {
-        let log = managers.lab.host(one)?.log();
-        ensure!(log.contains("this manager has lost the leader, but no quorum has"), "there are none");
-        Ok(())
-    })
-    .await?;
     // Ten ticks, several election timeouts.
     knows_no_leader(managers, one, 2).await?;
     write(managers, &[&first, other], "beside-the-firewall").await?;
