@@ -326,3 +326,65 @@ proptest! {
         same_as_a_list(&on_sled(), &steps);
     }
 }
+
+/// Bytes of the files in a directory and those below it.
+fn size_on_disk(dir: &std::path::Path) -> u64 {
+    let entries = std::fs::read_dir(dir).unwrap().flatten();
+    let sizes = entries.map(|entry| match entry.metadata() {
+        Ok(metadata) if metadata.is_dir() => size_on_disk(&entry.path()),
+        Ok(metadata) => metadata.len(),
+        Err(_) => 0, // removed meanwhile
+    });
+    sizes.sum()
+}
+
+/// Writes turns of entries, compacts as a manager does with these settings, and returns the largest size on disk in
+/// each tenth of the run. `shape` says of each turn how many entries it has, and of how many bytes.
+fn sizes(turns: u64, shape: impl Fn(u64) -> (u64, usize), interval: u64, slow: u64) -> Vec<u64> {
+    let place = on_sled();
+    let mut log = place.open();
+    log.recover(&mut |_| ()).unwrap();
+    let mut largest = Vec::new();
+    let (mut last, mut snapshot) = (0, 0);
+    for turn in 0..turns {
+        let (per_turn, size) = shape(turn);
+        let turn_entries: Vec<Entry> = (last + 1..=last + per_turn).map(|i| entry(i, 1, size)).collect();
+        last += per_turn;
+        append(&mut *log, &turn_entries);
+        if last - snapshot >= interval {
+            snapshot = last;
+            let at = |index| Some(Position { index, term: 1 });
+            write(&mut *log, Write { snapshot: at(last), compact: at(last - slow), ..Write::default() });
+        }
+        if turn % 64 == 0 {
+            let tenth = (turn * 10 / turns) as usize;
+            largest.resize(largest.len().max(tenth + 1), 0);
+            largest[tenth] = largest[tenth].max(size_on_disk(&place.0));
+        }
+    }
+    largest
+}
+
+#[test]
+#[ignore = "long suite"]
+fn long_a_compacted_log_does_not_grow() {
+    // Like the load of a busy day: one writer and many, small entries and larger ones, in waves and mixed.
+    let waves = |turn: u64| if turn / 4_000 % 2 == 0 { (40, 1_100) } else { (8, 150) };
+    let mixed = |turn: u64| {
+        let drawn = turn.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40;
+        (drawn % 64 + 1, (drawn >> 6) as usize % 1_200 + 1)
+    };
+    let shapes: [(&str, &dyn Fn(u64) -> (u64, usize)); 5] = [
+        ("one entry of 600 bytes", &|_| (1, 600)),
+        ("16 entries of 600 bytes", &|_| (16, 600)),
+        ("64 entries of 300 bytes", &|_| (64, 300)),
+        ("40 entries of 1,100 bytes, then 8 of 150", &waves),
+        ("1 to 64 entries of up to 1,200 bytes", &mixed),
+    ];
+    for (name, shape) in shapes {
+        let largest = sizes(40_000, shape, 10_000, 500);
+        println!("{name} in each turn: {largest:?}");
+        let (early, late) = (largest[2..5].iter().max().unwrap(), largest[5..].iter().max().unwrap());
+        assert!(*late < early + early / 2, "it went on growing: {largest:?}");
+    }
+}
