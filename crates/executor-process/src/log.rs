@@ -30,7 +30,7 @@ fn rotated(path: &Path, age: u32) -> PathBuf {
     name.into()
 }
 
-struct Record<'a> {
+pub(crate) struct Record<'a> {
     time: SystemTime,
     stream: LogStream,
     /// The line ends here.
@@ -52,11 +52,12 @@ impl Record<'_> {
 }
 
 /// A record from its line, without the line feed.
-fn parse(line: &[u8]) -> Option<Record<'_>> {
+pub(crate) fn parse(line: &[u8]) -> Option<Record<'_>> {
     let mut parts = line.splitn(3, |byte| *byte == b' ');
     let (time, kind, text) = (parts.next()?, parts.next()?, parts.next()?);
     let (seconds, nanos) = std::str::from_utf8(time).ok()?.split_once('.')?;
-    let time = UNIX_EPOCH.checked_add(Duration::new(seconds.parse().ok()?, nanos.parse().ok()?))?;
+    let nanos = nanos.parse().ok().filter(|nanos| *nanos < 1_000_000_000)?;
+    let time = UNIX_EPOCH.checked_add(Duration::new(seconds.parse().ok()?, nanos))?;
     let stream = match kind.first()? {
         b'o' => LogStream::Stdout,
         b'e' => LogStream::Stderr,
@@ -102,6 +103,13 @@ mod tests {
         assert!(reader.batch().unwrap().is_empty());
         writer.finish();
         assert_eq!(read_all(&mut reader), ["tail"]);
+    }
+
+    #[test]
+    fn a_time_that_makes_no_sense_is_no_record() {
+        assert!(parse(b"18446744073709551615.4000000000 o. x").is_none());
+        assert!(parse(b"1.1000000000 o. x").is_none());
+        assert!(parse(b"1.999999999 o. x").is_some());
     }
 
     #[test]

@@ -7,6 +7,7 @@
 use std::collections::BTreeSet;
 
 use swarm_api::raftpb::{EntryType, Message, MessageType};
+use swarm_store::Tables;
 
 use crate::Membership;
 
@@ -125,10 +126,12 @@ fn admit_snapshot(message: &Message) -> Verdict {
         return Verdict::Ignore("the snapshot has learners or a joint configuration");
     }
     let data = snapshot.data.as_deref().unwrap_or_default();
-    if crate::snapshot::decode(data).is_err() {
-        return Verdict::Ignore("the snapshot's content can't be read");
+    // Once the library has it there is no way back: the log is dropped for it.
+    match crate::snapshot::decode(data).map(|content| Tables::from_snapshot(content.store)) {
+        Ok(Ok(_)) => Verdict::Take,
+        Ok(Err(_)) => Verdict::Ignore("the snapshot's objects contradict each other"),
+        Err(_) => Verdict::Ignore("the snapshot's content can't be read"),
     }
-    Verdict::Take
 }
 
 /// Compares an admitted message with the state of the raft node.
@@ -288,6 +291,15 @@ mod tests {
                 "content",
                 with(snapshot(), |m| {
                     m.snapshot.as_mut().unwrap().data = Some(Bytes::from_static(&[0xff]));
+                }),
+            ),
+            (
+                "an object twice",
+                with(snapshot(), |m| {
+                    let mut content = swarm_api::v1::Snapshot::default();
+                    let node = swarm_api::v1::Node { id: "n".into(), ..Default::default() };
+                    content.store.nodes = vec![node.clone().into(), node.into()];
+                    m.snapshot.as_mut().unwrap().data = Some(content.encode_to_vec().into());
                 }),
             ),
         ];

@@ -168,6 +168,7 @@ pub fn read_from(from: &mut impl BufRead) -> Result<(ClusterSnapshot, StoreSnaps
                 }
                 reader.left = end;
             }
+            (VERSION | MEMBERSHIP | STORE, _) => return Err(broken("a field is of another kind")),
             _ => reader.skip(wire_type)?,
         }
     }
@@ -201,15 +202,17 @@ impl<R: BufRead> Reader<'_, R> {
 
     /// The rest of a varint whose first byte was read.
     fn varint_after(&mut self, first: u8) -> Result<u64, Error> {
-        let (mut value, mut byte) = (u64::from(first & 0x7f), first);
-        for shift in (7..70).step_by(7) {
-            if byte < 0x80 {
-                return Ok(value);
-            }
+        let (mut value, mut byte, mut shift) = (u64::from(first & 0x7f), first, 0);
+        while byte >= 0x80 {
             byte = self.byte()?.ok_or_else(|| broken("it is cut short"))?;
-            value |= u64::from(byte & 0x7f).checked_shl(shift).unwrap_or_default();
+            shift += 7;
+            // Of the tenth byte one bit is left.
+            if shift > 63 || (shift == 63 && byte > 1) {
+                return Err(broken("a number has too many bytes"));
+            }
+            value |= u64::from(byte & 0x7f) << shift;
         }
-        Err(broken("a number has too many bytes"))
+        Ok(value)
     }
 
     fn varint(&mut self) -> Result<u64, Error> {
@@ -222,8 +225,10 @@ impl<R: BufRead> Reader<'_, R> {
         let Some(first) = self.byte()? else { return Ok(None) };
         let key = self.varint_after(first)?;
         let wire_type = WireType::try_from(key & 7).map_err(broken)?;
-        let tag = u32::try_from(key >> 3).map_err(broken)?;
-        Ok(Some((tag, wire_type)))
+        match u32::try_from(key >> 3).map_err(broken)? {
+            0 => Err(broken("a field has no number")),
+            tag => Ok(Some((tag, wire_type))),
+        }
     }
 
     /// A length and as many bytes.
@@ -284,6 +289,7 @@ impl<R: BufRead> Reader<'_, R> {
                 (8, WireType::LengthDelimited) => store.extensions.push(self.object()?),
                 (9, WireType::LengthDelimited) => store.configs.push(self.object()?),
                 (10, WireType::LengthDelimited) => store.volumes.push(self.object()?),
+                (1..=10, _) => return Err(broken("a field is of another kind")),
                 _ => self.skip(wire_type)?,
             }
         }

@@ -72,7 +72,7 @@ impl Turns {
             Request::Campaign => {
                 self.finish_writes()?;
                 self.set_pre_vote();
-                let _ = self.raw.campaign();
+                self.campaign();
             }
             Request::TakeOver(doubt) => self.take_over(doubt)?,
             Request::Standing(reply) => {

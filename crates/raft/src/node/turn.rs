@@ -101,7 +101,7 @@ pub(super) struct Turns {
 }
 
 impl Turns {
-    fn new(node: RaftNode, machine: Arc<dyn StateMachine>) -> Result<Turns> {
+    pub(super) fn new(node: RaftNode, machine: Arc<dyn StateMachine>) -> Result<Turns> {
         let RaftNode { config, log, snapshots, shared, membership, restore } = node;
         let mut applied = 0;
         if let Some((meta, store)) = restore {
@@ -183,12 +183,12 @@ impl Turns {
     }
 
     /// Does everything that follows from what was stepped.
-    fn settle(&mut self) -> Result<()> {
+    pub(super) fn settle(&mut self) -> Result<()> {
         self.pin_election_timeout();
         loop {
             self.finish_writes()?;
             if std::mem::take(&mut self.campaign_next) || self.may_lead_alone() {
-                let _ = self.raw.campaign();
+                self.campaign();
                 continue;
             }
             self.announce_leadership();
@@ -200,6 +200,14 @@ impl Turns {
         self.maybe_snapshot();
         self.publish_status();
         Ok(())
+    }
+
+    /// Asks for votes, if the log makes this node a member. The library would make a leader of one that knows of no
+    /// member at all, and panic.
+    pub(super) fn campaign(&mut self) {
+        if self.raw.raft.promotable() {
+            let _ = self.raw.campaign();
+        }
     }
 
     /// Ticks if it is time. Ticks that were missed, because the host slept or a turn took long, are dropped: a

@@ -71,6 +71,18 @@ mod tests {
         let known = decode(bytes.as_slice()).unwrap();
         bytes.extend([0x78, 1, 0x7a, 2, 0, 0]); // field 15: a number, then two bytes
         assert_eq!(decode(bytes.as_slice()).unwrap(), known);
+        // A negative number is ten bytes long, and there is no longer one.
+        bytes.push(0x78);
+        bytes.extend([0xff; 9]);
+        assert_eq!(decode([bytes.as_slice(), &[1]].concat().as_slice()).unwrap(), known);
+        for end in [&[2u8][..], &[0x81, 0]] {
+            let error = decode([bytes.as_slice(), end].concat().as_slice()).unwrap_err().to_string();
+            assert!(error.contains("too many bytes"), "{error}");
+        }
+        for (cut, what) in [([0x0a, 0], "another kind"), ([0x02, 0], "no number")] {
+            let error = decode(cut.as_slice()).unwrap_err().to_string();
+            assert!(error.contains(what), "{error}");
+        }
         let error = decode([0x08, 1].as_slice()).unwrap_err().to_string();
         assert!(error.contains("version 1 is unknown"), "{error}");
     }

@@ -131,7 +131,9 @@ fn a_snapshot_cut_short_or_garbled_is_an_error() {
         (&b"\x08\x01"[..], "version 1 is unknown"),
         (&b"\x1a\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01"[..], "too many bytes"),
         (&b"\x1a\x05\x0a\x7f\x00\x00\x00"[..], "longer than what it is in"),
-        (&b"\x1b"[..], "group"),
+        (&b"\x23"[..], "group"),
+        (&b"\x1b"[..], "of another kind"),
+        (&b"\x02\x00"[..], "no number"),
     ] {
         let error = snapshot::decode(garbled).unwrap_err().to_string();
         assert!(error.contains(reason), "{error}");
