@@ -15,6 +15,8 @@ mod description;
 mod error;
 mod executor;
 mod executors;
+#[doc(hidden)]
+pub mod fuzz;
 mod lifecycle;
 mod remotes;
 mod reporter;

@@ -22,6 +22,8 @@ mod cgroup;
 mod controller;
 mod dir;
 mod executor;
+#[doc(hidden)]
+pub mod fuzz;
 mod launch;
 mod log;
 mod procfs;

@@ -48,7 +48,7 @@ impl Stat {
     }
 
     /// The name in parentheses may hold anything, so fields are counted from its end.
-    fn parse(text: &str) -> Option<Stat> {
+    pub(crate) fn parse(text: &str) -> Option<Stat> {
         let (_, fields) = text.rsplit_once(") ")?;
         let fields: Vec<&str> = fields.split(' ').collect();
         Some(Stat {

@@ -56,7 +56,7 @@ impl Request {
         }
     }
 
-    fn parse(line: &str) -> Option<Request> {
+    pub(crate) fn parse(line: &str) -> Option<Request> {
         let mut words = line.split_whitespace();
         match words.next()? {
             "kill" => Some(Request::Kill),

@@ -23,6 +23,8 @@ mod dead_managers;
 mod disk_keys;
 mod error;
 pub mod forward;
+#[doc(hidden)]
+pub mod fuzz;
 mod group;
 mod join;
 pub mod keys;

@@ -9,6 +9,8 @@
 mod config;
 mod connector;
 mod error;
+#[doc(hidden)]
+pub mod fuzz;
 mod identity;
 mod join;
 mod node;

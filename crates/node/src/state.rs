@@ -26,6 +26,12 @@ struct Manager {
     addr: String,
 }
 
+/// Reads `state.json`.
+pub(crate) fn parse_managers(text: &[u8]) -> serde_json::Result<Vec<Peer>> {
+    let managers: Vec<Manager> = serde_json::from_slice(text)?;
+    Ok(managers.into_iter().map(|m| Peer { node_id: m.node_id, addr: m.addr }).collect())
+}
+
 impl StateDir {
     /// Makes the directory if needed, closes it to others, and locks it.
     pub(crate) fn open(path: &Path) -> Result<StateDir, Error> {
@@ -57,9 +63,7 @@ impl StateDir {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
             Err(error) => return Err(Error::state(path)(error)),
         };
-        let managers: Vec<Manager> =
-            serde_json::from_slice(&text).map_err(|source| Error::Managers { path, source })?;
-        Ok(managers.into_iter().map(|m| Peer { node_id: m.node_id, addr: m.addr }).collect())
+        parse_managers(&text).map_err(|source| Error::Managers { path, source })
     }
 
     /// Remembers the managers.

@@ -22,6 +22,8 @@ mod csr;
 mod dek_state;
 mod der;
 mod error;
+#[doc(hidden)]
+pub mod fuzz;
 mod identity;
 mod key;
 mod key_block;

@@ -22,6 +22,8 @@ mod counters;
 mod disk;
 mod error;
 mod failover;
+#[doc(hidden)]
+pub mod fuzz;
 mod grpc;
 mod handle;
 mod inbox;

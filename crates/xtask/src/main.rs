@@ -2,6 +2,7 @@
 
 mod demo;
 mod engine;
+mod fuzz;
 mod test;
 
 use std::path::{Path, PathBuf};
@@ -23,6 +24,8 @@ enum Task {
     Demo(demo::Args),
     /// Install what the tests need and run them all.
     Test(test::Args),
+    /// Fuzz what reads bytes from a peer or a disk, guided by coverage.
+    Fuzz(fuzz::Args),
     /// Rewrite the generated code from proto/.
     Codegen,
     /// Print a line a second for ever: the task of the demo where there is no other program.
@@ -34,6 +37,7 @@ fn main() -> ExitCode {
     let result = match Args::parse().command {
         Task::Demo(args) => demo::run_args(&args),
         Task::Test(args) => test::run_args(&args),
+        Task::Fuzz(args) => fuzz::run_args(&args),
         Task::Codegen => run(cargo().args(["run", "--quiet", "--package", "swarm-codegen"])),
         Task::Idle => idle(),
     };

@@ -5,7 +5,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::{cargo, engine, run};
+use crate::{cargo, engine, fuzz, run};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -43,6 +43,8 @@ fn run_tests(args: &Args) -> Result<()> {
     if args.long {
         println!("running the long suite, one test at a time");
         run(nextest(args).args(LONG_SUITE))?;
+        println!("fuzzing");
+        fuzz::run_args(&fuzz::Args { target: None, executions: fuzz::EXECUTIONS })?;
     }
     Ok(())
 }

@@ -4,6 +4,7 @@ mod begin;
 mod changes;
 mod compaction;
 mod force;
+mod fuzz;
 mod incoming;
 mod leadership;
 mod proposals;
@@ -11,6 +12,8 @@ mod reads;
 mod ready;
 mod reseal;
 mod turn;
+
+pub(crate) use fuzz::messages;
 
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -142,22 +142,27 @@ fn invalid(reason: impl Into<String>) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, reason.into())
 }
 
+/// Reads the beginning of a snapshot's file.
+pub(crate) fn open_frames<R: Read>(
+    mut file: R,
+    sealer: Arc<dyn Sealer>,
+) -> io::Result<(Meta, FrameReader<R>)> {
+    let mut magic = [0; MAGIC.len()];
+    file.read_exact(&mut magic)?;
+    if magic != *MAGIC {
+        return Err(invalid("it is no snapshot"));
+    }
+    let mut frames = FrameReader::new(file, sealer);
+    let metadata = SnapshotMetadata::decode(frames.first_frame()?)?;
+    let at = Position { index: metadata.index, term: metadata.term };
+    Ok((Meta { at, conf_state: metadata.conf_state.unwrap_or_default() }, frames))
+}
+
 impl SnapshotReader {
     pub(super) fn open(path: &Path, sealer: Arc<dyn Sealer>) -> Result<(Meta, SnapshotReader)> {
         let file = File::open(path).map_err(Error::io("open", path))?;
-        let mut file = BufReader::with_capacity(64 * 1024, file);
-        let opened = (|| {
-            let mut magic = [0; MAGIC.len()];
-            file.read_exact(&mut magic)?;
-            if magic != *MAGIC {
-                return Err(invalid("it is no snapshot"));
-            }
-            let mut frames = FrameReader::new(file, sealer);
-            let metadata = SnapshotMetadata::decode(frames.first_frame()?)?;
-            let at = Position { index: metadata.index, term: metadata.term };
-            Ok((Meta { at, conf_state: metadata.conf_state.unwrap_or_default() }, frames))
-        })();
-        let (meta, frames) = opened.map_err(|e| Error::damaged(path, e.to_string()))?;
+        let file = BufReader::with_capacity(64 * 1024, file);
+        let (meta, frames) = open_frames(file, sealer).map_err(|e| Error::damaged(path, e.to_string()))?;
         Ok((meta, SnapshotReader { path: path.to_owned(), frames }))
     }
 

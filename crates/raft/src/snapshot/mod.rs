@@ -18,6 +18,7 @@ use swarm_api::v1::{ClusterSnapshot, Snapshot};
 use swarm_store::View;
 
 pub use content::decode;
+pub(crate) use frames::open_frames;
 pub use frames::{FrameReader, FrameWriter, SnapshotReader};
 
 use crate::points::{Point, reach};

@@ -4,10 +4,10 @@
 //! one whose failures a test decides on. `tests/storage.rs` holds both to the same rules.
 
 mod memory;
-mod record;
+pub(crate) mod record;
 mod sled_dir;
 mod sled_log;
-mod watermark;
+pub(crate) mod watermark;
 
 pub use memory::{Faults, MemoryDisk, MemoryLog};
 pub use sled_log::SledLog;

@@ -24,7 +24,7 @@ const CUT: usize = 128 * 1024;
 
 /// A hard state, and the number of the write that it came with.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub(super) struct Numbered {
+pub(crate) struct Numbered {
     pub(super) number: u64,
     pub(super) hard_state: HardState,
 }
@@ -52,17 +52,17 @@ impl Numbered {
 
 /// A run of entries as it was stored.
 #[derive(Debug, PartialEq)]
-pub(super) struct Record {
+pub(crate) struct Record {
     /// As of when it was written.
-    pub(super) state: Numbered,
-    pub(super) first: u64,
+    pub(crate) state: Numbered,
+    pub(crate) first: u64,
     /// Checksum before the first entry.
-    pub(super) chain: u32,
-    pub(super) entries: Vec<Entry>,
+    pub(crate) chain: u32,
+    pub(crate) entries: Vec<Entry>,
 }
 
 /// The checksum after an entry, given the one before it.
-pub(super) fn chain(before: u32, entry: &Entry) -> u32 {
+pub(crate) fn chain(before: u32, entry: &Entry) -> u32 {
     let mut hasher = crc32fast::Hasher::new();
     hasher.update(&before.to_be_bytes());
     hasher.update(&entry.index.to_be_bytes());
@@ -119,7 +119,7 @@ pub(super) fn encode(state: &Numbered, before: u32, run: &[Entry]) -> (Vec<u8>, 
 }
 
 /// Reads a record; the error says what is wrong with it.
-pub(super) fn decode(mut bytes: Bytes) -> Result<Record, String> {
+pub(crate) fn decode(mut bytes: Bytes) -> Result<Record, String> {
     if bytes.len() < HEADER {
         return Err("a record is cut short".to_owned());
     }

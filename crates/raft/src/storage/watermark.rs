@@ -115,6 +115,14 @@ pub(crate) fn newest(all: &[u8]) -> Result<Option<(u64, Mark)>, &'static str> {
     }
 }
 
+/// Makes the checksums right, for the fuzz target, which would never hit upon them.
+pub(crate) fn correct(all: &mut [u8]) {
+    for slot in all.chunks_mut(SLOT as usize).filter(|slot| slot.len() >= LENGTH) {
+        let check = crc32fast::hash(&slot[..44]);
+        slot[44..LENGTH].copy_from_slice(&check.to_be_bytes());
+    }
+}
+
 /// The file, as its thread writes it.
 #[derive(Debug)]
 struct Slots {
