@@ -130,7 +130,9 @@ impl Store {
     /// The closure sees everything that was committed or proposed before it. It runs again, on the committed
     /// state, if a proposal that it built on was refused; so it must do nothing but change the transaction.
     /// Its error ends the transaction with nothing changed. A transaction without changes is not proposed. The
-    /// closure's error, like its answer, is returned only once everything it had read is committed.
+    /// closure's error, like its answer, is returned only once everything it had read is committed; if nothing was
+    /// changed, only once a quorum has confirmed, after the closure ran, that this manager leads: a refusal is a read,
+    /// and as linearizable as one.
     ///
     /// Any number of updates may be under way: each is an entry of its own, and raft writes many entries in
     /// one sync. If more than 4096 (or 64 MiB) are in flight, further ones wait.
@@ -152,6 +154,28 @@ impl Store {
             let permit = self.in_flight.clone().acquire_owned().await.map_err(|_| E::from(Error::Stopped))?;
             let (result, refused, fate) = match self.stage(&mut f, permit) {
                 Step::Done(result, index) => return result.map(|r| (r, Committed { index })),
+                Step::Read { result, after, index, reign } => {
+                    let fate = match after {
+                        Some(fate) => fate.await.unwrap_or(Fate::Failed(Error::Stopped)),
+                        None => Fate::Committed(index),
+                    };
+                    match fate {
+                        Fate::Committed(index) => {
+                            self.read_barrier().await.map_err(E::from)?;
+                            if self.state.lock().reign == reign {
+                                return result.map(|r| (r, Committed { index }));
+                            }
+                        }
+                        Fate::Failed(error) => return Err(E::from(error)),
+                        Fate::Refused => {
+                            refusals += 1;
+                            if refusals > MAX_REFUSALS {
+                                return Err(E::from(Error::Dropped));
+                            }
+                        }
+                    }
+                    continue;
+                }
                 Step::Wait(result, fate) => (Some(result), false, fate),
                 Step::Again { refused, after } => (None, refused, after),
             };

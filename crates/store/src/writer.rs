@@ -37,6 +37,17 @@ type Waiter = oneshot::Sender<Fate>;
 pub(crate) enum Step<R, E> {
     /// Its answer is final, as of this index.
     Done(Result<R, E>, u64),
+    /// It changed nothing. Its answer holds if what it waits for is committed, and if this manager led when it ran.
+    Read {
+        /// The closure's own.
+        result: Result<R, E>,
+        /// The fate of what it may have read.
+        after: Option<oneshot::Receiver<Fate>>,
+        /// As of this index, if there is nothing to wait for.
+        index: u64,
+        /// See [`State::reign`].
+        reign: u64,
+    },
     /// Its answer holds if what it waits for is committed.
     Wait(Result<R, E>, oneshot::Receiver<Fate>),
     /// Nothing could be proposed; run it again after this.
@@ -97,6 +108,8 @@ pub(crate) struct State {
     closed: bool,
     leader: bool,
     proposer: Option<Arc<dyn Proposer>>,
+    /// Grows when leadership begins, ends, or a snapshot comes.
+    pub(crate) reign: u64,
     /// Grows when what is staged changes otherwise than by a transaction staged on top.
     generation: u64,
     epoch: u64,
@@ -119,6 +132,7 @@ impl State {
             closed: false,
             leader: false,
             proposer: None,
+            reign: 0,
             generation: 0,
             epoch: 1,
             number: 0,
@@ -225,11 +239,13 @@ impl State {
 
     pub(crate) fn leadership(&mut self, leader: bool) -> Wakes {
         self.leader = leader && !self.closed;
+        self.reign += 1;
         self.discard(0, &Fate::Failed(Error::LostLeadership))
     }
 
     /// Everything in flight is undone by a snapshot.
     pub(crate) fn restored(&mut self) -> Wakes {
+        self.reign += 1;
         self.discard(0, &Fate::Failed(Error::LostLeadership))
     }
 
@@ -395,10 +411,8 @@ impl Store {
                 continue; // what it was run on is gone
             }
             let Some((tables, events, data)) = changes else {
-                return match state.wait_for_newest() {
-                    Some(fate) => Step::Wait(result, fate),
-                    None => Step::Done(result, state.view().index()),
-                };
+                let (index, reign) = (state.view().index(), state.reign);
+                return Step::Read { result, after: state.wait_for_newest(), index, reign };
             };
             let Some(proposer) = base.proposer else {
                 let index = state.view().index() + 1;

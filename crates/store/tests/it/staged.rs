@@ -4,11 +4,11 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use bytes::Bytes;
 use prost::Message as _;
-use swarm_api::v1::{InternalRaftRequest, Service};
+use swarm_api::v1::{InternalRaftRequest, Service, StoreAction, StoreActionKind};
 use swarm_store::testing::LoopbackProposer;
 use swarm_store::{Error, StateMachine as _, Store};
 
-use crate::support::{Started, count, counter, create_service};
+use crate::support::{Started, count, counter, create_service, service};
 
 #[tokio::test]
 async fn an_update_is_visible_when_it_returns() {
@@ -92,6 +92,39 @@ async fn names_are_checked_against_what_is_in_flight() {
     raft.release();
     assert!(first.done().await.is_ok());
     assert_eq!(second.done().await.unwrap_err(), Error::NameConflict);
+}
+
+/// What a leader does that froze, was replaced, and wakes.
+#[tokio::test]
+async fn a_refusal_waits_until_it_is_certain_that_this_manager_leads() {
+    let (store, raft) = LoopbackProposer::store();
+    store.update(|tx| create_service(tx, "s1", "web")).await.unwrap();
+    raft.hold();
+    let refused = Started::new(store.update(|tx| create_service(tx, "s2", "web")));
+    let unchanged = Started::new(store.update(|tx| Ok::<_, Error>(tx.get::<Service>("s1").is_some())));
+    raft.lose_leadership(0);
+    raft.release();
+    assert_eq!(refused.done().await.unwrap_err(), Error::LostLeadership);
+    assert_eq!(unchanged.done().await.unwrap_err(), Error::LostLeadership);
+    // It leads, and the answer is the same as before.
+    raft.lead();
+    assert_eq!(store.update(|tx| create_service(tx, "s2", "web")).await.unwrap_err(), Error::NameConflict);
+}
+
+#[tokio::test]
+async fn a_refusal_by_what_was_true_in_an_earlier_term_is_none() {
+    let (store, raft) = LoopbackProposer::store();
+    store.update(|tx| create_service(tx, "s1", "web")).await.unwrap();
+    raft.hold();
+    let late = Started::new(store.update(|tx| create_service(tx, "s2", "web")));
+    raft.lose_leadership(0);
+    let gone = swarm_api::Object::from(swarm_api::Shared::new(service("s1", "web")));
+    let action =
+        StoreAction { action: StoreActionKind::StoreActionRemove as i32, target: Some(gone.to_target()) };
+    raft.foreign(InternalRaftRequest { id: 1, action: vec![action] }.encode_to_vec().into());
+    raft.lead();
+    raft.release();
+    assert!(late.done().await.is_ok(), "the name was free when it asked");
 }
 
 #[tokio::test]
