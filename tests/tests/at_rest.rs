@@ -3,15 +3,18 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context as _, Result, ensure};
 use swarm_api::v1::health_check_response::ServingStatus;
 use swarm_api::v1::health_client::HealthClient;
-use swarm_api::v1::{CreateSecretRequest, HealthCheckRequest, SecretSpec};
+use swarm_api::v1::{CreateSecretRequest, CreateServiceRequest, HealthCheckRequest, SecretSpec};
 use swarm_pki::{Credentials, Dek, Kek, KeyStore, PrivateKey, UnlockKey};
 use swarm_raft::{RaftNode, Role};
 use swarm_store::{Store, View};
 use swarm_testkit::daemon::{Cluster, Engine, program};
+use swarm_testkit::quorum;
 use swarm_testkit::wait::until;
 use swarm_tests::{SOON, create, process_service, with_logs};
 use tonic::Code;
@@ -33,14 +36,26 @@ fn files(dir: &Path) -> Result<BTreeMap<PathBuf, Vec<u8>>> {
     Ok(found)
 }
 
-fn key_file(cluster: &Cluster) -> Result<String> {
-    Ok(std::fs::read_to_string(cluster.manager.state_dir().join("certificates/swarm-node.key"))?)
+fn certificates(cluster: &Cluster, at: &str) -> Result<PathBuf> {
+    Ok(cluster.daemon_named(at)?.state_dir().join("certificates"))
+}
+
+fn key_file(cluster: &Cluster, at: &str) -> Result<String> {
+    Ok(std::fs::read_to_string(certificates(cluster, at)?.join("swarm-node.key"))?)
+}
+
+fn certificate(cluster: &Cluster, at: &str) -> Result<Vec<u8>> {
+    Ok(std::fs::read(certificates(cluster, at)?.join("swarm-node.crt"))?)
 }
 
 /// Waits until the key file is (not) encrypted, and no change of the keys is under way.
 async fn settled(cluster: &Cluster, locked: bool) -> Result<()> {
+    settled_at(cluster, "manager", locked).await
+}
+
+async fn settled_at(cluster: &Cluster, at: &str, locked: bool) -> Result<()> {
     until("the key file to be as the cluster says", SOON, || async {
-        let text = key_file(cluster)?;
+        let text = key_file(cluster, at)?;
         ensure!(
             text.contains("ENCRYPTED PRIVATE KEY") == locked,
             "{}",
@@ -57,8 +72,21 @@ fn unlock_key(cluster: &Cluster) -> Result<String> {
 }
 
 async fn lock(cluster: &Cluster) -> Result<String> {
+    lock_all(cluster, &["manager"]).await
+}
+
+/// Locks these managers, which are all, and waits until each has changed the keys that lay in the clear before.
+async fn lock_all(cluster: &Cluster, managers: &[&str]) -> Result<String> {
+    let before: Vec<_> = managers.iter().map(|at| certificate(cluster, at)).collect::<Result<_>>()?;
     cluster.ctl_ok(&["cluster", "update", "--autolock"])?;
-    settled(cluster, true).await?;
+    for (at, before) in managers.iter().zip(&before) {
+        settled_at(cluster, at, true).await?;
+        until(&format!("{at} to have another key of its own"), SOON, || async {
+            ensure!(certificate(cluster, at)? != *before, "it has the one that lay in the clear");
+            Ok(())
+        })
+        .await?;
+    }
     unlock_key(cluster)
 }
 
@@ -70,10 +98,14 @@ fn write_key(cluster: &Cluster, name: &str, key: &str) -> Result<String> {
 
 /// `swarmctl cluster unlock`: its exit code and what it says.
 fn unlock(cluster: &Cluster, key: &str) -> Result<(Option<i32>, String)> {
+    unlock_at(cluster, "manager", key)
+}
+
+fn unlock_at(cluster: &Cluster, at: &str, key: &str) -> Result<(Option<i32>, String)> {
     let out = Command::new(program("swarmctl")?)
         .env("SWARM_UNLOCK_KEY", key)
         .arg("--socket")
-        .arg(cluster.socket())
+        .arg(cluster.socket_of(at))
         .args(["cluster", "unlock"])
         .output()?;
     let text = [out.stdout, out.stderr].concat();
@@ -300,18 +332,20 @@ async fn nothing_is_readable(cluster: &mut Cluster) -> Result<()> {
     let mut spec = SecretSpec { data: PAYLOAD.as_bytes().to_vec(), ..Default::default() };
     spec.annotations.name = "password".into();
     cluster.control.create_secret(CreateSecretRequest { spec: Some(spec) }).await?;
+    let (exposed, _) = own_keys(cluster, "manager", None)?;
     for locked in [false, true] {
         let key = if locked { Some(lock(cluster).await?) } else { None };
+        let exposed = Some(&exposed).filter(|_| locked);
         // Both as after a crash and as after an orderly end.
         let state = cluster.manager.state_dir().to_owned();
         cluster.manager.kill()?;
-        check_nothing_readable(&state, key.as_deref()).await?;
+        check_nothing_readable(&state, key.as_deref(), exposed).await?;
         if let Some(key) = &key {
             cluster.manager.extra = vec!["--unlock-key-file".into(), write_key(cluster, "k", key)?];
         }
         cluster.start_manager().await?;
         cluster.manager.stop().await?;
-        check_nothing_readable(&state, key.as_deref()).await?;
+        check_nothing_readable(&state, key.as_deref(), exposed).await?;
         cluster.start_manager().await?;
     }
     // A worker has no more than its own key.
@@ -325,12 +359,36 @@ fn contains(bytes: &[u8], needle: &[u8]) -> bool {
     bytes.windows(needle.len()).any(|window| window == needle)
 }
 
-async fn check_nothing_readable(state: &Path, key: Option<&str>) -> Result<()> {
+/// Things that must not be readable, with their names.
+type Needles = Vec<(&'static str, Vec<u8>)>;
+
+fn base64(bytes: &[u8]) -> Vec<u8> {
     use base64::Engine as _;
-    let encode = |bytes: &[u8]| base64::engine::general_purpose::STANDARD.encode(bytes);
+    base64::engine::general_purpose::STANDARD.encode(bytes).trim_end_matches('=').into()
+}
+
+/// `exposed` is a key that lay in the clear once: it must not be in use any more.
+async fn check_nothing_readable(state: &Path, key: Option<&str>, exposed: Option<&PrivateKey>) -> Result<()> {
     let (node_key, dek, view) = content(state, key).await?;
+    let mut needles = secrets_of(&view)?;
+    if let Some(exposed) = exposed {
+        ensure!(*exposed != node_key, "the node goes on with the key that lay in the clear");
+        needles.extend(pem("the node's key from before", exposed.to_pkcs8_pem().expose())?);
+    }
+    let own = own_secrets(&node_key, &dek)?;
+    // Without autolock these lie in the key file, where the contract wants them, and nowhere else.
+    let (exempt, needles) = match key {
+        None => (own, needles),
+        Some(_) => (Needles::new(), [needles, own].concat()),
+    };
+    not_readable(state, &needles, &[])?;
+    not_readable(state, &exempt, &["certificates/swarm-node.key"])
+}
+
+/// What the cluster keeps secret.
+fn secrets_of(view: &View) -> Result<Needles> {
     let cluster = view.cluster().context("no cluster object in the log")?;
-    let mut secrets: Vec<(&str, Vec<u8>)> = vec![
+    let mut secrets: Needles = vec![
         ("the payload of a secret", PAYLOAD.as_bytes().to_vec()),
         ("the join token of workers", cluster.root_ca.join_tokens.worker.clone().into_bytes()),
         ("the join token of managers", cluster.root_ca.join_tokens.manager.clone().into_bytes()),
@@ -342,23 +400,29 @@ async fn check_nothing_readable(state: &Path, key: Option<&str>) -> Result<()> {
     secrets.extend(pem("the key of the CA", &cluster.root_ca.ca_key)?);
     for key in cluster.network_bootstrap_keys.iter().chain(&cluster.unlock_keys) {
         secrets.push(("a network key or the unlock key", key.key.clone()));
-        secrets.push((
-            "a network key or the unlock key in base64",
-            encode(&key.key).trim_end_matches('=').into(),
-        ));
+        secrets.push(("a network key or the unlock key in base64", base64(&key.key)));
     }
     let view_has_secret = view.secrets().iter().any(|secret| secret.spec.data == PAYLOAD.as_bytes());
     ensure!(view_has_secret, "the log does not hold what is looked for");
-    // Without autolock these two lie in the key file, where the contract wants them, and nowhere else.
-    let mut exempt: Vec<(&str, Vec<u8>)> = pem("the node's key", node_key.to_pkcs8_pem().expose())?;
-    exempt.push(("the data encryption key", dek.expose().to_vec()));
+    Ok(secrets)
+}
+
+/// What a manager keeps secret for itself.
+fn own_secrets(node_key: &PrivateKey, dek: &Dek) -> Result<Needles> {
+    let mut own = pem("the node's key", node_key.to_pkcs8_pem().expose())?;
+    own.push(("the data encryption key", dek.expose().to_vec()));
     // In a header it is the one field of a message.
-    let header = encode(&[&[0x12, 0x20], dek.expose()].concat());
-    exempt.push(("the header with the data encryption key", header.trim_end_matches('=').into()));
+    own.push(("the header with the data encryption key", base64(&[&[0x12, 0x20], dek.expose()].concat())));
+    Ok(own)
+}
+
+/// None of this is readable in any file of a state directory but those that are exempt.
+fn not_readable(state: &Path, needles: &Needles, exempt: &[&str]) -> Result<()> {
     for (path, bytes) in files(state)? {
-        let exempted = key.is_none() && path.ends_with("certificates/swarm-node.key");
-        let looked_for = secrets.iter().chain(exempt.iter().filter(|_| !exempted));
-        for (what, needle) in looked_for {
+        if exempt.iter().any(|exempt| path.ends_with(exempt)) {
+            continue;
+        }
+        for (what, needle) in needles {
             ensure!(needle.len() >= 16, "{what} is too short to be looked for");
             ensure!(!contains(&bytes, needle), "{what} is readable in {}", path.display());
         }
@@ -367,7 +431,7 @@ async fn check_nothing_readable(state: &Path, key: Option<&str>) -> Result<()> {
 }
 
 /// A key in the forms that it could lie about in: each line of its PEM, and its bytes.
-fn pem(what: &'static str, text: &[u8]) -> Result<Vec<(&'static str, Vec<u8>)>> {
+fn pem(what: &'static str, text: &[u8]) -> Result<Needles> {
     use base64::Engine as _;
     let text = std::str::from_utf8(text)?;
     let lines: Vec<&str> =
@@ -386,4 +450,160 @@ fn pem(what: &'static str, text: &[u8]) -> Result<Vec<(&'static str, Vec<u8>)>> 
 
 fn lines_joined(text: &str) -> String {
     text.lines().filter(|line| !line.starts_with("-----")).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn three_managers_are_locked_and_a_fourth_joins_them() -> Result<()> {
+    let mut cluster = Cluster::start(Engine::None, 0).await?;
+    let result = several_locked_managers(&mut cluster).await;
+    with_logs(&cluster, result)
+}
+
+const THREE: [&str; 3] = ["manager", "manager-2", "manager-3"];
+
+/// Starts a manager that was stopped, which waits for its key, and connects to it anew.
+async fn starts_locked_at(cluster: &mut Cluster, at: &str) -> Result<()> {
+    let daemon = cluster.daemon_mut(at)?;
+    daemon.spawn()?;
+    daemon.says("this manager is locked").await?;
+    cluster.reconnect();
+    Ok(())
+}
+
+/// Writes something that is not there yet, and waits until all these managers hold the same.
+async fn write_and_compare(cluster: &mut Cluster, managers: &[&str], name: &str) -> Result<()> {
+    let write = until("a write to succeed", SOON, || {
+        let mut control = cluster.control.clone();
+        let request = CreateServiceRequest { spec: Some(process_service(name, 0)) };
+        async move {
+            match control.create_service(request).await {
+                // An earlier attempt, whose outcome was not known.
+                Err(status) if status.code() == Code::AlreadyExists => Ok(()),
+                result => Ok(result.map(drop)?),
+            }
+        }
+    });
+    write.await?;
+    let contents = quorum::same(&*cluster, managers).await?;
+    ensure!(
+        contents.services.iter().any(|service| service.spec.annotations.name == name),
+        "{name} is not there"
+    );
+    Ok(())
+}
+
+/// A manager's own keys, from its files.
+fn own_keys(cluster: &Cluster, at: &str, key: Option<&str>) -> Result<(PrivateKey, Dek)> {
+    let copy = tempfile::tempdir()?;
+    for (path, bytes) in files(&certificates(cluster, at)?)? {
+        std::fs::write(copy.path().join(path.file_name().context("a file")?), bytes)?;
+    }
+    let keys = KeyStore::open(copy.path())?;
+    let kek = key.map(str::parse::<UnlockKey>).transpose()?;
+    let pair = keys.load(kek.as_ref().map(UnlockKey::kek))?;
+    Ok((pair.key, keys.deks().current.context("no data encryption key")?))
+}
+
+/// Waits until a manager's key file can be opened with this key.
+async fn opens_with(cluster: &Cluster, at: &str, key: &str) -> Result<()> {
+    until(&format!("the key file of {at} to be encrypted anew"), SOON, || async {
+        own_keys(cluster, at, Some(key)).map(drop)
+    })
+    .await
+}
+
+async fn several_locked_managers(cluster: &mut Cluster) -> Result<()> {
+    let mut spec = SecretSpec { data: PAYLOAD.as_bytes().to_vec(), ..Default::default() };
+    spec.annotations.name = "password".into();
+    cluster.control.create_secret(CreateSecretRequest { spec: Some(spec) }).await?;
+    cluster.manager.stop().await?;
+    // While it is alone, its log can be read without the others.
+    let (_, _, view) = content(cluster.manager.state_dir(), None).await?;
+    let mut secrets = secrets_of(&view)?;
+    cluster.start_manager().await?;
+    for _ in 0..2 {
+        cluster.add_manager().await?;
+    }
+    for at in THREE {
+        let (node_key, dek) = own_keys(cluster, at, None)?;
+        secrets.extend(own_secrets(&node_key, &dek)?);
+    }
+    let key = lock_all(cluster, &THREE).await?;
+    secrets.push(("the unlock key", key.parse::<UnlockKey>()?.kek().expose().to_vec()));
+    secrets.push(("the unlock key as text", key.clone().into_bytes()));
+    cluster.unlock_key = Some(key.clone());
+    write_and_compare(cluster, &THREE, "locked").await?;
+
+    // All of them go down at once, and each has to be unlocked for itself: two by hand, one by its flags.
+    for at in THREE {
+        cluster.daemon_mut(at)?.kill()?;
+    }
+    for at in ["manager", "manager-2"] {
+        starts_locked_at(cluster, at).await?;
+        let (code, text) = unlock_at(cluster, at, &another_key())?;
+        ensure!(code == Some(1) && text.contains("invalid key provided"), "{code:?} {text}");
+    }
+    for at in ["manager", "manager-2"] {
+        let (code, text) = unlock_at(cluster, at, &key)?;
+        ensure!(code == Some(0), "{text}");
+    }
+    let file = write_key(cluster, "unlock.key", &key)?;
+    cluster.daemon_mut("manager-3")?.extra = vec!["--unlock-key-file".into(), file];
+    cluster.daemon_mut("manager-3")?.spawn()?;
+    for at in THREE {
+        cluster.daemon_mut(at)?.ready().await?;
+    }
+    cluster.reconnect();
+    write_and_compare(cluster, &THREE, "unlocked").await?;
+
+    // A new one locks itself from the start.
+    let state = cluster.manager.state_dir().with_file_name("manager-4");
+    let joined = Arc::new(AtomicBool::new(false));
+    let watching = std::thread::spawn({
+        let (joined, file) = (joined.clone(), state.join("certificates/swarm-node.key"));
+        move || {
+            let mut looks = 0;
+            while !joined.load(Ordering::Relaxed) {
+                // Replaced by renames, so it is there as a whole or not at all.
+                if let Ok(text) = std::fs::read_to_string(&file) {
+                    ensure!(text.contains("ENCRYPTED PRIVATE KEY"), "the new manager's key lay in the clear");
+                    looks += 1;
+                }
+                std::thread::yield_now();
+            }
+            ensure!(looks > 0, "nobody looked");
+            Ok(())
+        }
+    });
+    let added = cluster.add_manager().await;
+    joined.store(true, Ordering::Relaxed);
+    watching.join().map_err(|_| anyhow::anyhow!("the watch panicked"))??;
+    added?;
+    let all = ["manager", "manager-2", "manager-3", "manager-4"];
+    write_and_compare(cluster, &all, "four").await?;
+
+    // The key changes while that one is down: it needs the key from before, and then follows.
+    cluster.daemon_mut("manager-4")?.kill()?;
+    let new = cluster.ctl_ok(&["cluster", "unlock-key", "--rotate", "--quiet"])?.trim().to_owned();
+    ensure!(new != key);
+    for at in THREE {
+        opens_with(cluster, at, &new).await?;
+    }
+    cluster.unlock_key = Some(new.clone());
+    starts_locked_at(cluster, "manager-4").await?;
+    let (code, text) = unlock_at(cluster, "manager-4", &new)?;
+    ensure!(code == Some(1) && text.contains("needs the key from before"), "{text}");
+    ensure!(unlock_at(cluster, "manager-4", &key)?.0 == Some(0));
+    cluster.daemon_mut("manager-4")?.ready().await?;
+    opens_with(cluster, "manager-4", &new).await?;
+    write_and_compare(cluster, &all, "changed").await?;
+    secrets.push(("the new unlock key", new.parse::<UnlockKey>()?.kek().expose().to_vec()));
+
+    for at in all {
+        cluster.daemon_mut(at)?.kill()?;
+        let (node_key, dek) = own_keys(cluster, at, Some(&new))?;
+        let needles = [secrets.clone(), own_secrets(&node_key, &dek)?].concat();
+        not_readable(cluster.daemon_named(at)?.state_dir(), &needles, &[])?;
+    }
+    Ok(())
 }

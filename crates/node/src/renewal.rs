@@ -1,4 +1,5 @@
-//! A new certificate for the node that it is: when its role has changed, or the managers want it.
+//! A new certificate for the node that it is: when its role has changed, the managers want it, or the node's key lay in
+//! the clear until its file was locked.
 //!
 //! The node asks with the certificate that it has. What the new one says is the cluster's decision: it is the observed
 //! role of the node object, which is raised and lowered by the role manager of the leader. The new pair is on disk
@@ -33,15 +34,22 @@ pub(crate) struct Renewer {
 }
 
 impl Renewer {
-    /// Renews the certificate whenever the node object, as managers announce it, asks for another one than there is.
+    /// Renews the certificate whenever the node object, as managers announce it, asks for another one than there is, or
+    /// the key store for another key.
     pub(crate) async fn run(self, mut observed: watch::Receiver<Observed>) {
+        let mut exposed = self.keys.exposed();
         let mut attempts = 0;
         loop {
             let node = observed.borrow_and_update().node.clone().filter(|node| self.is_wanted(node));
-            if let Some(node) = &node {
+            let role = match (&node, *exposed.borrow_and_update()) {
+                (Some(node), _) => Some(node.role()),
+                (None, true) => Some(self.security.current().credentials().role()),
+                (None, false) => None,
+            };
+            if let Some(role) = role {
                 // The local manager first: it knows the leader. If it does not, one of the others may; and one that is
-                // about to stop is no help.
-                let locally = attempts == 0 && node.role() == NodeRole::Manager;
+                // about to stop is no help. There may be no others, though.
+                let locally = attempts % 2 == 0 && role == NodeRole::Manager;
                 match self.renew(locally).await {
                     Ok(role) => info!(role = role.as_str_name(), "the node has a new certificate"),
                     Err(reason) => warn!(reason, "error renewing TLS certificate"),
@@ -54,7 +62,8 @@ impl Renewer {
             let pause = PAUSE.0.saturating_mul(1 << attempts.min(10)).min(PAUSE.1);
             tokio::select! {
                 changed = observed.changed() => if changed.is_err() { return },
-                () = sleep(pause), if node.is_some() => {}
+                _ = exposed.changed() => {}
+                () = sleep(pause), if role.is_some() => {}
             }
         }
     }

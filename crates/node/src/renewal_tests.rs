@@ -95,17 +95,44 @@ async fn a_role_that_the_cluster_would_not_certify_is_not_asked_for() {
     fixture.manager.stop().await;
 }
 
+/// Managers are to lock themselves with this key.
+const UNLOCK_KEY: [u8; 32] = [7; 32];
+
+fn lock(tx: &mut swarm_store::Tx) -> swarm_store::Result<()> {
+    let mut cluster = swarm_api::v1::Cluster::clone(tx.cluster().unwrap());
+    cluster.spec.encryption_config.auto_lock_managers = true;
+    let subsystem = "swarm-manager".to_owned();
+    let key = swarm_api::v1::EncryptionKey { subsystem, key: UNLOCK_KEY.to_vec(), ..Default::default() };
+    cluster.unlock_keys = vec![key];
+    tx.update::<swarm_api::v1::Cluster>(cluster).map(drop)
+}
+
+#[tokio::test]
+async fn a_key_that_lay_in_the_clear_is_replaced_once_the_file_is_locked() {
+    let fixture = Fixture::new().await;
+    fixture.change(roles(M, M)).await;
+    assert_eq!(fixture.renewer().renew(true).await, Ok(M));
+    let exposed = fixture.security.current().credentials().key().clone();
+    let (_out, observed) = watch::channel(Observed::default());
+    let running = tokio::spawn(fixture.renewer().run(observed));
+    // What a manager does when it sees the change of the cluster object.
+    fixture.manager.store.update(lock).await.unwrap();
+    let version = fixture.manager.store.view().cluster().unwrap().meta.version.index;
+    let kek = swarm_pki::Kek::from_bytes(&UNLOCK_KEY).unwrap();
+    fixture.keys.update_kek(Some(kek.clone()), version).unwrap();
+    let mut active = fixture.security.subscribe();
+    active.wait_for(|active| *active.credentials().key() != exposed).await.unwrap();
+    assert!(!*fixture.keys.exposed().borrow(), "it would be replaced again");
+    let stored = KeyStore::open(fixture.keys.directory()).unwrap();
+    assert!(matches!(stored.load(None), Err(swarm_pki::Error::Locked)));
+    assert_eq!(&stored.load(Some(&kek)).unwrap().key, fixture.security.current().credentials().key());
+    running.abort();
+    fixture.manager.stop().await;
+}
+
 #[tokio::test]
 async fn a_promoted_node_of_a_locked_cluster_locks_its_key() {
     let fixture = Fixture::new().await;
-    let lock = |tx: &mut swarm_store::Tx| {
-        let mut cluster = swarm_api::v1::Cluster::clone(tx.cluster().unwrap());
-        cluster.spec.encryption_config.auto_lock_managers = true;
-        let subsystem = "swarm-manager".to_owned();
-        let key = swarm_api::v1::EncryptionKey { subsystem, key: vec![7; 32], ..Default::default() };
-        cluster.unlock_keys = vec![key];
-        tx.update::<swarm_api::v1::Cluster>(cluster).map(drop)
-    };
     fixture.manager.store.update(lock).await.unwrap();
     fixture.change(roles(M, M)).await;
     assert_eq!(fixture.renewer().renew(true).await, Ok(M));

@@ -7,6 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use parking_lot::Mutex;
+use tokio::sync::watch;
 
 use crate::dek_state::{CURRENT, NEEDS_ROTATION, PENDING};
 use crate::key_block::KeyBlock;
@@ -25,6 +26,7 @@ const KEY_MODE: u32 = 0o600;
 pub struct KeyStore {
     directory: PathBuf,
     state: Mutex<State>,
+    exposed: watch::Sender<bool>,
 }
 
 /// What the key file says besides the key. Changes only after the file did.
@@ -51,7 +53,7 @@ pub struct StoredPair {
 pub enum KekChange {
     /// Encrypt as before.
     Keep,
-    /// Encrypt with this one from now on, or with none.
+    /// Encrypt with this one from now on, or with none, unless a newer version is known already.
     Set(Option<Kek>, u64),
 }
 
@@ -75,7 +77,7 @@ impl KeyStore {
     pub fn open(directory: impl Into<PathBuf>) -> Result<Self> {
         let directory = directory.into();
         atomic::sweep(&directory).map_err(Error::io(&directory))?;
-        Ok(Self { directory, state: Mutex::default() })
+        Ok(Self { directory, state: Mutex::default(), exposed: watch::Sender::new(false) })
     }
 
     /// The directory.
@@ -149,6 +151,9 @@ impl KeyStore {
             foreign: block.own_headers().filter(|(name, _)| !is_ours(name)).cloned().collect(),
         };
         let certificate = self.certificate_of(&key)?;
+        // The change of keys that the locking began was not completed.
+        let changing = read.deks.needs_rotation || read.deks.pending.is_some();
+        self.exposed.send_replace(read.kek.is_some() && changing);
         *state = read;
         Ok(StoredPair { certificate, key })
     }
@@ -160,8 +165,12 @@ impl KeyStore {
     pub fn save(&self, certificate: &[u8], key: &PrivateKey, kek: KekChange) -> Result<()> {
         let mut state = self.state.lock();
         let mut next = state.clone();
-        if let KekChange::Set(kek, version) = kek {
-            next.adopt(kek, version);
+        match kek {
+            // The cluster may have announced a newer one since this was asked for.
+            KekChange::Set(kek, version) if version >= next.kek_version => {
+                next.adopt(kek, version);
+            }
+            KekChange::Set(..) | KekChange::Keep => {}
         }
         self.prepare_directory()?;
         let half_written = self.half_written_certificate_path();
@@ -169,6 +178,7 @@ impl KeyStore {
         let block = KeyBlock::new(key, next.kek.as_ref())?;
         self.write_block(block, &next)?;
         *state = next;
+        self.exposed.send_replace(false);
         atomic::rename(&half_written, &self.certificate_path()).map_err(Error::io(&half_written))
     }
 
@@ -190,7 +200,15 @@ impl KeyStore {
         let locked = next.adopt(kek, version);
         self.write_block(KeyBlock::new(&key, next.kek.as_ref())?, &next)?;
         *state = next;
+        if locked {
+            self.exposed.send_replace(true);
+        }
         Ok(if locked { KekUpdate::Locked } else { KekUpdate::Changed })
+    }
+
+    /// Whether the key is one that lay in the clear before the file was encrypted: the node should have another one.
+    pub fn exposed(&self) -> watch::Receiver<bool> {
+        self.exposed.subscribe()
     }
 
     /// Whether the key file is encrypted, and the version of the key it is encrypted with, as last read or written.

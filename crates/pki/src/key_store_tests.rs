@@ -289,3 +289,43 @@ impl Fixture {
         key_text(&store)
     }
 }
+
+#[test]
+fn a_key_that_lay_in_the_clear_counts_as_exposed_until_there_is_another_one() {
+    let fixture = Fixture::new();
+    let (store, _, _) = fixture.saved(None);
+    let exposed = |store: &KeyStore| *store.exposed().borrow();
+    store.ensure_dek().unwrap();
+    let kek = Kek::generate();
+    store.update_kek(Some(kek.clone()), 2).unwrap();
+    assert!(exposed(&store));
+    // Also after a crash, as long as the change of the other key shows that there was one.
+    let again = fixture.store();
+    again.load(Some(&kek)).unwrap();
+    assert!(exposed(&again));
+    let (certificate, key) = fixture.pair();
+    again.save(&certificate, &key, KekChange::Keep).unwrap();
+    assert!(!exposed(&again));
+    again.begin_dek_change().unwrap();
+    again.finish_dek_change().unwrap();
+    let settled = fixture.store();
+    settled.load(Some(&kek)).unwrap();
+    assert!(!exposed(&settled));
+    // Another unlock key exposes nothing.
+    settled.update_kek(Some(Kek::generate()), 3).unwrap();
+    assert!(!exposed(&settled));
+}
+
+#[test]
+fn a_new_pair_does_not_bring_an_old_unlock_key_back() {
+    let fixture = Fixture::new();
+    let (old, new) = (Kek::generate(), Kek::generate());
+    let (store, _, _) = fixture.saved(Some(&old));
+    store.update_kek(Some(new.clone()), 3).unwrap();
+    // It was asked for before the change.
+    let (certificate, key) = fixture.pair();
+    store.save(&certificate, &key, KekChange::Set(Some(old.clone()), 2)).unwrap();
+    assert!(matches!(fixture.store().load(Some(&old)), Err(Error::Locked)));
+    assert_eq!(fixture.store().load(Some(&new)).unwrap().key, key);
+    assert_eq!(store.kek_version(), (true, 3));
+}

@@ -233,6 +233,9 @@ pub struct Cluster {
     pub workers: Vec<Daemon>,
     /// Typed access to the control API over the manager's socket.
     pub control: ControlClient<Channel>,
+    /// What the managers' key files are encrypted with, to be set by a test that locks them: their certificates are
+    /// borrowed to ask them.
+    pub unlock_key: Option<String>,
 }
 
 impl Cluster {
@@ -256,8 +259,16 @@ impl Cluster {
         let flags: Vec<String> = flags.iter().map(|f| (*f).to_owned()).collect();
         manager.args.extend(flags.iter().cloned());
         let control = ControlClient::new(channel(socket));
-        let mut cluster =
-            Cluster { engine, dir, manager, managers: Vec::new(), workers: Vec::new(), control, flags };
+        let mut cluster = Cluster {
+            engine,
+            dir,
+            manager,
+            managers: Vec::new(),
+            workers: Vec::new(),
+            control,
+            flags,
+            unlock_key: None,
+        };
         cluster.manager.start().await?;
         for _ in 0..workers {
             cluster.add_worker().await?;

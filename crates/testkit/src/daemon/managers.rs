@@ -1,15 +1,17 @@
 //! Clusters with several managers, and what each of them has in its own store.
 
+use std::collections::BTreeMap;
 use std::net::TcpListener;
 
 use anyhow::{Context as _, Result, ensure};
 use swarm_api::v1::control_client::ControlClient;
 use swarm_api::v1::{ListNodesRequest, Node, Service, Task};
 use swarm_api::{Shared, v1};
-use swarm_pki::{Clock, Credentials, Dialer, KeyStore, RootCa, ServerRole};
+use swarm_pki::{Clock, Credentials, Dialer, KeyStore, RootCa, ServerRole, UnlockKey};
 use tonic::transport::Channel;
 
 use super::{Cluster, Daemon, READY, loopback};
+use crate::quorum::Members;
 use crate::wait::until;
 
 /// An address that nobody else takes, with a port that the system gives to no connection: a daemon that was stopped can
@@ -65,14 +67,59 @@ impl Contents {
     }
 }
 
+impl Members for Cluster {
+    fn names(&self) -> Vec<String> {
+        std::iter::once(&self.manager).chain(&self.managers).map(|daemon| daemon.name.clone()).collect()
+    }
+
+    fn own_store(&self, name: &str) -> Result<ControlClient<Channel>> {
+        self.tls(name)
+    }
+
+    fn node_id(&self, name: &str) -> Result<String> {
+        Cluster::node_id(self, name)
+    }
+}
+
 impl Cluster {
-    /// Adds a manager through the first one, and waits until it is a member of the raft group.
-    pub async fn add_manager(&mut self) -> Result<()> {
+    /// Fails if two managers, those that are gone included, say that they led in the same term.
+    ///
+    /// # Errors
+    /// Names them.
+    pub fn one_leader_a_term(&self) -> Result<()> {
+        let mut leaders = BTreeMap::new();
+        let all = std::iter::once(&self.manager).chain(&self.managers).chain(&self.workers);
+        for (term, name) in all.flat_map(|d| d.led_terms().into_iter().map(|term| (term, d.name.as_str()))) {
+            let other = *leaders.entry(term).or_insert(name);
+            ensure!(other == name, "{other} and {name} both led in term {term}");
+        }
+        ensure!(!leaders.is_empty(), "nobody has ever led");
+        Ok(())
+    }
+
+    /// The daemon that led in the highest term so far.
+    ///
+    /// # Errors
+    /// If nobody has led yet.
+    pub fn last_leader(&self) -> Result<&Daemon> {
+        let all = std::iter::once(&self.manager).chain(&self.managers).chain(&self.workers);
+        let last = all.filter_map(|daemon| Some((daemon.led_terms().into_iter().max()?, daemon)));
+        Ok(last.max_by_key(|(term, _)| *term).context("nobody has led yet")?.1)
+    }
+
+    /// Starts another manager, which joins through the first one; returns its name.
+    pub async fn spawn_manager(&mut self) -> Result<String> {
         let name = format!("manager-{}", self.managers.len() + 2);
         let token = self.manager_token().await?;
         let mut manager = self.joining(&name, &token)?;
         manager.spawn()?;
         self.managers.push(manager);
+        Ok(name)
+    }
+
+    /// Adds a manager through the first one, and waits until it is a member of the raft group.
+    pub async fn add_manager(&mut self) -> Result<()> {
+        let name = self.spawn_manager().await?;
         let what = format!("{name} to be a manager");
         let joined = until(&what, READY, || async {
             let mut control = self.tls(&name)?;
@@ -119,7 +166,8 @@ impl Cluster {
         }
         let keys = KeyStore::open(copy.path())?;
         let root = keys.load_root(clock.now())?;
-        let pair = keys.load(None)?;
+        let kek = self.unlock_key.as_ref().map(|key| key.parse::<UnlockKey>()).transpose()?;
+        let pair = keys.load(kek.as_ref().map(UnlockKey::kek))?;
         let credentials = Credentials::new(&pair.certificate, pair.key, &root, clock.now(), false)?;
         Ok((root, credentials))
     }
