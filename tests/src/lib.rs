@@ -1,5 +1,7 @@
 //! What the tests of whole clusters have in common: specs, and a look at what really runs on this host.
 
+pub mod roles;
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 

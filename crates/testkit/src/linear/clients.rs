@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use parking_lot::Mutex;
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
@@ -169,7 +169,16 @@ impl Clients {
     ///
     /// # Errors
     /// If a manager has no list after two minutes.
-    pub async fn finish(mut self) -> Result<History> {
+    pub async fn finish(self) -> Result<History> {
+        self.finish_at(|_| true).await
+    }
+
+    /// The same with those managers only whose door has such a name; a control socket's is its file's, without the
+    /// extension.
+    ///
+    /// # Errors
+    /// If there are none, or one of them has no list after two minutes.
+    pub async fn finish_at(mut self, lists: impl Fn(&str) -> bool) -> Result<History> {
         self.stop.send_replace(true);
         let mut operations = Vec::new();
         while let Some(done) = self.clients.join_next().await {
@@ -180,7 +189,9 @@ impl Clients {
             rng: StdRng::seed_from_u64(self.shared.load.seed),
             shared: self.shared.clone(),
         };
-        for door in &self.shared.doors {
+        let doors: Vec<_> = self.shared.doors.iter().filter(|door| lists(door.name())).collect();
+        ensure!(!doors.is_empty(), "no manager is left to list what there is");
+        for door in doors {
             let end = Instant::now() + PATIENCE;
             loop {
                 let operation = last.send(door, Call::List).await;
