@@ -30,7 +30,9 @@ async fn what_clients_are_told_is_linearizable_while_managers_die_and_freeze() -
 }
 
 async fn killed_and_frozen(cluster: &mut Cluster) -> Result<()> {
-    let clients = Clients::start(&sockets(cluster), Load { seed: 1, ..Load::default() });
+    // Whoever asks one that is frozen loses this much time.
+    let deadline = Duration::from_secs(2);
+    let clients = Clients::start(&sockets(cluster), Load { seed: 1, deadline, ..Load::default() });
     clients.progress(100).await?;
     // The leader dies, the others go on, and it comes back.
     let first = cluster.last_leader()?.name.clone();
@@ -47,7 +49,7 @@ async fn killed_and_frozen(cluster: &mut Cluster) -> Result<()> {
         Ok(())
     })
     .await?;
-    clients.progress(30).await?;
+    clients.progress(15).await?;
     cluster.daemon_named(&second)?.resume()?;
     clients.progress(100).await?;
     let history = clients.finish().await?;
