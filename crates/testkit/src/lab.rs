@@ -1,7 +1,7 @@
 //! Hosts as containers on a private network, which can be killed, frozen, cut off, moved, filled up, and shown a wrong
 //! clock.
 //!
-//! Each host is a container of an image that is made here ([`node_image`]), with a volume for its state at `/state`, and
+//! Each host is a container of an image that is made here (`node_image`), with a volume for its state at `/state`, and
 //! a directory of the test at `/lab`: there are its control socket (`<name>.sock`), its log (`log`), and what the lab
 //! tells it. The program of this workspace, `swarmd`, is mounted and not part of the image, so that the image stays the
 //! same from build to build. [`managers`] makes a cluster of it,

@@ -338,9 +338,12 @@ fn size_on_disk(dir: &std::path::Path) -> u64 {
     sizes.sum()
 }
 
+/// How many entries a turn has, and of how many bytes.
+type Shape<'a> = &'a dyn Fn(u64) -> (u64, usize);
+
 /// Writes turns of entries, compacts as a manager does with these settings, and returns the largest size on disk in
-/// each tenth of the run. `shape` says of each turn how many entries it has, and of how many bytes.
-fn sizes(turns: u64, shape: impl Fn(u64) -> (u64, usize), interval: u64, slow: u64) -> Vec<u64> {
+/// each tenth of the run.
+fn sizes(turns: u64, shape: Shape<'_>, interval: u64, slow: u64) -> Vec<u64> {
     let place = on_sled();
     let mut log = place.open();
     log.recover(&mut |_| ()).unwrap();
@@ -356,7 +359,7 @@ fn sizes(turns: u64, shape: impl Fn(u64) -> (u64, usize), interval: u64, slow: u
             let at = |index| Some(Position { index, term: 1 });
             write(&mut *log, Write { snapshot: at(last), compact: at(last - slow), ..Write::default() });
         }
-        if turn % 64 == 0 {
+        if turn.is_multiple_of(64) {
             let tenth = (turn * 10 / turns) as usize;
             largest.resize(largest.len().max(tenth + 1), 0);
             largest[tenth] = largest[tenth].max(size_on_disk(&place.0));
@@ -369,12 +372,12 @@ fn sizes(turns: u64, shape: impl Fn(u64) -> (u64, usize), interval: u64, slow: u
 #[ignore = "long suite"]
 fn long_a_compacted_log_does_not_grow() {
     // Like the load of a busy day: one writer and many, small entries and larger ones, in waves and mixed.
-    let waves = |turn: u64| if turn / 4_000 % 2 == 0 { (40, 1_100) } else { (8, 150) };
+    let waves = |turn: u64| if turn % 8_000 < 4_000 { (40, 1_100) } else { (8, 150) };
     let mixed = |turn: u64| {
         let drawn = turn.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40;
         (drawn % 64 + 1, (drawn >> 6) as usize % 1_200 + 1)
     };
-    let shapes: [(&str, &dyn Fn(u64) -> (u64, usize)); 5] = [
+    let shapes: [(&str, Shape<'_>); 5] = [
         ("one entry of 600 bytes", &|_| (1, 600)),
         ("16 entries of 600 bytes", &|_| (16, 600)),
         ("64 entries of 300 bytes", &|_| (64, 300)),
