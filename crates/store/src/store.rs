@@ -154,7 +154,7 @@ impl Store {
             let permit = self.in_flight.clone().acquire_owned().await.map_err(|_| E::from(Error::Stopped))?;
             let (result, refused, fate) = match self.stage(&mut f, permit) {
                 Step::Done(result, index) => return result.map(|r| (r, Committed { index })),
-                Step::Read { result, after, index, reign } => {
+                Step::Read { result, after, index, generation } => {
                     let fate = match after {
                         Some(fate) => fate.await.unwrap_or(Fate::Failed(Error::Stopped)),
                         None => Fate::Committed(index),
@@ -162,7 +162,8 @@ impl Store {
                     match fate {
                         Fate::Committed(index) => {
                             self.read_barrier().await.map_err(E::from)?;
-                            if self.state.lock().reign == reign {
+                            // Else it ran on what is gone, and runs again on what is there.
+                            if self.state.lock().generation == generation {
                                 return result.map(|r| (r, Committed { index }));
                             }
                         }

@@ -45,8 +45,8 @@ pub(crate) enum Step<R, E> {
         after: Option<oneshot::Receiver<Fate>>,
         /// As of this index, if there is nothing to wait for.
         index: u64,
-        /// See [`State::reign`].
-        reign: u64,
+        /// Of what the closure was run on; see [`State::generation`].
+        generation: u64,
     },
     /// Its answer holds if what it waits for is committed.
     Wait(Result<R, E>, oneshot::Receiver<Fate>),
@@ -108,10 +108,8 @@ pub(crate) struct State {
     closed: bool,
     leader: bool,
     proposer: Option<Arc<dyn Proposer>>,
-    /// Grows when leadership begins, ends, or a snapshot comes.
-    pub(crate) reign: u64,
-    /// Grows when what is staged changes otherwise than by a transaction staged on top.
-    generation: u64,
+    /// Grows when what is staged changes otherwise than by a transaction staged on top, and when leadership begins or ends.
+    pub(crate) generation: u64,
     epoch: u64,
     number: u64,
     /// The version that the last own entry stamped.
@@ -132,7 +130,6 @@ impl State {
             closed: false,
             leader: false,
             proposer: None,
-            reign: 0,
             generation: 0,
             epoch: 1,
             number: 0,
@@ -239,13 +236,11 @@ impl State {
 
     pub(crate) fn leadership(&mut self, leader: bool) -> Wakes {
         self.leader = leader && !self.closed;
-        self.reign += 1;
         self.discard(0, &Fate::Failed(Error::LostLeadership))
     }
 
     /// Everything in flight is undone by a snapshot.
     pub(crate) fn restored(&mut self) -> Wakes {
-        self.reign += 1;
         self.discard(0, &Fate::Failed(Error::LostLeadership))
     }
 
@@ -411,8 +406,8 @@ impl Store {
                 continue; // what it was run on is gone
             }
             let Some((tables, events, data)) = changes else {
-                let (index, reign) = (state.view().index(), state.reign);
-                return Step::Read { result, after: state.wait_for_newest(), index, reign };
+                let (index, generation) = (state.view().index(), state.generation);
+                return Step::Read { result, after: state.wait_for_newest(), index, generation };
             };
             let Some(proposer) = base.proposer else {
                 let index = state.view().index() + 1;

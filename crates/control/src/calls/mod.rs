@@ -65,29 +65,24 @@ impl Control {
         Ok(self.store.view())
     }
 
-    /// Runs a transaction whose outcome a caller is told, as [`Store::update`] does. A refusal rests on what a read
-    /// would see: a leader that was superseded and does not know it yet refuses by what has long been changed.
+    /// Runs a transaction whose outcome a caller is told, as [`Store::update`] does. If leadership is lost meanwhile,
+    /// only what may have been written has an unknown outcome: a refusal was no more than a read.
     async fn update<R: Send>(
         &self,
         mut f: impl FnMut(&mut Tx) -> Result<R> + Send,
     ) -> Result<(R, Committed)> {
-        // What is written proves by being committed that this manager led.
         let mut nothing_written = false;
-        let first = self.store.update(|tx| {
+        let done = self.store.update(|tx| {
             let result = f(tx);
             nothing_written = result.is_err() || tx.is_unchanged();
             result
         });
-        let first = first.await;
-        if !nothing_written {
-            return first;
+        match done.await {
+            Err(Error::Store(StoreError::LostLeadership)) if nothing_written => {
+                Err(Error::Store(StoreError::Dropped))
+            }
+            done => done,
         }
-        self.store.read_barrier().await.map_err(|error| match error {
-            // Its outcome is known.
-            StoreError::LostLeadership => StoreError::Dropped,
-            other => other,
-        })?;
-        self.store.update(f).await
     }
 }
 
