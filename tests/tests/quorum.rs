@@ -8,15 +8,11 @@ use swarm_api::swarmd::AttendRequest;
 use swarm_api::swarmd::peers_client::PeersClient;
 use swarm_api::v1::raft_member_status::Reachability;
 use swarm_api::v1::raft_membership_client::RaftMembershipClient;
-use swarm_api::v1::{
-    ConfigSpec, CreateConfigRequest, LeaveRequest, ListNodesRequest, ManagerStatus, NodeRole, RaftMember,
-};
+use swarm_api::v1::{ConfigSpec, CreateConfigRequest, LeaveRequest, ManagerStatus, NodeRole, RaftMember};
 use swarm_testkit::daemon::{Cluster, Engine, free_address};
+use swarm_testkit::quorum::{PATIENCE, leader, reachable, same, seen_by};
 use swarm_testkit::wait::until;
 use swarm_tests::with_logs;
-
-/// Longest wait for anything: an election takes up to 19 s, and may have to be repeated.
-const PATIENCE: Duration = Duration::from_secs(120);
 
 async fn three() -> Result<Cluster> {
     let mut cluster = Cluster::start(Engine::None, 0).await?;
@@ -24,34 +20,6 @@ async fn three() -> Result<Cluster> {
         cluster.add_manager().await?;
     }
     Ok(cluster)
-}
-
-/// How the manager with this name sees the managers, by their names.
-async fn seen_by(cluster: &Cluster, name: &str) -> Result<Vec<(String, ManagerStatus)>> {
-    let nodes = cluster.tls(name)?.list_nodes(ListNodesRequest::default()).await?.into_inner().nodes;
-    let mut seen = Vec::new();
-    for daemon in std::iter::once(&cluster.manager).chain(&cluster.managers) {
-        let id = cluster.node_id(&daemon.name)?;
-        let node = nodes.iter().find(|node| node.id == id);
-        seen.extend(node.and_then(|n| n.manager_status.clone()).map(|status| (daemon.name.clone(), status)));
-    }
-    Ok(seen)
-}
-
-/// The managers with these names agree who leads, and it is one of them.
-async fn leader(cluster: &Cluster, alive: &[&str]) -> Result<String> {
-    until("the managers to agree on a leader", PATIENCE, || async {
-        let mut found = None;
-        for name in alive {
-            let seen = seen_by(cluster, name).await?;
-            let leader = seen.into_iter().find(|(_, status)| status.leader);
-            let (leader, _) = leader.with_context(|| format!("{name} knows no leader"))?;
-            ensure!(alive.contains(&leader.as_str()), "{name} still takes {leader} for the leader");
-            ensure!(*found.get_or_insert(leader.clone()) == leader, "{name} takes {leader} for the leader");
-        }
-        found.context("no managers")
-    })
-    .await
 }
 
 async fn status_of(cluster: &Cluster, by: &str, name: &str) -> Result<ManagerStatus> {
@@ -79,34 +47,11 @@ async fn write(cluster: &Cluster, alive: &[&str], name: &str) -> Result<()> {
     .await
 }
 
-/// These managers hold the same.
-async fn same(cluster: &Cluster, managers: &[&str]) -> Result<()> {
-    until("the managers to hold the same", PATIENCE, || async {
-        let first = cluster.contents(managers[0]).await?;
-        for name in &managers[1..] {
-            let other = cluster.contents(name).await?;
-            ensure!(first == other, "{} and {name} differ", managers[0]);
-        }
-        Ok(())
-    })
-    .await
-}
-
 async fn has(cluster: &Cluster, manager: &str, config: &str) -> Result<bool> {
     Ok(cluster.contents(manager).await?.configs.iter().any(|c| c.spec.annotations.name == config))
 }
 
 const ALL: [&str; 3] = ["manager", "manager-2", "manager-3"];
-
-async fn reachable(cluster: &Cluster, by: &str) -> Result<()> {
-    until("all managers to be reachable", PATIENCE, || async {
-        let seen = seen_by(cluster, by).await?;
-        ensure!(seen.len() == 3, "{} managers", seen.len());
-        ensure!(seen.iter().all(|(_, s)| s.reachability() == Reachability::Reachable), "{seen:?}");
-        Ok(())
-    })
-    .await
-}
 
 async fn a_quorum(cluster: &mut Cluster) -> Result<()> {
     reachable(cluster, "manager").await?;
@@ -198,7 +143,7 @@ async fn leader_frozen(cluster: &mut Cluster) -> Result<()> {
     same(cluster, &ALL).await?;
     ensure!(has(cluster, &first, "while-it-was-frozen").await?);
     write(cluster, &ALL, "afterwards").await?;
-    same(cluster, &ALL).await
+    same(cluster, &ALL).await.map(drop)
 }
 
 async fn all_killed(cluster: &mut Cluster) -> Result<()> {
@@ -279,7 +224,7 @@ async fn removed(cluster: &mut Cluster) -> Result<()> {
     })
     .await?;
     ensure!(again.raft_id != status.raft_id, "it came back as the member that was removed");
-    same(cluster, &ALL).await
+    same(cluster, &ALL).await.map(drop)
 }
 
 async fn leader_leaves(cluster: &mut Cluster) -> Result<()> {
@@ -291,7 +236,7 @@ async fn leader_leaves(cluster: &mut Cluster) -> Result<()> {
     says_that_it_was_removed(cluster, &first).await?;
     leader(cluster, &rest).await?;
     write(cluster, &rest, "without-the-first").await?;
-    same(cluster, &rest).await
+    same(cluster, &rest).await.map(drop)
 }
 
 async fn moved_and_wiped(cluster: &mut Cluster) -> Result<()> {

@@ -432,18 +432,18 @@ mod tests {
         }
     }
 
+    fn entries(ops: &[(Op, u64, Option<u64>)]) -> Vec<Entry<Op>> {
+        let entry = |(number, (op, called, returned)): (usize, &(Op, u64, Option<u64>))| Entry {
+            op: *op,
+            number,
+            called: *called,
+            returned: *returned,
+        };
+        ops.iter().enumerate().map(entry).collect()
+    }
+
     fn check(ops: &[(Op, u64, Option<u64>)]) -> Found<u8> {
-        let entries: Vec<_> = ops
-            .iter()
-            .enumerate()
-            .map(|(number, (op, called, returned))| Entry {
-                op: *op,
-                number,
-                called: *called,
-                returned: *returned,
-            })
-            .collect();
-        search(&Register, &entries, Limits::default())
+        search(&Register, &entries(ops), Limits::default())
     }
 
     #[test]
@@ -487,16 +487,7 @@ mod tests {
     fn a_search_that_takes_too_much_gives_up() {
         let writes = (0..12).map(|value| (Op::Write(value), u64::from(value), Some(100)));
         let ops: Vec<_> = writes.chain([(Op::Read(99), 101, Some(102))]).collect();
-        let entries: Vec<_> = ops
-            .iter()
-            .enumerate()
-            .map(|(number, (op, called, returned))| Entry {
-                op: *op,
-                number,
-                called: *called,
-                returned: *returned,
-            })
-            .collect();
+        let entries = entries(&ops);
         let limits = Limits { configurations: 100, ..Limits::default() };
         assert_eq!(search(&Register, &entries, limits), Found::GaveUp);
         assert!(matches!(search(&Register, &entries, Limits::default()), Found::Nothing(_)));
