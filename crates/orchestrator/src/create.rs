@@ -1,12 +1,12 @@
 //! New tasks (`orchestration.md` §2.7).
 
 use swarm_api::Shared;
-use swarm_api::v1::{Driver, Endpoint, Service, Task, TaskState};
+use swarm_api::v1::{Driver, Endpoint, Service, Task, TaskState, Version};
 use swarm_reconcile::{Ctx, Guard, Patch, Write};
 use swarm_store::Tables;
 
 use crate::place::Place;
-use crate::spec::version;
+use crate::spec::{iteration, version};
 
 /// Makes tasks of one service; what all of them share is made once.
 pub(crate) struct Recipe<'a> {
@@ -40,6 +40,7 @@ impl<'a> Recipe<'a> {
             endpoint: Some(self.endpoint.clone()),
             log_driver: self.log_driver.clone(),
             desired_state: desired as i32,
+            job_iteration: iteration(service).map(|index| Version { index }),
             ..Default::default()
         };
         task.meta.created_at = Some(ctx.now.wall.into());

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use swarm_api::v1::{Node, Service, Task, TaskState, node_spec};
+use swarm_api::v1::{Node, Service, Task, TaskState};
 use swarm_api::{Object, Shared};
 use swarm_placement::{Constraint, all_hold, constraints_of};
 use swarm_reconcile::{Ctx, Decision, Reconciler};
@@ -14,7 +14,8 @@ use crate::place::{Place, by_place, fills};
 use crate::plan::Plan;
 use crate::restart::{Restarter, shut_down};
 use crate::spec::{
-    Mode, has_ended, heard_at, is_down, is_drained, is_live, is_stranded, loses_tasks, mode, restart,
+    Mode, has_ended, is_down, is_drained, is_live, is_paused, is_stranded, loses_tasks, mode, node_matters,
+    service_matters,
 };
 use crate::update::{Updates, remove, thin_out};
 
@@ -44,10 +45,6 @@ pub struct Global {
 fn service<'a>(tables: &'a Tables, id: &str) -> Option<&'a Shared<Service>> {
     let service = tables.services().get(id).filter(|s| !s.pending_delete)?;
     (mode(&service.spec)? == Mode::Global).then_some(service)
-}
-
-fn is_paused(node: &Node) -> bool {
-    node.spec.availability() == node_spec::Availability::Pause
 }
 
 /// What a node is to a global service.
@@ -249,15 +246,6 @@ fn leave(place: &Place, tasks: &[&Shared<Task>], plan: &mut Plan<'_>) {
     }
 }
 
-/// Something that decides where global tasks belong.
-fn matters(old: &Node, new: &Node) -> bool {
-    old.spec != new.spec
-        || old.status.state != new.status.state
-        || old.role != new.role
-        || old.status.addr != new.status.addr
-        || old.description != new.description
-}
-
 impl Reconciler for Global {
     fn name(&self) -> &'static str {
         "global"
@@ -269,13 +257,8 @@ impl Reconciler for Global {
         }
         for task in tables.tasks().iter().filter(|t| is_live(t)) {
             self.task_changed(tables, None, task);
-            let held =
-                task.desired_state() == TaskState::Ready && task.status.state <= TaskState::Complete as i32;
-            if held && self.services.contains_key(&task.service_id) {
-                let delay = restart(&task.spec).delay;
-                let left = heard_at(task).map_or(Duration::ZERO, |since| ctx.now.remaining(since, delay));
-                let place = Place::Node(task.node_id.clone()).tasks(tables, &task.service_id);
-                self.restarter.hold(ctx, tables, &place, task, left);
+            if self.services.contains_key(&task.service_id) {
+                self.restarter.resume(ctx, tables, &Place::Node(task.node_id.clone()), task);
             }
         }
     }
@@ -296,17 +279,13 @@ impl Reconciler for Global {
                     self.task_changed(tables, Some(old), new);
                 }
                 (None, Some(Object::Task(task))) => self.task_changed(tables, None, task),
-                (Some(Object::Service(old)), Some(Object::Service(new)))
-                    if old.spec == new.spec
-                        && old.spec_version == new.spec_version
-                        && old.update_status == new.update_status
-                        && old.pending_delete == new.pending_delete => {}
+                (Some(Object::Service(old)), Some(Object::Service(new))) if !service_matters(old, new) => {}
                 (_, Some(Object::Service(service))) => self.service_changed(service),
                 (Some(Object::Service(service)), None) => {
                     self.services.remove(&service.id);
                     self.updates.forget(&service.id);
                 }
-                (Some(Object::Node(old)), Some(Object::Node(new))) if !matters(old, new) => {}
+                (Some(Object::Node(old)), Some(Object::Node(new))) if !node_matters(old, new) => {}
                 (old, Some(Object::Node(node))) => {
                     let idle = |n: &Node| is_drained(n) || is_down(n) || is_paused(n);
                     let was_idle = matches!(old, Some(Object::Node(old)) if idle(old));
@@ -320,13 +299,7 @@ impl Reconciler for Global {
 
     fn decide(&mut self, ctx: &mut Ctx<'_>, tables: &Tables) -> Decision {
         let mut plan = Plan::new(tables);
-        let mut released = Vec::new();
-        self.ended.extend(self.restarter.release(ctx.now.mono, tables, &mut released));
-        for group in released {
-            if let Some(task) = group.patches.first().and_then(|p| tables.tasks().get(p.write.target().1)) {
-                plan.push(&task.service_id, &Place::Node(task.node_id.clone()), group.patches);
-            }
-        }
+        self.ended.extend(self.restarter.release(ctx.now.mono, tables, &mut plan));
         self.restart(ctx, tables, &mut plan);
         while plan.len() < MOST
             && let Some(service) = self.dirty_services.pop_first()

@@ -4,6 +4,7 @@
 //! - [`Replicated`]: services with a number of replicas; restarts and rolling updates are part of it, so that
 //!   one reconciler owns the desired states of a service's tasks.
 //! - [`Global`]: services with one task on every node that suits.
+//! - [`Jobs`]: services whose tasks are to complete, replicated and global.
 //! - [`Removal`]: tasks of services that are gone.
 //! - [`Reaper`]: forgets tasks that were removed, and history beyond the limit.
 //!
@@ -14,6 +15,7 @@ mod create;
 mod delay;
 mod dirty;
 mod global;
+mod jobs;
 mod place;
 mod plan;
 mod reaper;
@@ -25,6 +27,7 @@ mod status;
 mod update;
 
 pub use global::Global;
+pub use jobs::Jobs;
 pub use reaper::Reaper;
 pub use removal::Removal;
 pub use replicated::Replicated;
@@ -35,7 +38,12 @@ use swarm_store::Tables;
 
 /// The orchestrators, in the order in which they run before allocator and scheduler.
 pub fn reconcilers() -> Vec<Box<dyn Reconciler>> {
-    vec![Box::<Removal>::default(), Box::<Replicated>::default(), Box::<Global>::default()]
+    vec![
+        Box::<Removal>::default(),
+        Box::<Replicated>::default(),
+        Box::<Global>::default(),
+        Box::<Jobs>::default(),
+    ]
 }
 
 /// Whether a task is what its service asks for now, so that an update would keep it.

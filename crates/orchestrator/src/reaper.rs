@@ -9,13 +9,15 @@ use swarm_api::{Kind, Object, Shared, defaults, duration};
 use swarm_reconcile::{Ctx, Decision, Group, Guard, Patch, Reconciler, Write};
 use swarm_store::{Event, Tables};
 
-use crate::place::Place;
+use crate::jobs;
+use crate::place::{Place, fills};
 use crate::spec::{has_ended, heard_at, is_live};
 
 /// Most tasks deleted, and most places looked at, in one turn.
 const MOST: usize = 10_000;
 
-/// Deletes tasks that were to be removed and have stopped, and the history of places beyond the retention limit.
+/// Deletes tasks that were to be removed and have stopped, and the history of places beyond the retention limit; of
+/// jobs as well, but for what tells how far they are (`orchestration.md` §20.5).
 #[derive(Debug, Default)]
 pub struct Reaper {
     limit: Option<i64>,
@@ -81,6 +83,7 @@ impl Reaper {
 
     fn mark_history(&mut self, tables: &Tables) {
         let history = tables.tasks().by_desired_state(TaskState::Shutdown);
+        let history = history.chain(tables.tasks().by_desired_state(TaskState::Complete));
         history.for_each(|t| self.mark(tables, t));
     }
 
@@ -92,8 +95,8 @@ impl Reaper {
         if attempts == 0 && self.limit.is_some_and(|l| l < 0) {
             return;
         }
-        let mut tasks = place.tasks(tables, id);
-        let surplus = (tasks.len() as u64).saturating_sub(limit);
+        let all = place.tasks(tables, id);
+        let surplus = (all.len() as u64).saturating_sub(limit);
         if surplus == 0 {
             return;
         }
@@ -103,7 +106,14 @@ impl Reaper {
                 task.spec_version == service.spec_version && heard_at(task).is_some_and(|at| at >= since)
             })
         };
-        tasks.retain(|t| has_ended(t) || (never_assigned(t) && !is_live(t)));
+        let is_dead = |t: &Task| has_ended(t) || (never_assigned(t) && !is_live(t));
+        let mut records = jobs::records(service, &all);
+        if records.is_empty() {
+            // A task that ended for good keeps its place from being filled again.
+            records = fills(tables, service, &all);
+        }
+        let mut tasks = all;
+        tasks.retain(|t| is_dead(t) && !records.iter().any(|r| r.id == t.id));
         let dead = tasks.len();
         tasks.retain(|t| !needed(t));
         if tasks.len() < dead {

@@ -5,13 +5,14 @@ use std::time::Duration;
 
 use swarm_api::v1::{Service, Task, TaskState};
 use swarm_api::{Object, Shared};
-use swarm_reconcile::{Ctx, Decision, Now, Reconciler};
+use swarm_reconcile::{Ctx, Decision, Reconciler};
 use swarm_store::{Event, Tables};
 
+use crate::create::Recipe;
 use crate::place::{Place, by_place, fills, is_rolling_back};
 use crate::plan::Plan;
 use crate::restart::Restarter;
-use crate::spec::{Mode, heard_at, is_live, is_stranded, loses_tasks, mode, restart};
+use crate::spec::{Mode, is_live, is_stranded, loses_tasks, mode, service_matters};
 use crate::update::{Updates, remove, thin_out};
 
 /// Groups in one turn after which no further service is begun, and tasks that one service gets in a turn.
@@ -114,10 +115,15 @@ impl Replicated {
         self.updates.refresh(ctx, &tables, service, &live, plan);
         let missing = wanted.saturating_sub(live.len());
         let free = (1..).map(Place::Slot).filter(|place| !live.contains_key(place));
+        let recipe = Recipe::new(&tables, service);
         for place in free.take(missing.min(MOST)) {
-            dead.remove(&place);
-            let (task, create) =
-                self.restarter.replacement(ctx, &tables, service, &place, Duration::ZERO, |_| true);
+            let (task, create) = match dead.remove(&place) {
+                None => recipe.create(ctx, &place, TaskState::Running),
+                // Something may still run there.
+                Some(_) => {
+                    self.restarter.replacement(ctx, &tables, service, &place, Duration::ZERO, |_| true)
+                }
+            };
             tracing::info!(task.id = task, service.id = id, slot = place.slot(), "task is created");
             plan.push(id, &place, vec![create]);
         }
@@ -130,14 +136,6 @@ impl Replicated {
             }
         }
         more
-    }
-
-    /// A task that a predecessor held back (`orchestration.md` §10).
-    fn hold_again(&mut self, now: &Now, ctx: &Ctx<'_>, tables: &Tables, task: &Task) {
-        let delay = restart(&task.spec).delay;
-        let left = heard_at(task).map_or(Duration::ZERO, |since| now.remaining(since, delay));
-        let place = Place::Slot(task.slot).tasks(tables, &task.service_id);
-        self.restarter.hold(ctx, tables, &place, task, left);
     }
 }
 
@@ -174,9 +172,7 @@ impl Reconciler for Replicated {
                 continue;
             }
             self.task_changed(tables, None, task);
-            if task.desired_state() == TaskState::Ready && task.status.state <= TaskState::Complete as i32 {
-                self.hold_again(&ctx.now.clone(), ctx, tables, task);
-            }
+            self.restarter.resume(ctx, tables, &Place::Slot(task.slot), task);
         }
         self.dirty = tables.services().iter().map(|s| s.id.clone()).collect();
     }
@@ -186,23 +182,23 @@ impl Reconciler for Replicated {
             self.restarter.observe(event, tables);
             self.updates.observe(event, tables);
             match (event.old(), event.new()) {
-                (Some(Object::Task(task)), None)
-                    if is_live(task) && service(tables, &task.service_id).is_some() =>
-                {
-                    self.dirty.insert(task.service_id.clone());
+                (Some(Object::Task(task)), None) => {
+                    let left = tables.tasks().by_slot(&task.service_id, task.slot).next();
+                    if (is_live(task) || left.is_none()) && service(tables, &task.service_id).is_some() {
+                        self.dirty.insert(task.service_id.clone());
+                    }
                 }
                 (Some(Object::Task(old)), Some(Object::Task(new))) => {
                     self.task_changed(tables, Some(old), new);
                 }
                 (None, Some(Object::Task(task))) => self.task_changed(tables, None, task),
-                (Some(Object::Service(old)), Some(Object::Service(new)))
-                    if old.spec == new.spec
-                        && old.spec_version == new.spec_version
-                        && old.update_status == new.update_status
-                        && old.pending_delete == new.pending_delete => {}
+                (Some(Object::Service(old)), Some(Object::Service(new))) if !service_matters(old, new) => {}
                 (_, Some(Object::Service(service))) => drop(self.dirty.insert(service.id.clone())),
-                (Some(Object::Service(service)), None) => self.updates.forget(&service.id),
-                (Some(Object::Node(node)), None) | (_, Some(Object::Node(node))) => {
+                (Some(Object::Service(service)), None) => {
+                    self.updates.forget(&service.id);
+                }
+                (Some(Object::Node(node)), None) => self.node_changed(tables, &node.id),
+                (_, Some(Object::Node(node))) => {
                     self.node_changed(tables, &node.id);
                 }
                 _ => (),
@@ -212,13 +208,7 @@ impl Reconciler for Replicated {
 
     fn decide(&mut self, ctx: &mut Ctx<'_>, tables: &Tables) -> Decision {
         let mut plan = Plan::new(tables);
-        let mut released = Vec::new();
-        self.ended.extend(self.restarter.release(ctx.now.mono, tables, &mut released));
-        for group in released {
-            if let Some(task) = group.patches.first().and_then(|p| tables.tasks().get(p.write.target().1)) {
-                plan.push(&task.service_id, &Place::Slot(task.slot), group.patches);
-            }
-        }
+        self.ended.extend(self.restarter.release(ctx.now.mono, tables, &mut plan));
         self.restart(ctx, tables, &mut plan);
         let mut later = BTreeSet::new();
         while plan.len() < MOST
@@ -238,7 +228,8 @@ impl Reconciler for Replicated {
         }
         self.dirty.append(&mut self.updates.advance(ctx, &mut self.restarter, &mut plan));
         let more = (!self.dirty.is_empty()).then_some(ctx.now.mono);
-        let wake_at = [more, self.restarter.next(), self.updates.next()].into_iter().flatten().min();
+        let due = [more, self.restarter.next(), self.updates.next()];
+        let wake_at = due.into_iter().flatten().min();
         Decision { groups: plan.into_groups(), wake_at }
     }
 }

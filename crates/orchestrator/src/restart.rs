@@ -12,6 +12,7 @@ use crate::create::Recipe;
 use crate::delay::Delays;
 use crate::dirty::is_dirty;
 use crate::place::Place;
+use crate::plan::Plan;
 use crate::spec::{self, created_at, has_ended, heard_at, is_drained, is_live, may_run};
 
 /// Whether a task that ended is to be replaced, by the policy in its own spec.
@@ -50,6 +51,11 @@ fn restarts(tables: &Tables, service: &Service, task: &Task) -> Vec<SystemTime> 
     times.sort();
     times.drain(..times.len().min(1));
     times
+}
+
+/// What a task is to come to that may start.
+fn goal(is_job: bool) -> TaskState {
+    if is_job { TaskState::Complete } else { TaskState::Running }
 }
 
 /// Replaces tasks, and holds replacements back.
@@ -143,7 +149,8 @@ impl Restarter {
         leaving.retain(|t| leaves(t));
         let waits = stopping(tables, &leaving);
         let at_once = delay.is_zero() && waits.is_empty();
-        let desired = if at_once { TaskState::Running } else { TaskState::Ready };
+        let is_job = spec::iteration(service).is_some();
+        let desired = if at_once { goal(is_job) } else { TaskState::Ready };
         let (id, create) = Recipe::new(tables, service).create(ctx, place, desired);
         if !at_once {
             self.delays.hold(&id, ctx.now.mono, delay, waits);
@@ -165,20 +172,31 @@ impl Restarter {
         self.delays.hold(&task.id, ctx.now.mono, delay, waits);
     }
 
+    /// Holds on to a task that a predecessor of this leader held back, for what is left of its delay
+    /// (`orchestration.md` §10). Other tasks are left alone.
+    pub(crate) fn resume(&mut self, ctx: &Ctx<'_>, tables: &Tables, place: &Place, task: &Task) {
+        if task.desired_state() != TaskState::Ready || task.status.state > TaskState::Complete as i32 {
+            return;
+        }
+        let delay = spec::restart(&task.spec).delay;
+        let left = heard_at(task).map_or(Duration::ZERO, |since| ctx.now.remaining(since, delay));
+        self.hold(ctx, tables, &place.tasks(tables, &task.service_id), task, left);
+    }
+
     /// Releases what is due. Tasks that ended while they were held are returned: they are to be restarted.
-    pub(crate) fn release(&mut self, now: Duration, tables: &Tables, groups: &mut Vec<Group>) -> Vec<String> {
+    pub(crate) fn release(&mut self, now: Duration, tables: &Tables, plan: &mut Plan<'_>) -> Vec<String> {
         let mut ended = Vec::new();
         for due in self.delays.due(now) {
             let Some(task) = tables.tasks().get(&due.task) else { continue };
+            let Some(service) = tables.services().get(&task.service_id) else { continue };
             if due.restart {
                 ended.push(due.task);
                 continue;
             }
-            let goal = if task.job_iteration.is_some() { TaskState::Complete } else { TaskState::Running };
             tracing::debug!(task.id = due.task, service.id = task.service_id, "task may start");
-            let patch = Patch::new(Write::RaiseDesired(due.task.clone(), goal));
+            let patch = Patch::new(Write::RaiseDesired(due.task.clone(), goal(task.job_iteration.is_some())));
             let patch = patch.guard(Guard::Exists(swarm_api::Kind::Task, due.task));
-            groups.push(Group { tag: 0, patches: vec![patch] });
+            plan.push_task(&Place::of(service, task), task, patch);
         }
         ended
     }
@@ -206,5 +224,6 @@ fn has_successor(tables: &Tables, service: &Service, place: &Place, task: &Task)
     place
         .tasks(tables, &service.id)
         .into_iter()
-        .any(|t| t.id != task.id && is_live(t) && !has_ended(t) && !is_dirty(tables, service, t))
+        .filter(|t| t.id != task.id && is_live(t) && !has_ended(t))
+        .any(|t| t.job_iteration == task.job_iteration && !is_dirty(tables, service, t))
 }

@@ -14,7 +14,12 @@ use swarm_store::Tables;
 pub(crate) enum Mode {
     Replicated(u64),
     Global,
-    ReplicatedJob,
+    ReplicatedJob {
+        /// Tasks at the same time.
+        at_once: u64,
+        /// Tasks that are to complete.
+        total: u64,
+    },
     GlobalJob,
 }
 
@@ -22,7 +27,9 @@ pub(crate) fn mode(spec: &ServiceSpec) -> Option<Mode> {
     Some(match spec.mode.as_ref()? {
         service_spec::Mode::Replicated(m) => Mode::Replicated(m.replicas),
         service_spec::Mode::Global(_) => Mode::Global,
-        service_spec::Mode::ReplicatedJob(_) => Mode::ReplicatedJob,
+        service_spec::Mode::ReplicatedJob(m) => {
+            Mode::ReplicatedJob { at_once: m.max_concurrent, total: m.total_completions }
+        }
         service_spec::Mode::GlobalJob(_) => Mode::GlobalJob,
     })
 }
@@ -32,9 +39,15 @@ pub(crate) fn version(service: &Service) -> u64 {
     service.spec_version.map_or(0, |v| v.index)
 }
 
-/// The orchestrator wants the task on, now or after a delay.
+/// Number of the job's run; `None` for services that are no jobs (`orchestration.md` §11).
+pub(crate) fn iteration(service: &Service) -> Option<u64> {
+    let is_job = matches!(mode(&service.spec)?, Mode::ReplicatedJob { .. } | Mode::GlobalJob);
+    is_job.then(|| service.job_status.as_ref().map_or(0, |status| status.job_iteration.index))
+}
+
+/// The orchestrator wants the task on, now or after a delay: to run, or, in a job, to complete.
 pub(crate) fn is_live(task: &Task) -> bool {
-    task.desired_state <= TaskState::Running as i32
+    task.desired_state <= TaskState::Complete as i32
 }
 
 pub(crate) fn has_ended(task: &Task) -> bool {
@@ -85,9 +98,37 @@ pub(crate) fn is_drained(node: &Node) -> bool {
     node.spec.availability() == node_spec::Availability::Drain
 }
 
+pub(crate) fn is_paused(node: &Node) -> bool {
+    node.spec.availability() == node_spec::Availability::Pause
+}
+
+/// Takes new tasks.
+pub(crate) fn is_usable(node: &Node) -> bool {
+    node.status.state() == node_status::State::Ready
+        && node.spec.availability() == node_spec::Availability::Active
+}
+
 /// Tasks can't stay on such a node: it is gone, DOWN, or drained. UNKNOWN, DISCONNECTED and paused ones keep theirs.
 pub(crate) fn loses_tasks(node: Option<&Shared<Node>>) -> bool {
     node.is_none_or(|n| is_down(n) || is_drained(n))
+}
+
+/// Something that decides where tasks belong on a node.
+pub(crate) fn node_matters(old: &Node, new: &Node) -> bool {
+    old.spec != new.spec
+        || old.status.state != new.status.state
+        || old.role != new.role
+        || old.status.addr != new.status.addr
+        || old.description != new.description
+}
+
+/// Something that decides which tasks a service has.
+pub(crate) fn service_matters(old: &Service, new: &Service) -> bool {
+    old.spec != new.spec
+        || old.spec_version != new.spec_version
+        || old.update_status != new.update_status
+        || old.job_status != new.job_status
+        || old.pending_delete != new.pending_delete
 }
 
 /// The task is on a node that can't keep it.

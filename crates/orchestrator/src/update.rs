@@ -21,24 +21,24 @@ use crate::status;
 
 /// How long a new task may wait for a node before it counts as failed. Without a limit one that fits nowhere
 /// would keep the update in UPDATING for ever (`orchestration.md` §20.12).
-const PLACEMENT_LIMIT: Duration = Duration::from_secs(600);
+pub(crate) const PLACEMENT_LIMIT: Duration = Duration::from_secs(600);
 
 const MONITOR: Duration = Duration::from_secs(5);
 
 /// An update's pace, with the defaults filled in.
 #[derive(Debug, Clone, PartialEq)]
-struct Pace {
+pub(crate) struct Pace {
     /// `None`: everything at once.
     parallelism: Option<usize>,
-    delay: Duration,
-    monitor: Duration,
+    pub(crate) delay: Duration,
+    pub(crate) monitor: Duration,
     action: FailureAction,
     ratio: f32,
     order: UpdateOrder,
 }
 
 impl Pace {
-    fn of(service: &Service) -> Pace {
+    pub(crate) fn of(service: &Service) -> Pace {
         let spec = &service.spec;
         let config = if is_rolling_back(service) { &spec.rollback } else { &spec.update };
         let absent = UpdateConfig { parallelism: 1, ..Default::default() };
@@ -51,6 +51,22 @@ impl Pace {
             ratio: config.max_failure_ratio,
             order: config.order(),
         }
+    }
+
+    /// Another place may be begun beside so many.
+    pub(crate) fn has_room(&self, at_work: usize) -> bool {
+        self.parallelism.is_none_or(|most| at_work < most)
+    }
+
+    pub(crate) fn start_first(&self) -> bool {
+        self.order == UpdateOrder::StartFirst
+    }
+
+    /// So many failures of so many places are too many.
+    pub(crate) fn is_exceeded(&self, failed: usize, total: usize) -> bool {
+        self.action != FailureAction::Continue
+            && failed > 0
+            && failed as f32 / total.max(1) as f32 > self.ratio
     }
 
     /// How long the last tasks are watched after everything is replaced.
@@ -128,15 +144,19 @@ impl Update {
     }
 
     fn is_over_ratio(&self) -> bool {
-        self.pace.action != FailureAction::Continue
-            && !self.failed.is_empty()
-            && self.failed.len() as f32 / self.total.max(1) as f32 > self.pace.ratio
+        self.pace.is_exceeded(self.failed.len(), self.total)
     }
 
     fn next(&self) -> Option<Duration> {
         let limits = self.work.values().filter_map(|w| w.limit);
         limits.chain(self.resting.iter().copied()).chain(self.finish).min()
     }
+}
+
+/// The service waits for an operator.
+pub(crate) fn is_paused(service: &Service) -> bool {
+    let status = service.update_status.as_ref();
+    status.is_some_and(|s| matches!(s.state(), UpdateState::Paused | UpdateState::RollbackPaused))
 }
 
 /// The updates of all services of one orchestrator.
@@ -156,10 +176,10 @@ impl Updates {
         places: &BTreeMap<Place, Vec<&Shared<Task>>>,
         plan: &mut Plan<'_>,
     ) {
-        use UpdateState::{Paused, RollbackPaused, RollbackStarted, Updating};
+        use UpdateState::{RollbackStarted, Updating};
         let status = service.update_status.as_ref();
         let state = status.map(|s| s.state());
-        if matches!(state, Some(Paused | RollbackPaused)) {
+        if is_paused(service) {
             self.running.remove(&service.id);
             return;
         }
@@ -177,15 +197,16 @@ impl Updates {
                 update.add(todo);
                 Some(update)
             }
-            None if todo.is_empty() => None,
             None => {
                 let mut update = Update::new(service);
                 update.add(todo);
                 if let (Some(Updating | RollbackStarted), Some(status)) = (state, status) {
-                    inherit(&mut update, tables, service, status.started_at.as_ref(), places);
+                    inherit(&mut update, ctx.now.mono, tables, service, status.started_at.as_ref(), places);
                 }
-                tracing::info!(service.id = service.id, tasks = update.total, "update begins");
-                Some(update)
+                (!update.todo.is_empty() || !update.work.is_empty()).then(|| {
+                    tracing::info!(service.id = service.id, tasks = update.total, "update begins");
+                    update
+                })
             }
         };
         match update {
@@ -280,9 +301,11 @@ impl Updates {
     }
 }
 
-/// What a predecessor's update had achieved: the places it had finished, and those where it had failed.
+/// What a predecessor's update had achieved: the places it had finished, those where it had failed, and those where
+/// its new task does not run yet (ruling 42).
 fn inherit(
     update: &mut Update,
+    now: Duration,
     tables: &Tables,
     service: &Service,
     started: Option<&prost_types::Timestamp>,
@@ -301,6 +324,16 @@ fn inherit(
             update.total += 1;
         }
         update.started.insert(place.clone());
+        for task in tasks.iter().filter(|t| is_live(t) && !has_ended(t)) {
+            if task.status.reached(TaskState::Running) {
+                update.running_since.extend(heard_at(task).map(|since| (task.id.clone(), since)));
+            } else if tasks.len() == 1 {
+                // The first attempt; those after it are restarts, which no update waits for.
+                let work = Work { task: task.id.clone(), limit: Some(now + PLACEMENT_LIMIT) };
+                update.todo.retain(|p| p != place);
+                update.work.insert(place.clone(), work);
+            }
+        }
         let early = |t: &Task| {
             let end = heard_at(t).unwrap_or(SystemTime::UNIX_EPOCH);
             has_ended(t)
@@ -343,8 +376,7 @@ fn step(
         plan.push_other(status::pause(service, &update.culprit, update.pace.action));
         return Step::Over;
     }
-    let room = |u: &Update| u.pace.parallelism.is_none_or(|p| u.work.len() + u.resting.len() < p);
-    while room(update) {
+    while update.pace.has_room(update.work.len() + update.resting.len()) {
         let Some(place) = update.todo.pop_front() else { break };
         match begin_place(update, ctx, tables, service, &place, restarter, plan) {
             Some(task) => {
@@ -409,7 +441,7 @@ fn begin_place(
     let clean = |t: &&&Shared<Task>| !has_ended(t) && !is_dirty(tables, service, t);
     let wanted_on = |t: &&&Shared<Task>| t.desired_state == TaskState::Running as i32;
     let kept = live.iter().find(|t| clean(t) && wanted_on(t)).or_else(|| live.iter().find(clean));
-    let start_first = update.pace.order == UpdateOrder::StartFirst;
+    let start_first = update.pace.start_first();
     if let Some(kept) = kept {
         let others: Vec<_> = live.iter().filter(|t| t.id != kept.id).collect();
         if others.is_empty() && wanted_on(&kept) {

@@ -13,8 +13,6 @@ use swarm_api::v1::update_status::UpdateState;
 use swarm_api::v1::{
     GlobalService, Node, Placement, Service, Task, UpdateConfig, node_spec, node_status, service_spec,
 };
-use swarm_orchestrator::{Global, Reaper, Removal};
-use swarm_reconcile::sim::{AnyAllocator, AnyScheduler};
 
 fn global(id: &str) -> Service {
     let mut service = service(id, 0);
@@ -22,20 +20,10 @@ fn global(id: &str) -> Service {
     service
 }
 
-fn leader() -> Vec<Box<dyn swarm_reconcile::Reconciler>> {
-    vec![
-        Box::<Removal>::default(),
-        Box::<Global>::default(),
-        Box::<AnyAllocator>::default(),
-        Box::<AnyScheduler>::default(),
-        Box::<Reaper>::default(),
-    ]
-}
-
 /// A cluster of these nodes with one global service.
 fn cluster(service: &Service, nodes: &[&str]) -> Sim {
     let mut sim = Sim::new(|tx| nodes.iter().for_each(|id| drop(tx.create(node(id)).unwrap())));
-    sim.lead(leader());
+    sim.lead(everything());
     sim.write(|tx| drop(tx.create(service.clone()).unwrap()));
     sim.settle();
     sim
@@ -223,7 +211,7 @@ fn a_new_leader_puts_everything_right() {
         }
         tx.create(task(&global("gone"), "orphan", 0, "n1", Running, Running)).unwrap();
     });
-    sim.lead(leader());
+    sim.lead(everything());
     sim.advance(secs(30));
     assert_eq!(running(&sim, "g"), on(&["n1", "n2", "n3"]));
     assert_eq!(on_node(&sim, "g", "missing"), []);
@@ -319,4 +307,30 @@ fn tasks_of_a_deleted_service_are_removed() {
     sim.agents_stop_tasks = true;
     sim.settle();
     assert_eq!(sim.tasks("g"), []);
+}
+
+#[test]
+fn of_two_services_on_a_node_only_the_one_whose_task_fails_is_restarted() {
+    let mut sim = cluster(&with_restart(global("g"), policy(Any)), &["n1", "n2"]);
+    sim.write(|tx| drop(tx.create(global("other")).unwrap()));
+    sim.settle();
+    let before: Vec<_> = sim.tasks("other").iter().map(|t| t.id.clone()).collect();
+    end(&mut sim, "g", "n1", Failed);
+    sim.advance(secs(10));
+    assert_eq!(on_node(&sim, "g", "n1"), [(Failed, Shutdown), (Running, Running)]);
+    assert_eq!(sim.tasks("other").iter().map(|t| t.id.clone()).collect::<Vec<_>>(), before);
+}
+
+#[test]
+fn a_rejected_task_found_by_a_leader_is_replaced_on_its_node() {
+    let web = with_restart(global("g"), policy(Any));
+    let mut sim = Sim::new(|tx| {
+        tx.create(node("n1")).unwrap();
+        tx.create(web.clone()).unwrap();
+        tx.create(task(&web, "rejected", 0, "n1", swarm_api::TaskState::Rejected, Running)).unwrap();
+    });
+    sim.lead(everything());
+    sim.advance(secs(10));
+    assert_eq!(running(&sim, "g"), on(&["n1"]));
+    assert_eq!(sim.tasks("g").len(), 2);
 }

@@ -124,6 +124,24 @@ fn a_limit_of_zero_spares_what_may_run_or_is_to_run() {
     assert_eq!(left(0, &all), expected);
 }
 
+/// With nothing left of it, the next change of the service would have it done again.
+#[test]
+fn a_task_that_ended_for_good_is_kept_whatever_the_limit() {
+    use swarm_api::v1::restart_policy::RestartCondition::None as Never;
+    let mut sim = cluster(with_restart(service("web", 2), policy(Never)));
+    set_limit(&mut sim, 0);
+    let first = sim.live("web")[0].clone();
+    sim.report(&first.id, Complete, "");
+    sim.scale("web", 3);
+    sim.settle();
+    sim.lead(everything());
+    sim.settle();
+    assert_eq!(
+        states(&sim.tasks("web")),
+        [(1, Complete, Shutdown), (2, Running, Running), (3, Running, Running)]
+    );
+}
+
 #[test]
 fn an_orphan_without_service_is_deleted_and_one_with_a_service_is_history() {
     let web = service("web", 1);
@@ -143,4 +161,60 @@ fn an_orphan_without_service_is_deleted_and_one_with_a_service_is_history() {
     sim.report("attachment", Orphaned, "");
     sim.think();
     assert_eq!(sim.view().tasks().iter().map(|t| &t.id[..]).collect::<Vec<_>>(), ["history"]);
+}
+
+#[test]
+fn history_is_ordered_by_the_managers_time_and_tasks_without_one_are_the_oldest() {
+    use std::time::{Duration, UNIX_EPOCH};
+    let web = service("web", 1);
+    // Name, the agent's time, the manager's.
+    let tasks =
+        [("a", Some(100), None), ("b", Some(900), Some(200)), ("c", None, None), ("d", Some(1), Some(300))];
+    let mut sim = Sim::new(|tx| {
+        tx.create(web.clone()).unwrap();
+        for (id, agents, managers) in tasks {
+            let at = |secs: Option<u64>| secs.map(|s| (UNIX_EPOCH + Duration::from_secs(s)).into());
+            let mut task = task(&web, id, 1, "n1", Failed, Shutdown);
+            (task.status.timestamp, task.status.applied_at) = (at(agents), at(managers));
+            tx.create(task).unwrap();
+        }
+    });
+    for (limit, left) in [(3, &["a", "b", "d"][..]), (2, &["b", "d"]), (1, &["d"])] {
+        set_limit(&mut sim, limit);
+        sim.lead(vec![Box::<Reaper>::default()]);
+        sim.think();
+        let kept = sim.tasks("web");
+        assert_eq!(kept.iter().map(|t| &t.id[..]).collect::<Vec<_>>(), left);
+    }
+}
+
+#[test]
+fn tasks_of_a_service_that_is_unknown_are_no_history() {
+    let web = service("web", 1);
+    let mut sim = Sim::new(|tx| {
+        for n in 0..9 {
+            tx.create(task(&web, &format!("t{n}"), 1, "n1", Failed, Shutdown)).unwrap();
+        }
+    });
+    sim.lead(vec![Box::<Reaper>::default()]);
+    sim.think();
+    assert_eq!(sim.tasks("web").len(), 9, "another reconciler removes them");
+}
+
+#[test]
+fn two_tasks_of_a_slot_that_run_are_looked_at_again_when_one_ends() {
+    let web = service("web", 1);
+    let mut sim = Sim::new(|tx| {
+        tx.create(web.clone()).unwrap();
+        for id in ["a", "b"] {
+            tx.create(task(&web, id, 1, "n1", Running, Shutdown)).unwrap();
+        }
+    });
+    set_limit(&mut sim, 1);
+    sim.lead(vec![Box::<Reaper>::default()]);
+    sim.think();
+    assert_eq!(sim.tasks("web").len(), 2);
+    sim.report("a", Shutdown, "");
+    sim.think();
+    assert_eq!(sim.tasks("web").iter().map(|t| &t.id[..]).collect::<Vec<_>>(), ["b"]);
 }

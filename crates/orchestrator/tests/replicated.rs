@@ -335,3 +335,51 @@ fn a_task_is_created_allocated_and_assigned_in_one_transaction() {
     assert!(sim.tasks("web").iter().all(|t| t.status.state() == TaskState::Assigned));
     assert_eq!(sim.tasks("web").len(), 30);
 }
+
+/// `orchestration.md` §20.22: in the original such a report makes the scale-down fail.
+#[test]
+fn a_report_that_arrives_in_between_does_not_spoil_a_scale_down() {
+    let mut sim = cluster(service("web", 3));
+    sim.scale("web", 1);
+    let batches = sim.decide();
+    for task in sim.tasks("web") {
+        sim.report(&task.id, Running, "said again");
+    }
+    batches.into_iter().for_each(|batch| sim.commit(batch));
+    let removed = sim.tasks("web").iter().filter(|t| t.desired_state() == Remove).count();
+    assert_eq!((removed, sim.refused), (2, 0));
+}
+
+/// `orchestration.md` §20.8: the original deletes them at once, and frees their addresses too early.
+#[test]
+fn a_task_of_a_slot_that_is_gone_stays_until_it_has_stopped() {
+    let mut sim = cluster(service("web", 2));
+    let id = sim.tasks("web")[1].id.clone();
+    sim.agents_stop_tasks = false;
+    sim.write(|tx| {
+        let mut task = tx.tasks().get(&id).unwrap().clone();
+        task.desired_state = Shutdown as i32;
+        tx.update(task).unwrap();
+    });
+    sim.scale("web", 1);
+    sim.settle();
+    assert_eq!(states(&sim.tasks("web")), [(1, Running, Running), (2, Running, Remove)]);
+    sim.agents_stop_tasks = true;
+    sim.settle();
+    assert_eq!(states(&sim.tasks("web")), [(1, Running, Running)]);
+}
+
+#[test]
+fn a_new_leader_replaces_a_task_that_runs_on_a_dead_node() {
+    let web = service("web", 1);
+    let mut sim = Sim::new(|tx| {
+        let mut dead = node("n1");
+        dead.status.state = node_status::State::Down as i32;
+        tx.create(dead).unwrap();
+        tx.create(web.clone()).unwrap();
+        tx.create(task(&web, "old", 1, "n1", Running, Running)).unwrap();
+    });
+    sim.lead(alone());
+    sim.think();
+    assert_eq!(states(&sim.tasks("web")), [(1, New, Ready), (1, Running, Shutdown)]);
+}

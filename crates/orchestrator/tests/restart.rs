@@ -288,3 +288,43 @@ fn the_delay_is_the_old_tasks_and_the_spec_is_the_services() {
     let live = sim.live("web");
     assert_eq!((live.len(), live[0].spec.force_update, live[0].status.state()), (1, 7, Running));
 }
+
+#[test]
+fn a_held_task_found_by_a_leader_starts_when_its_delay_is_over() {
+    let restart = RestartPolicy { delay: wire(millis(100)), ..policy(Any) };
+    let web = with_restart(service("web", 1), restart);
+    let mut sim = Sim::new(|tx| {
+        tx.create(node("n1")).unwrap();
+        tx.create(web.clone()).unwrap();
+    });
+    let begin = sim.now().wall;
+    sim.write(|tx| {
+        let mut held = task(&web, "held", 1, "n1", Ready, Ready);
+        held.status.timestamp = Some(begin.into());
+        tx.create(held).unwrap();
+    });
+    sim.lead(everything());
+    sim.advance(millis(99));
+    assert_eq!(sim.live("web")[0].desired_state(), Ready);
+    sim.advance(millis(1));
+    assert_eq!((running(&sim), sim.tasks("web").len()), (1, 1));
+}
+
+#[test]
+fn slots_use_up_their_attempts_independently() {
+    let restart =
+        RestartPolicy { max_attempts: 1, window: wire(millis(500)), delay: wire(secs(0)), ..policy(Any) };
+    let mut sim = cluster(with_restart(service("web", 2), restart));
+    let fail = |sim: &mut Sim, slot: u64| {
+        let id = sim.live("web").iter().find(|t| t.slot == slot).unwrap().id.clone();
+        sim.report(&id, Failed, "");
+        sim.advance(millis(100));
+    };
+    fail(&mut sim, 1);
+    fail(&mut sim, 1);
+    assert_eq!(slots(&sim.live("web")), [2]);
+    fail(&mut sim, 2);
+    sim.advance(millis(500));
+    fail(&mut sim, 2);
+    assert_eq!(slots(&sim.live("web")), [2], "its window is over");
+}

@@ -531,3 +531,147 @@ fn a_new_leader_goes_on_with_an_update_and_remembers_its_failures() {
     );
     assert_eq!(count(&sim, "old", Running), 3);
 }
+
+/// A failure long after the task came to run, which only an earlier leader saw.
+#[test]
+fn a_new_leader_knows_how_long_tasks_run() {
+    for (after, expected) in [(4_000, UpdateState::Paused), (6_000, UpdateState::Updating)] {
+        let mut sim = cluster(web(2, UpdateConfig { delay: wire(secs(30)).unwrap(), ..config(1) }));
+        set_image(&mut sim, "new");
+        sim.settle();
+        sim.lead(everything());
+        sim.advance(millis(after));
+        let first = sim.live("web").iter().find(|t| image(t) == "new").unwrap().id.clone();
+        sim.report(&first, Failed, "");
+        sim.settle();
+        assert_eq!(status(&sim), Some(expected), "after {after} ms");
+    }
+}
+
+/// As `UpdateService` does it when it is asked to roll back.
+fn roll_back(sim: &mut Sim) {
+    let now = sim.now().wall;
+    sim.write(|tx| {
+        let mut web = tx.services().get("web").unwrap().clone();
+        let previous = web.previous_spec.take().unwrap();
+        web.previous_spec = Some(std::mem::replace(&mut web.spec, previous));
+        let version = web.spec_version;
+        web.spec_version = web.previous_spec_version;
+        web.previous_spec_version = version;
+        web.update_status = Some(UpdateStatus {
+            state: UpdateState::RollbackStarted as i32,
+            message: "manually requested rollback".into(),
+            started_at: Some(now.into()),
+            completed_at: None,
+        });
+        tx.update(web).unwrap();
+    });
+}
+
+#[test]
+fn a_rollback_by_hand_goes_at_the_pace_of_rollbacks_and_can_be_undone() {
+    let mut web = web(4, config(0));
+    web.spec.rollback = Some(UpdateConfig { delay: wire(secs(10)).unwrap(), ..config(1) });
+    let mut sim = cluster(web);
+    set_image(&mut sim, "new");
+    sim.advance(secs(10));
+    roll_back(&mut sim);
+    sim.settle();
+    assert_eq!((count(&sim, "old", Running), count(&sim, "new", Running)), (1, 3));
+    assert_eq!(message(&sim), "manually requested rollback");
+    sim.advance(secs(60));
+    assert_eq!((count(&sim, "old", Running), status(&sim)), (4, Some(UpdateState::RollbackCompleted)));
+    roll_back(&mut sim);
+    sim.advance(secs(60));
+    assert_eq!((count(&sim, "new", Running), sim.live("web").len()), (4, 4));
+    assert_eq!(status(&sim), Some(UpdateState::RollbackCompleted));
+}
+
+#[test]
+fn a_rollback_by_hand_ends_an_update_under_way() {
+    let mut sim = cluster(web(4, UpdateConfig { delay: wire(secs(10)).unwrap(), ..config(1) }));
+    set_image(&mut sim, "new");
+    sim.advance(secs(10));
+    assert_eq!(count(&sim, "new", Running), 2);
+    roll_back(&mut sim);
+    sim.advance(secs(60));
+    assert_eq!((count(&sim, "old", Running), sim.live("web").len()), (4, 4));
+    assert_eq!(status(&sim), Some(UpdateState::RollbackCompleted));
+}
+
+#[test]
+fn new_tasks_have_the_log_driver_of_their_time() {
+    use swarm_api::v1::Driver;
+    let driver = |name: &str| Some(Driver { name: name.into(), ..Default::default() });
+    let mut sim = cluster(web(1, config(0)));
+    let used = |sim: &Sim| sim.live("web")[0].log_driver.clone();
+    assert_eq!(used(&sim), None);
+    sim.write(|tx| {
+        let mut cluster = tx.cluster().unwrap().clone();
+        cluster.spec.task_defaults.log_driver = driver("cluster");
+        tx.update(cluster).unwrap();
+    });
+    sim.settle();
+    assert_eq!(used(&sim), None, "only new tasks get it");
+    set_image(&mut sim, "new");
+    sim.settle();
+    assert_eq!(used(&sim), driver("cluster"));
+    sim.update_service("web", |spec| spec.task.log_driver = driver("own"));
+    sim.settle();
+    assert_eq!(used(&sim), driver("own"));
+}
+
+/// Tasks that are held by restart condition NONE in SHUTDOWN are replaced for what running ones are not.
+#[test]
+fn tasks_that_do_not_run_are_replaced_for_how_their_image_is_pulled() {
+    use swarm_api::v1::container_spec::PullOptions;
+    let mut stopped = web(2, config(0));
+    stopped.spec.task.restart = Some(policy(Never));
+    let mut sim = cluster(stopped);
+    for task in sim.live("web") {
+        sim.report(&task.id, Failed, "");
+    }
+    sim.settle();
+    assert_eq!(sim.live("web").len(), 0);
+    sim.update_service("web", |spec| {
+        if let Some(task_spec::Runtime::Container(container)) = &mut spec.task.runtime {
+            container.pull_options = Some(PullOptions { registry_auth: "token".into() });
+        }
+    });
+    sim.settle();
+    assert_eq!((sim.live("web").len(), count(&sim, "old", Running)), (2, 2));
+}
+
+#[test]
+fn a_task_without_a_node_does_not_stand_where_a_new_placement_wants_it() {
+    let mut waiting = web(1, config(0));
+    waiting.spec.task.placement =
+        Some(Placement { constraints: vec!["node.id==n9".into()], ..Default::default() });
+    let mut sim = Sim::new(|tx| drop(tx.create(waiting.clone()).unwrap()));
+    sim.lead(everything());
+    sim.settle();
+    let before = sim.live("web")[0].id.clone();
+    sim.update_service("web", |spec| {
+        spec.task.placement.as_mut().unwrap().constraints = vec!["node.id!=n8".into()];
+    });
+    sim.settle();
+    let live = sim.live("web");
+    assert!(live.len() == 1 && live[0].id != before);
+}
+
+#[test]
+fn tasks_that_ended_for_good_are_updated_one_by_one() {
+    let mut ended = web(2, UpdateConfig { delay: wire(secs(10)).unwrap(), ..config(1) });
+    ended.spec.task.restart = Some(policy(Never));
+    let mut sim = cluster(ended);
+    for (task, state) in sim.live("web").iter().zip([Failed, Complete]) {
+        sim.report(&task.id, state, "");
+    }
+    sim.advance(secs(60));
+    assert_eq!(sim.live("web").len(), 0);
+    set_image(&mut sim, "new");
+    sim.settle();
+    assert_eq!(count(&sim, "new", Running), 1);
+    sim.advance(secs(10));
+    assert_eq!(count(&sim, "new", Running), 2);
+}

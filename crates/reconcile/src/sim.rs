@@ -163,6 +163,22 @@ impl Sim {
         }
     }
 
+    /// Tells the brain what became of a batch that the test did not commit.
+    pub fn settle_batch(&mut self, batch: u64, fate: Fate) {
+        if let Some(brain) = &mut self.brain {
+            brain.settle(batch, fate);
+        }
+    }
+
+    /// The brain misses every commit that it has not taken in yet, and gets the view in their place.
+    pub fn lag(&mut self) {
+        while self.commits.try_next().is_some() {}
+        let view = self.store.view();
+        if let Some(brain) = &mut self.brain {
+            brain.lagged(&view);
+        }
+    }
+
     /// Commits from here on, for a test that watches them.
     pub fn watch(&self) -> Subscription {
         self.store.view_and_subscribe().1
@@ -224,25 +240,32 @@ impl Sim {
                 reports.push((task.id.clone(), state, err));
             }
         }
-        for (id, state, err) in &reports {
-            self.report(id, *state, err);
+        if !reports.is_empty() {
+            self.report_all(&reports);
         }
         !reports.is_empty()
     }
 
     /// An agent's report, stored as the dispatcher would.
     pub fn report(&mut self, task: &str, state: TaskState, err: &str) {
+        self.report_all(&[(task, state, err)]);
+    }
+
+    /// Reports of several tasks, stored in one transaction.
+    pub fn report_all(&mut self, reports: &[(impl AsRef<str> + Sync, TaskState, &str)]) {
         let at = self.now().wall.into();
         self.write(|tx| {
-            let Some(mut task) = tx.tasks().get(task).cloned() else { return };
-            if task.status.state > state as i32 {
-                return;
+            for (task, state, err) in reports {
+                let Some(mut task) = tx.tasks().get(task.as_ref()).cloned() else { continue };
+                if task.status.state > *state as i32 {
+                    continue;
+                }
+                task.status.state = *state as i32;
+                task.status.err = (*err).into();
+                task.status.timestamp = Some(at);
+                task.status.applied_at = Some(at);
+                tx.update(task).unwrap();
             }
-            task.status.state = state as i32;
-            task.status.err = err.into();
-            task.status.timestamp = Some(at);
-            task.status.applied_at = Some(at);
-            tx.update(task).unwrap();
         });
     }
 
@@ -268,6 +291,9 @@ impl Sim {
             service.previous_spec_version = service.spec_version;
             service.spec_version = Some(service.meta.version);
             service.update_status = None;
+            if let Some(status) = &mut service.job_status {
+                status.job_iteration.index += 1;
+            }
             change(&mut service.spec);
             tx.update(service).unwrap();
         });

@@ -20,29 +20,68 @@ use crate::output::{Table, time};
 use crate::spec::decode_process;
 use crate::values::{cpu, duration, size};
 
-/// Running and wanted tasks.
-fn replicas(service: &Service, running: usize) -> String {
-    match &service.spec.mode {
-        Some(Mode::Replicated(mode)) => format!("{running}/{}", mode.replicas),
-        Some(Mode::Global(_)) => "global".to_owned(),
-        _ => String::new(),
+/// How many tasks of a service there are; of a job, those of its present run.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Count {
+    running: usize,
+    completed: usize,
+    /// To complete, and not there yet.
+    open: usize,
+}
+
+impl Count {
+    /// Tasks for which `up` does not hold run on nodes that are down.
+    pub(super) fn of(service: &Service, tasks: &[Shared<Task>], up: impl Fn(&Task) -> bool) -> Count {
+        let iteration = iteration(service);
+        let mut count = Count::default();
+        let of_job = |task: &Task| iteration.is_none() || task.job_iteration.map(|i| i.index) == iteration;
+        for task in tasks.iter().filter(|t| t.service_id == service.id && of_job(t)) {
+            let (state, desired) = (task.status.state(), task.desired_state());
+            count.running += usize::from(state == TaskState::Running && up(task));
+            count.completed += usize::from(state == TaskState::Complete);
+            count.open += usize::from(desired == TaskState::Complete && state != TaskState::Complete);
+        }
+        count
     }
+
+    /// Running and wanted tasks.
+    fn replicas(self, service: &Service) -> String {
+        let Count { running, completed, open } = self;
+        match &service.spec.mode {
+            Some(Mode::Replicated(mode)) => format!("{running}/{}", mode.replicas),
+            Some(Mode::Global(_)) => "global".to_owned(),
+            Some(Mode::ReplicatedJob(mode)) => {
+                format!(
+                    "{running}/{} ({completed}/{} completed)",
+                    mode.max_concurrent, mode.total_completions
+                )
+            }
+            Some(Mode::GlobalJob(_)) => {
+                format!("{running}/{open} ({completed}/{} completed)", open + completed)
+            }
+            None => String::new(),
+        }
+    }
+}
+
+/// Number of a job's run.
+fn iteration(service: &Service) -> Option<u64> {
+    let is_job = matches!(service.spec.mode, Some(Mode::ReplicatedJob(_) | Mode::GlobalJob(_)));
+    is_job.then(|| service.job_status.as_ref().map_or(0, |status| status.job_iteration.index))
 }
 
 /// `service ls`. Tasks on nodes that are down do not count as running.
 pub(super) fn list(services: &[Shared<Service>], nodes: &[Shared<Node>], tasks: &[Shared<Task>]) -> String {
-    let up = |id: &str| nodes.iter().any(|node| node.id == id && node.status.state() != State::Down);
+    let up =
+        |task: &Task| nodes.iter().any(|node| node.id == task.node_id && node.status.state() != State::Down);
     let mut table = Table::list();
     table.header(&["ID", "Name", "Image", "Replicas"]);
     for service in services {
-        let running = tasks.iter().filter(|task| {
-            task.service_id == service.id && task.status.state() == TaskState::Running && up(&task.node_id)
-        });
         let cells = [
             service.id.clone(),
             service.spec.annotations.name.clone(),
             task_view::image(service.spec.task.runtime.as_ref()),
-            replicas(service, running.count()),
+            Count::of(service, tasks, up).replicas(service),
         ];
         table.line(cells.join("\t"));
     }
@@ -50,7 +89,7 @@ pub(super) fn list(services: &[Shared<Service>], nodes: &[Shared<Node>], tasks: 
 }
 
 /// The page of `service inspect` above its table.
-pub(super) fn summary(service: &Service, running: usize, now: SystemTime) -> String {
+pub(super) fn summary(service: &Service, count: Count, now: SystemTime) -> String {
     let mut page = Table::summary();
     let spec = &service.spec;
     page.pair("ID", &service.id);
@@ -61,10 +100,11 @@ pub(super) fn summary(service: &Service, running: usize, now: SystemTime) -> Str
             page.pair(&format!("  {key}"), value);
         }
     }
-    let replicas = replicas(service, running);
+    let replicas = count.replicas(service);
     if !replicas.is_empty() {
         page.pair("Replicas", replicas);
     }
+    job_status(&mut page, service, now);
     update_status(&mut page, service, now);
     page.line("Template\t");
     match &spec.task.runtime {
@@ -89,6 +129,16 @@ pub(super) fn summary(service: &Service, running: usize, now: SystemTime) -> Str
     }
     log_driver(&mut page, spec.task.log_driver.as_ref());
     page.finish()
+}
+
+fn job_status(page: &mut Table, service: &Service, now: SystemTime) {
+    let Some(iteration) = iteration(service) else { return };
+    page.line("Job Status\t");
+    page.pair(" Iteration", iteration);
+    let started = service.job_status.as_ref().and_then(|status| status.last_execution.as_ref());
+    if started.is_some() {
+        page.pair(" Started", time::relative(started, now));
+    }
 }
 
 fn update_status(page: &mut Table, service: &Service, now: SystemTime) {
@@ -295,8 +345,9 @@ mod tests {
     use prost::{Message as _, Name as _};
     use prost_types::Timestamp;
     use swarm_api::v1::{
-        Endpoint, FileTarget, GenericRuntimeSpec, GlobalService, NetworkAttachmentConfig, Placement,
-        PortConfig, ReplicatedService, ResourceRequirements, UpdateStatus,
+        Endpoint, FileTarget, GenericRuntimeSpec, GlobalJob, GlobalService, JobStatus,
+        NetworkAttachmentConfig, Placement, PortConfig, ReplicatedJob, ReplicatedService,
+        ResourceRequirements, UpdateStatus, Version,
     };
 
     use super::*;
@@ -362,6 +413,39 @@ id-native      native      sleep        0/1
     }
 
     #[test]
+    fn a_job_is_shown_with_how_far_its_present_run_is() {
+        let mut job = container_service(
+            "job",
+            Mode::ReplicatedJob(ReplicatedJob { max_concurrent: 2, total_completions: 9 }),
+        );
+        job.job_status = Some(JobStatus {
+            job_iteration: Version { index: 3 },
+            last_execution: Some(Timestamp { seconds: 820, nanos: 0 }),
+        });
+        let mut everywhere = container_service("everywhere", Mode::GlobalJob(GlobalJob {}));
+        everywhere.job_status = job.job_status.clone();
+        let task = |service: &Service, state: TaskState, iteration: u64| {
+            let mut task = Task { service_id: service.id.clone(), ..Default::default() };
+            task.status.state = state as i32;
+            task.desired_state = TaskState::Complete as i32;
+            task.job_iteration = Some(Version { index: iteration });
+            Shared::from(task)
+        };
+        let (running, complete) = (TaskState::Running, TaskState::Complete);
+        let of = |service: &Service| {
+            [(running, 3), (complete, 3), (complete, 3), (complete, 2)].map(|(s, i)| task(service, s, i))
+        };
+        let tasks = [of(&job), of(&everywhere)].concat();
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1000);
+        let count = |service| Count::of(service, &tasks, |_| true);
+        assert_eq!(count(&job).replicas(&job), "1/2 (2/9 completed)");
+        assert_eq!(count(&everywhere).replicas(&everywhere), "1/1 (2/3 completed)");
+        let page = summary(&job, count(&job), now);
+        let words: Vec<_> = page.split_whitespace().collect();
+        assert!(words.join(" ").contains("Job Status Iteration : 3 Started : 3 minutes ago"), "{page}");
+    }
+
+    #[test]
     fn a_service_is_shown_with_everything_that_was_asked_for() {
         let mut service = container_service("web", Mode::Replicated(ReplicatedService { replicas: 1 }));
         service.spec.annotations.labels = [("b".into(), "2".into()), ("a".into(), "1".into())].into();
@@ -403,7 +487,7 @@ id-native      native      sleep        0/1
             PortConfig { name: "web".into(), target_port: 80, published_port: 8080, ..Default::default() };
         service.endpoint = Some(Endpoint { ports: vec![port], ..Default::default() }.into());
         assert_eq!(
-            summary(&service, 1, now),
+            summary(&service, Count { running: 1, ..Default::default() }, now),
             "ID                             : id-web
 Name                           : web
 Labels                         
@@ -452,7 +536,7 @@ Ports:
     #[test]
     fn a_process_is_shown_in_place_of_a_container() {
         assert_eq!(
-            summary(&process_service(), 0, SystemTime::UNIX_EPOCH),
+            summary(&process_service(), Count::default(), SystemTime::UNIX_EPOCH),
             "ID                         : id-native
 Name                       : native
 Replicas                   : 0/1

@@ -8,9 +8,10 @@ use swarm_api::{Shared, naming};
 use crate::output::{Names, Table, time};
 use crate::spec::decode_process;
 
-/// Tasks that are not meant to have ended.
+/// Tasks that are not meant to have ended; those of jobs are meant to, and are current until they have.
 pub(super) fn is_current(task: &Task) -> bool {
     task.desired_state <= TaskState::Running as i32
+        || (task.desired_state() == TaskState::Complete && task.status.state() != TaskState::Complete)
 }
 
 /// State and when it was seen.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use swarm_api::Shared;
 use swarm_api::v1::restart_policy::RestartCondition;
 use swarm_api::v1::{RestartPolicy, Service, Task, TaskSpec, TaskState, TaskStatus};
-use swarm_orchestrator::{Reaper, Removal, Replicated};
+use swarm_orchestrator::Reaper;
 use swarm_reconcile::Reconciler;
 use swarm_reconcile::sim::{AnyAllocator, AnyScheduler};
 pub use swarm_reconcile::sim::{Sim, node, service};
@@ -22,18 +22,16 @@ pub const fn millis(ms: u64) -> Duration {
 
 /// Everything that a leader runs, with a simple allocator and scheduler.
 pub fn everything() -> Vec<Box<dyn Reconciler>> {
-    vec![
-        Box::<Removal>::default(),
-        Box::<Replicated>::default(),
-        Box::<AnyAllocator>::default(),
-        Box::<AnyScheduler>::default(),
-        Box::<Reaper>::default(),
-    ]
+    let mut all = alone();
+    all.push(Box::<AnyAllocator>::default());
+    all.push(Box::<AnyScheduler>::default());
+    all.push(Box::<Reaper>::default());
+    all
 }
 
-/// The orchestrator alone: nobody allocates, schedules, runs or forgets its tasks.
+/// The orchestrators alone: nobody allocates, schedules, runs or forgets their tasks.
 pub fn alone() -> Vec<Box<dyn Reconciler>> {
-    vec![Box::<Removal>::default(), Box::<Replicated>::default()]
+    swarm_orchestrator::reconcilers()
 }
 
 /// A cluster of three nodes with a leader and one service.

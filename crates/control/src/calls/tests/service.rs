@@ -401,6 +401,10 @@ async fn statuses_are_counted_in_the_order_asked_for() {
     spec.annotations.name = "job".into();
     spec.mode = Some(Mode::ReplicatedJob(ReplicatedJob { max_concurrent: 2, total_completions: 5 }));
     let job = create_service(&control, spec).await.unwrap();
+    let mut spec = service_spec("everywhere", 0);
+    spec.mode = Some(Mode::GlobalJob(GlobalJob {}));
+    let once = create_service(&control, spec.clone()).await.unwrap();
+    let everywhere = update(&control, &once, spec, Rollback::None).await.unwrap();
     let task = |id: &str, service: &str, state: TaskState, desired: TaskState, iteration: u64| Task {
         id: id.into(),
         service_id: service.into(),
@@ -420,15 +424,26 @@ async fn statuses_are_counted_in_the_order_asked_for() {
         task("7", &job.id, Complete, Complete, 0),
         task("8", &job.id, Complete, Complete, 9),
         task("9", "gone", Running, Running, 0),
+        task("a", &everywhere.id, Complete, Complete, 0),
+        task("b", &everywhere.id, Complete, Complete, 1),
+        task("c", &everywhere.id, Running, Complete, 1),
+        task("d", &everywhere.id, Failed, Complete, 1),
     ] {
         put(&control, task).await;
     }
-    let services = vec!["gone".into(), job.id.clone(), web.id.clone(), all.id.clone(), "unknown".into()];
+    let services = vec![
+        "gone".into(),
+        job.id.clone(),
+        web.id.clone(),
+        all.id.clone(),
+        "unknown".into(),
+        everywhere.id.clone(),
+    ];
     let request = ListServiceStatusesRequest { services };
     let statuses =
         control.rpc().list_service_statuses(Request::new(request)).await.unwrap().into_inner().statuses;
     let counts: Vec<_> =
         statuses.iter().map(|s| (s.desired_tasks, s.running_tasks, s.completed_tasks)).collect();
-    assert_eq!(counts, [(0, 1, 0), (2, 1, 1), (3, 2, 0), (2, 1, 0), (0, 0, 0)]);
+    assert_eq!(counts, [(0, 1, 0), (2, 1, 1), (3, 2, 0), (2, 1, 0), (0, 0, 0), (2, 1, 1)]);
     assert_eq!(statuses[4].service_id, "unknown");
 }
