@@ -104,7 +104,32 @@ pub fn not_known(label: &str) -> String {
     format!("label {label:?} is not known; labels that begin with {PREFIX:?} are reserved")
 }
 
-/// Labels of services and containers that are ours and that this version understands.
+/// Service label: tasks of a replicated service are moved when nodes come or return, so that they are evenly spread; its
+/// value is `auto`.
+pub const REBALANCE: &str = "swarmd.rebalance";
+
+/// Service label: an operator has asked for it once. It stands until it is done, whoever leads; its value is `1`.
+pub const REBALANCE_NOW: &str = "swarmd.rebalance-now";
+
+/// Labels of services that are ours and that this version understands, with the value they have.
+const OF_SERVICES: &[(&str, &str)] = &[(REBALANCE, "auto"), (REBALANCE_NOW, "1")];
+
+/// Checks the labels of a service's spec.
+///
+/// # Errors
+/// What is wrong with the first label of ours that this version does not understand.
+pub fn check_service(labels: &BTreeMap<String, String>) -> Result<(), String> {
+    for (label, value) in labels.iter().filter(|(label, _)| label.starts_with(PREFIX)) {
+        match OF_SERVICES.iter().find(|(known, _)| known == label) {
+            Some((_, wanted)) if wanted == value => {}
+            Some((_, wanted)) => return Err(format!("label {label:?} must be {wanted:?}, not {value:?}")),
+            None => return Err(not_known(label)),
+        }
+    }
+    Ok(())
+}
+
+/// Labels of containers that are ours and that this version understands.
 pub const KNOWN: &[&str] = &[];
 
 /// The first label that has our prefix and that this version does not understand.

@@ -19,6 +19,7 @@ mod jobs;
 mod place;
 mod plan;
 mod reaper;
+mod rebalance;
 mod removal;
 mod replicated;
 mod restart;
@@ -49,4 +50,12 @@ pub fn reconcilers() -> Vec<Box<dyn Reconciler>> {
 /// Whether a task is what its service asks for now, so that an update would keep it.
 pub fn is_up_to_date(tables: &Tables, service: &Service, task: &Task) -> bool {
     !dirty::is_dirty(tables, service, task)
+}
+
+/// How many tasks of a service would move if it were rebalanced now; none of one that is not replicated.
+pub fn tasks_to_move(tables: &Tables, service: &Service) -> usize {
+    match spec::mode(&service.spec) {
+        Some(spec::Mode::Replicated(_)) => rebalance::moves(tables, service).len(),
+        _ => 0,
+    }
 }

@@ -11,9 +11,10 @@ use swarm_store::{Event, Tables};
 use crate::create::Recipe;
 use crate::place::{Place, by_place, fills, is_rolling_back};
 use crate::plan::Plan;
+use crate::rebalance::{Rebalancer, comes};
 use crate::restart::Restarter;
 use crate::spec::{Mode, is_live, is_stranded, loses_tasks, mode, service_matters};
-use crate::update::{Updates, remove, thin_out};
+use crate::update::{Updates, is_paused, remove, thin_out};
 
 /// Groups in one turn after which no further service is begun, and tasks that one service gets in a turn.
 const MOST: usize = 10_000;
@@ -29,10 +30,11 @@ pub struct Replicated {
     ended: BTreeSet<String>,
     /// Slots in which a task came to run beside others.
     crowded: BTreeSet<(String, u64)>,
+    rebalancer: Rebalancer,
 }
 
 /// The service, if it is replicated and there to stay.
-fn service<'a>(tables: &'a Tables, id: &str) -> Option<(&'a Shared<Service>, u64)> {
+pub(crate) fn service<'a>(tables: &'a Tables, id: &str) -> Option<(&'a Shared<Service>, u64)> {
     let service = tables.services().get(id).filter(|s| !s.pending_delete)?;
     match mode(&service.spec)? {
         Mode::Replicated(replicas) => Some((service, replicas)),
@@ -84,8 +86,10 @@ impl Replicated {
         let tables = plan.tables_for(id);
         let Some((service, replicas)) = service(&tables, id) else {
             self.updates.forget(id);
+            self.rebalancer.forget(id);
             return false;
         };
+        self.rebalancer.service_changed(ctx.now.mono, service);
         let wanted = usize::try_from(replicas).unwrap_or(usize::MAX);
         let (mut live, mut dead) = (BTreeMap::new(), BTreeMap::new());
         for (place, tasks) in by_place(&tables, service) {
@@ -110,6 +114,11 @@ impl Replicated {
                 && let Some((place, _)) = dead.pop_first()
             {
                 live.insert(place, Vec::new());
+            }
+        }
+        for (place, tasks) in &mut live {
+            if self.rebalancer.is_moving(id, place) {
+                tasks.truncate(1); // one for the other
             }
         }
         self.updates.refresh(ctx, &tables, service, &live, plan);
@@ -177,10 +186,13 @@ impl Reconciler for Replicated {
         self.dirty = tables.services().iter().map(|s| s.id.clone()).collect();
     }
 
-    fn observe(&mut self, _: &mut Ctx<'_>, events: &[Event], tables: &Tables) {
+    fn observe(&mut self, ctx: &mut Ctx<'_>, events: &[Event], tables: &Tables) {
         for event in events {
             self.restarter.observe(event, tables);
             self.updates.observe(event, tables);
+            if let Object::Task(task) = event.object() {
+                self.rebalancer.task_changed(&task.service_id);
+            }
             match (event.old(), event.new()) {
                 (Some(Object::Task(task)), None) => {
                     let left = tables.tasks().by_slot(&task.service_id, task.slot).next();
@@ -196,10 +208,14 @@ impl Reconciler for Replicated {
                 (_, Some(Object::Service(service))) => drop(self.dirty.insert(service.id.clone())),
                 (Some(Object::Service(service)), None) => {
                     self.updates.forget(&service.id);
+                    self.rebalancer.forget(&service.id);
                 }
                 (Some(Object::Node(node)), None) => self.node_changed(tables, &node.id),
-                (_, Some(Object::Node(node))) => {
+                (old, Some(Object::Node(node))) => {
                     self.node_changed(tables, &node.id);
+                    if comes(old, node) {
+                        self.rebalancer.node_came(ctx.now.mono);
+                    }
                 }
                 _ => (),
             }
@@ -221,14 +237,20 @@ impl Reconciler for Replicated {
         self.dirty.append(&mut later);
         for (id, slot) in std::mem::take(&mut self.crowded) {
             let place = Place::Slot(slot);
+            if self.rebalancer.is_moving(&id, &place) {
+                continue;
+            }
             let tables = plan.tables_for_place(&id, &place);
             if let Some((service, _)) = service(&tables, &id) {
                 thin_out(&tables, service, &place, &mut plan);
             }
         }
         self.dirty.append(&mut self.updates.advance(ctx, &mut self.restarter, &mut plan));
+        let updates = &self.updates;
+        let busy = |service: &Service| updates.is_running(&service.id) || is_paused(service);
+        self.rebalancer.advance(ctx, &mut self.restarter, busy, &mut plan);
         let more = (!self.dirty.is_empty()).then_some(ctx.now.mono);
-        let due = [more, self.restarter.next(), self.updates.next()];
+        let due = [more, self.restarter.next(), self.updates.next(), self.rebalancer.next()];
         let wake_at = due.into_iter().flatten().min();
         Decision { groups: plan.into_groups(), wake_at }
     }

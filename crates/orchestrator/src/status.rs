@@ -75,6 +75,13 @@ fn set(service: &Service, state: UpdateState, message: String) -> Patch {
     })
 }
 
+/// A label of the service is taken away; nothing else of its spec changes.
+pub(crate) fn label_removed(service: &Service, label: &'static str) -> Patch {
+    edit(service, "unlabel", move |service| {
+        service.spec.annotations.labels.remove(label);
+    })
+}
+
 /// Back to the spec before. Without one there is nothing to go back to: the update is paused and says why, where
 /// the original would stay in UPDATING for good (`orchestration.md` §20.15).
 pub(crate) fn roll_back(service: &Service, task: &str) -> Patch {

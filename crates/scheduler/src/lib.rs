@@ -2,6 +2,7 @@
 //!
 //! - [`Scheduler`]: puts tasks that wait on nodes, and confirms those that come with a node.
 //! - [`ConstraintEnforcer`]: rejects tasks whose node no longer satisfies their constraints or reservations.
+//! - [`Wishes`]: whether a task would fit on a node, for those who move tasks.
 //!
 //! Inside: `filter` says what a task asks of a node and whether the node has it; `spread` chooses among nodes that
 //! have it; `verdict` puts into words why none has; `nodes` and `queue` hold what is remembered of nodes and of
@@ -22,6 +23,8 @@ mod scheduler;
 mod spread;
 mod track;
 mod verdict;
+mod wishes;
 
 pub use enforcer::ConstraintEnforcer;
 pub use scheduler::Scheduler;
+pub use wishes::Wishes;

@@ -28,12 +28,7 @@ pub(crate) fn service(spec: &ServiceSpec) -> Result<()> {
         )));
     }
     name::dns(&spec.annotations.name)?;
-    if let Some(label) = extensions::unknown(spec.annotations.labels.keys()) {
-        return Err(Error::argument(format!(
-            "label {label:?} is not known; labels that begin with {:?} are reserved",
-            extensions::PREFIX
-        )));
-    }
+    extensions::check_service(&spec.annotations.labels).map_err(Error::argument)?;
     task(&spec.task)?;
     let job = mode(spec)?;
     if job {

@@ -1,0 +1,353 @@
+//! Rebalancing, rule by rule (decision 0071).
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use common::*;
+use swarm_api::TaskState::{self, Failed, Running, Starting};
+use swarm_api::extensions::{REBALANCE, REBALANCE_NOW};
+use swarm_api::v1::placement_preference::Preference;
+use swarm_api::v1::update_config::{FailureAction, UpdateOrder};
+use swarm_api::v1::{
+    NodeDescription, Placement, PlacementPreference, ResourceRequirements, Resources, Service, SpreadOver,
+    UpdateConfig, node_spec, node_status,
+};
+use swarm_reconcile::Reconciler;
+use swarm_reconcile::sim::healthy;
+
+/// What a manager runs.
+fn leader() -> Vec<Box<dyn Reconciler>> {
+    let mut all = swarm_orchestrator::reconcilers();
+    all.push(Box::<swarm_allocator::Allocator>::default());
+    all.push(Box::<swarm_scheduler::Scheduler>::default());
+    all.push(Box::<swarm_orchestrator::Reaper>::default());
+    all
+}
+
+fn automatic(replicas: u64, update: UpdateConfig) -> Service {
+    let mut web = service("web", replicas);
+    web.spec.annotations.labels.insert(REBALANCE.into(), "auto".into());
+    web.spec.update = Some(update);
+    web
+}
+
+fn at_once(parallelism: u64) -> UpdateConfig {
+    UpdateConfig { parallelism, ..Default::default() }
+}
+
+fn started_first(parallelism: u64) -> UpdateConfig {
+    UpdateConfig { order: UpdateOrder::StartFirst as i32, ..at_once(parallelism) }
+}
+
+/// A cluster of these nodes on which the service runs.
+fn on(nodes: &[&str], web: &Service) -> Sim {
+    let mut sim = Sim::new(|tx| {
+        nodes.iter().for_each(|id| drop(tx.create(node(id)).unwrap()));
+        tx.create(web.clone()).unwrap();
+    });
+    sim.lead(leader());
+    sim.advance(secs(60));
+    sim
+}
+
+/// Running tasks on each of these nodes.
+fn loads<const N: usize>(sim: &Sim, nodes: [&str; N]) -> [usize; N] {
+    let running = sim.running("web");
+    nodes.map(|n| running.get(n).copied().unwrap_or(0))
+}
+
+fn moved(sim: &Sim) -> usize {
+    sim.tasks("web").iter().filter(|t| t.desired_state() == TaskState::Shutdown).count()
+}
+
+/// As the RPC does it.
+fn request(sim: &mut Sim) {
+    sim.write(|tx| {
+        let mut web = tx.services().get("web").unwrap().clone();
+        web.spec.annotations.labels.insert(REBALANCE_NOW.into(), "1".into());
+        tx.update(web).unwrap();
+    });
+}
+
+#[test]
+fn the_fewest_tasks_move_when_a_node_comes() {
+    let mut sim = on(&["n1", "n2"], &automatic(7, at_once(0)));
+    sim.add_node("n3");
+    sim.advance(secs(60));
+    let mut even = loads(&sim, ["n1", "n2", "n3"]);
+    even.sort_unstable();
+    assert_eq!((even, moved(&sim)), ([2, 2, 3], 2));
+    assert_eq!(sim.view().services().get("web").unwrap().update_status, None, "it is no update");
+}
+
+#[test]
+fn nothing_moves_unless_it_is_asked_for() {
+    let mut web = automatic(6, at_once(0));
+    web.spec.annotations.labels.clear();
+    let mut sim = on(&["n1", "n2"], &web);
+    sim.add_node("n3");
+    sim.advance(secs(600));
+    assert_eq!((loads(&sim, ["n1", "n2", "n3"]), moved(&sim)), ([3, 3, 0], 0));
+}
+
+#[test]
+fn on_request_it_is_done_once_and_leaves_no_trace_in_the_service() {
+    let mut web = automatic(6, at_once(0));
+    web.spec.annotations.labels.clear();
+    let mut sim = on(&["n1", "n2"], &web);
+    sim.add_node("n3");
+    sim.advance(secs(60));
+    let before = sim.view().services().get("web").unwrap().clone();
+    request(&mut sim);
+    sim.settle();
+    assert_eq!(loads(&sim, ["n1", "n2", "n3"]), [2, 2, 2]);
+    sim.advance(secs(60));
+    let after = sim.view().services().get("web").unwrap().clone();
+    assert_eq!((&after.spec, &after.previous_spec), (&before.spec, &before.previous_spec));
+    assert_eq!((after.spec_version, &after.update_status), (before.spec_version, &None));
+    sim.add_node("n4");
+    sim.advance(secs(600));
+    assert_eq!((loads(&sim, ["n4"]), moved(&sim)), ([0], 2));
+}
+
+#[test]
+fn an_even_spread_stays_as_it_is() {
+    let mut sim = on(&["n1", "n2", "n3"], &automatic(7, at_once(0)));
+    request(&mut sim);
+    sim.advance(secs(60));
+    assert_eq!(moved(&sim), 0);
+    let labels = sim.view().services().get("web").unwrap().spec.annotations.labels.clone();
+    assert!(!labels.contains_key(REBALANCE_NOW));
+}
+
+#[test]
+fn a_node_that_returns_gets_its_share_back() {
+    let mut sim = on(&["n1", "n2", "n3"], &automatic(6, at_once(0)));
+    sim.silent.push("n3".into());
+    sim.edit_node("n3", |n| n.status.state = node_status::State::Down as i32);
+    sim.advance(secs(60));
+    sim.silent.clear();
+    sim.edit_node("n3", |n| n.status.state = node_status::State::Ready as i32);
+    sim.settle();
+    assert_eq!(loads(&sim, ["n1", "n2", "n3"]), [3, 3, 0], "not before nodes have come to rest");
+    sim.advance(secs(60));
+    assert_eq!(loads(&sim, ["n1", "n2", "n3"]), [2, 2, 2]);
+}
+
+#[test]
+fn a_node_that_flaps_gets_nothing() {
+    let mut sim = on(&["n1", "n2"], &automatic(6, at_once(0)));
+    sim.add_node("n3");
+    for _ in 0..20 {
+        sim.advance(secs(5));
+        sim.edit_node("n3", |n| n.status.state = node_status::State::Disconnected as i32);
+        sim.advance(secs(5));
+        sim.edit_node("n3", |n| n.status.state = node_status::State::Ready as i32);
+    }
+    assert_eq!(moved(&sim), 0);
+    sim.advance(secs(60));
+    assert_eq!(moved(&sim), 2);
+}
+
+#[test]
+fn tasks_move_at_the_pace_of_updates() {
+    let update = UpdateConfig { delay: wire(secs(30)).unwrap(), ..at_once(1) };
+    let mut sim = on(&["n1"], &automatic(8, update));
+    sim.add_node("n2");
+    sim.advance(secs(10));
+    for expected in 1..=4 {
+        assert_eq!(loads(&sim, ["n1", "n2"]), [8 - expected, expected]);
+        sim.advance(secs(30));
+    }
+    sim.advance(secs(300));
+    assert_eq!(moved(&sim), 4);
+}
+
+#[test]
+fn no_more_tasks_are_down_than_the_update_allows() {
+    let mut sim = on(&["n1"], &automatic(8, at_once(2)));
+    sim.behaviour = Box::new(|t| healthy(t).filter(|_| t.node_id == "n1"));
+    sim.add_node("n2");
+    sim.advance(secs(60));
+    assert_eq!((loads(&sim, ["n1", "n2"]), moved(&sim)), ([6, 0], 2), "two wait on the new node");
+}
+
+#[test]
+fn start_first_never_has_fewer_tasks_running_than_wanted() {
+    let mut sim = on(&["n1", "n2"], &automatic(6, started_first(1)));
+    sim.behaviour = Box::new(|task| {
+        let goal = if task.node_id == "n3" { Starting } else { Running };
+        (!task.status.reached(goal)).then_some((goal, ""))
+    });
+    sim.add_node("n3");
+    sim.advance(secs(60));
+    assert_eq!((loads(&sim, ["n1", "n2", "n3"]), sim.live("web").len()), ([3, 3, 0], 7));
+    sim.behaviour = Box::new(healthy);
+    for _ in 0..100 {
+        sim.think();
+        assert!(sim.running("web").values().sum::<usize>() >= 6);
+        if !sim.agents() {
+            break;
+        }
+    }
+    sim.advance(secs(60));
+    assert_eq!((loads(&sim, ["n1", "n2", "n3"]), sim.live("web").len()), ([2, 2, 2], 6));
+}
+
+#[test]
+fn tasks_that_fail_where_they_move_stop_the_rest() {
+    for order in [UpdateOrder::StartFirst, UpdateOrder::StopFirst] {
+        let update = UpdateConfig { order: order as i32, ..at_once(1) };
+        let mut sim = on(&["n1", "n2"], &automatic(6, update));
+        let before: Vec<_> = sim.live("web").iter().map(|t| t.id.clone()).collect();
+        sim.behaviour = Box::new(|task| {
+            let (state, err) = healthy(task)?;
+            if task.node_id == "n3" && state == Running {
+                Some((Failed, "broken"))
+            } else {
+                Some((state, err))
+            }
+        });
+        sim.add_node("n3");
+        sim.advance(secs(300));
+        let stayed = sim.live("web").iter().filter(|t| before.contains(&t.id)).count();
+        match order {
+            UpdateOrder::StartFirst => assert_eq!((stayed, sim.live("web").len()), (6, 6)),
+            UpdateOrder::StopFirst => assert_eq!(stayed, 5, "no other task was asked to move"),
+        }
+    }
+}
+
+#[test]
+fn a_service_that_goes_on_despite_failures_is_moved_as_far_as_was_planned() {
+    let update = UpdateConfig { failure_action: FailureAction::Continue as i32, ..started_first(1) };
+    let mut sim = on(&["n1", "n2"], &automatic(6, update));
+    sim.behaviour = Box::new(|task| {
+        let (state, err) = healthy(task)?;
+        if task.node_id == "n3" && state == Running { Some((Failed, "broken")) } else { Some((state, err)) }
+    });
+    sim.add_node("n3");
+    sim.advance(secs(3600));
+    let failed = sim.tasks("web").iter().filter(|t| t.status.state() == Failed).count();
+    assert_eq!((failed, loads(&sim, ["n1", "n2"])), (2, [3, 3]), "two attempts, as many as were to move");
+}
+
+#[test]
+fn nothing_moves_to_a_node_where_it_may_not_be() {
+    let mut web = automatic(4, at_once(0));
+    web.spec.task.placement =
+        Some(Placement { constraints: vec!["node.id!=n3".into()], ..Default::default() });
+    let mut sim = on(&["n1", "n2"], &web);
+    sim.add_node("n3");
+    sim.advance(secs(60));
+    assert_eq!((loads(&sim, ["n1", "n2", "n3"]), moved(&sim)), ([2, 2, 0], 0));
+}
+
+#[test]
+fn a_small_node_gets_what_it_has_room_for() {
+    let described = |cpus: i64| {
+        let resources = Resources { nano_cpus: cpus, ..Default::default() };
+        Some(NodeDescription { resources: Some(resources), ..Default::default() })
+    };
+    let mut web = automatic(8, at_once(0));
+    let reservations = Some(Resources { nano_cpus: 1, ..Default::default() });
+    web.spec.task.resources = Some(ResourceRequirements { reservations, ..Default::default() });
+    let mut sim = Sim::new(|tx| {
+        let mut big = node("n1");
+        big.description = described(8);
+        tx.create(big).unwrap();
+        tx.create(web.clone()).unwrap();
+    });
+    sim.lead(leader());
+    sim.advance(secs(60));
+    let mut small = node("n2");
+    small.description = described(2);
+    sim.write(|tx| drop(tx.create(small.clone()).unwrap()));
+    sim.advance(secs(60));
+    assert_eq!((loads(&sim, ["n1", "n2"]), moved(&sim)), ([6, 2], 2));
+}
+
+#[test]
+fn a_spread_over_branches_is_kept() {
+    let mut web = automatic(8, at_once(0));
+    let spread = SpreadOver { spread_descriptor: "node.labels.az".into() };
+    let preference = PlacementPreference { preference: Some(Preference::Spread(spread)) };
+    web.spec.task.placement = Some(Placement { preferences: vec![preference], ..Default::default() });
+    let in_zone = |id: &str, zone: &str| {
+        let mut node = node(id);
+        node.spec.annotations.labels.insert("az".into(), zone.into());
+        node
+    };
+    let mut sim = Sim::new(|tx| {
+        for (id, zone) in [("a1", "a"), ("b1", "b"), ("b2", "b")] {
+            tx.create(in_zone(id, zone)).unwrap();
+        }
+        tx.create(web.clone()).unwrap();
+    });
+    sim.lead(leader());
+    sim.advance(secs(60));
+    assert_eq!((loads(&sim, ["a1", "b1", "b2"]), moved(&sim)), ([4, 2, 2], 0));
+    // Another node of the first branch takes half of that; the other branch is left alone.
+    let new = in_zone("a2", "a");
+    sim.write(|tx| drop(tx.create(new.clone()).unwrap()));
+    sim.advance(secs(60));
+    assert_eq!((loads(&sim, ["a1", "a2", "b1", "b2"]), moved(&sim)), ([2, 2, 2, 2], 2));
+    // A new branch takes from both.
+    let new = in_zone("c1", "c");
+    sim.write(|tx| drop(tx.create(new.clone()).unwrap()));
+    sim.advance(secs(60));
+    assert_eq!((loads(&sim, ["c1"]), moved(&sim)), ([2], 4));
+}
+
+#[test]
+fn an_update_comes_first() {
+    let update = UpdateConfig { delay: wire(secs(10)).unwrap(), ..at_once(1) };
+    let mut sim = on(&["n1"], &automatic(4, update));
+    sim.add_node("n2");
+    sim.update_service("web", |spec| spec.task.force_update += 1);
+    sim.advance(secs(300));
+    assert_eq!(loads(&sim, ["n1", "n2"]), [2, 2]);
+    assert!(sim.live("web").iter().all(|t| t.spec.force_update == 1) && sim.live("web").len() == 4);
+}
+
+#[test]
+fn an_update_takes_over_from_moves_under_way() {
+    for update in [at_once(0), started_first(0)] {
+        let mut sim = on(&["n1", "n2"], &automatic(6, update));
+        sim.behaviour = Box::new(|t| healthy(t).filter(|_| t.node_id != "n3"));
+        sim.add_node("n3");
+        sim.advance(secs(20));
+        sim.behaviour = Box::new(healthy);
+        sim.update_service("web", |spec| spec.task.force_update += 1);
+        sim.advance(secs(120));
+        assert_eq!(loads(&sim, ["n1", "n2", "n3"]), [2, 2, 2]);
+        assert_eq!(slots(&sim.live("web")), [1, 2, 3, 4, 5, 6]);
+        assert!(sim.live("web").iter().all(|t| t.spec.force_update == 1));
+    }
+}
+
+#[test]
+fn a_new_leader_goes_on() {
+    for update in [at_once(1), started_first(1)] {
+        let mut sim = on(&["n1", "n2"], &automatic(6, update));
+        sim.add_node("n3");
+        sim.advance(secs(10));
+        request(&mut sim);
+        sim.think();
+        sim.lead(leader());
+        sim.advance(secs(120));
+        assert_eq!(loads(&sim, ["n1", "n2", "n3"]), [2, 2, 2]);
+        assert_eq!(slots(&sim.live("web")), [1, 2, 3, 4, 5, 6]);
+        let labels = sim.view().services().get("web").unwrap().spec.annotations.labels.clone();
+        assert!(!labels.contains_key(REBALANCE_NOW));
+    }
+}
+
+#[test]
+fn what_is_on_nodes_that_take_nothing_new_stays_there() {
+    let mut sim = on(&["n1", "n2"], &automatic(6, at_once(0)));
+    sim.edit_node("n1", |n| n.spec.availability = node_spec::Availability::Pause as i32);
+    sim.add_node("n3");
+    sim.advance(secs(60));
+    assert_eq!(loads(&sim, ["n1", "n2", "n3"]), [3, 2, 1]);
+}

@@ -1,0 +1,28 @@
+//! What a task asks of nodes, for those who want to know before they move it.
+
+use swarm_api::v1::{Node, Task};
+use swarm_placement::NodeInfo;
+
+use crate::filter::Requirements;
+use crate::verdict::Verdict;
+
+/// What a task asks of nodes: what the scheduler would go by.
+#[derive(Debug, Clone)]
+pub struct Wishes(Requirements);
+
+impl Wishes {
+    /// What this task asks for. Tasks of one version of a service ask the same.
+    pub fn of(task: &Task) -> Wishes {
+        Wishes(Requirements::of(task))
+    }
+
+    /// Whether the scheduler would put such a task on the node, which has this account.
+    pub fn fit(&self, info: &NodeInfo) -> bool {
+        self.0.verdict(self.0.fixed.verdict(info.node()), info) == Verdict::Fits
+    }
+
+    /// The branches on which the node stands, outermost first: one for each placement preference.
+    pub fn branches<'a>(&self, node: &'a Node) -> Vec<&'a str> {
+        self.0.spread.iter().map(|label| label.branch(node)).collect()
+    }
+}
