@@ -126,6 +126,33 @@ fn a_service_is_created_shown_changed_and_removed() {
 }
 
 #[test]
+fn a_service_goes_back_to_what_it_was() {
+    let swarm = Swarm::start();
+    swarm.ok(&["service", "create", "--name", "web", "--image", "redis:6"]);
+    swarm.fails(&["service", "rollback", "web"], 1, "does not have a previous spec");
+    swarm.ok(&["service", "update", "web", "--image", "redis:7"]);
+    swarm.ok(&["service", "rollback", "web"]);
+    let page = swarm.ok(&["service", "inspect", "web"]);
+    assert!(page.contains(": redis:6\n") && page.contains(": ROLLBACK_STARTED\n"), "{page}");
+    assert!(page.contains(": manually requested rollback\n"), "{page}");
+    swarm.ok(&["service", "update", "--rollback", "web"]);
+    assert!(swarm.ok(&["service", "inspect", "web"]).contains(": redis:7\n"));
+}
+
+#[test]
+fn a_job_is_a_service_too() {
+    let swarm = Swarm::start();
+    let job = &["--mode", "replicated-job", "--total-completions", "9", "--max-concurrent", "2"];
+    swarm.ok(&[&["service", "create", "--name", "job", "--image", "redis"], &job[..]].concat());
+    assert!(swarm.ok(&["service", "ls"]).contains("0/2 (0/9 completed)"));
+    swarm.ok(&["service", "update", "job", "--force"]);
+    let page = swarm.ok(&["service", "inspect", "job"]);
+    let words: Vec<_> = page.split_whitespace().collect();
+    assert!(words.join(" ").contains("Iteration : 1"), "{page}");
+    swarm.fails(&["service", "update", "job", "--update-delay", "1s"], 1, "may not have update config");
+}
+
+#[test]
 fn a_native_process_is_a_service_too() {
     let swarm = Swarm::start();
     swarm.ok(&["service", "create", "--name", "n", "--runtime", "process", "--", "sleep", "100"]);

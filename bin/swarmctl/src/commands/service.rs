@@ -1,9 +1,10 @@
 //! Services.
 
 use clap::{Args, Subcommand};
+use swarm_api::v1::update_service_request::Rollback;
 use swarm_api::v1::{
     CreateServiceRequest, ListConfigsRequest, ListNodesRequest, ListSecretsRequest, ListServicesRequest,
-    ListTasksRequest, RemoveServiceRequest, TaskState, UpdateServiceRequest, list_configs_request,
+    ListTasksRequest, RemoveServiceRequest, Service, ServiceSpec, UpdateServiceRequest, list_configs_request,
     list_secrets_request, list_tasks_request,
 };
 
@@ -42,6 +43,8 @@ pub(crate) enum Command {
     /// Remove a service; its tasks are stopped
     #[command(visible_alias = "rm")]
     Remove(One),
+    /// Go back to the spec before the last change; doing it twice undoes it
+    Rollback(One),
     /// Change a service; its tasks are replaced where they change
     Update {
         #[command(flatten)]
@@ -85,6 +88,7 @@ pub(crate) async fn run(context: &mut Context, command: Command) -> Result<Strin
         Command::Update { service, update, flags } => {
             self::update(context, &service.service, &update, &flags).await
         }
+        Command::Rollback(One { service }) => rollback(context, &service).await,
         Command::Remove(One { service: given }) => {
             let service = resolve::service(&mut context.control, &given).await?;
             context.control.remove_service(RemoveServiceRequest { service_id: service.id.clone() }).await?;
@@ -98,8 +102,8 @@ async fn inspect(context: &mut Context, given: &str, all: bool) -> Result<String
     let filters = list_tasks_request::Filters { service_ids: vec![service.id.clone()], ..Default::default() };
     let request = ListTasksRequest { filters: Some(filters) };
     let tasks = context.control.list_tasks(request).await?.into_inner().tasks;
-    let running = tasks.iter().filter(|task| task.status.state() == TaskState::Running).count();
-    let mut page = service_view::summary(&service, running, context.now);
+    let count = service_view::Count::of(&service, &tasks, |_| true);
+    let mut page = service_view::summary(&service, count, context.now);
     if !tasks.is_empty() {
         let names = context.names().await?;
         page = format!("{page}\n{}", task_view::table(&tasks, all, &names, context.now));
@@ -107,32 +111,49 @@ async fn inspect(context: &mut Context, given: &str, all: bool) -> Result<String
     Ok(page)
 }
 
-/// Changes what the flags say, and nothing else. When somebody else changed the service meanwhile, the flags are
-/// applied to what it is then.
+/// Changes what the flags say, and nothing else.
 async fn update(
     context: &mut Context,
     given: &str,
     update: &UpdateFlags,
     flags: &ServiceFlags,
 ) -> Result<String> {
+    if update.rollback == Some(true) {
+        return rollback(context, given).await;
+    }
     let changes = Changes::of_update(update)?;
     let found = find(context, &changes, flags).await?;
-    let mut tries = TRIES;
-    loop {
-        let service = resolve::service(&mut context.control, given).await?;
+    write(context, given, Rollback::None, |service| {
         let mut spec = service.spec.clone();
         if update.force == Some(true) {
             spec.task.force_update += 1;
         }
         apply(&mut spec, flags, &changes, &found)?;
-        if spec == service.spec {
-            return Err(Error::plain("no changes detected"));
-        }
+        if spec == service.spec { Err(Error::plain("no changes detected")) } else { Ok(spec) }
+    })
+    .await
+}
+
+/// Back to the previous spec, which the manager has.
+async fn rollback(context: &mut Context, given: &str) -> Result<String> {
+    write(context, given, Rollback::Previous, |service| Ok(service.spec.clone())).await
+}
+
+/// Updates a service. When somebody else changed it meanwhile, the change is made to what it is then.
+async fn write(
+    context: &mut Context,
+    given: &str,
+    rollback: Rollback,
+    change: impl Fn(&Service) -> Result<ServiceSpec>,
+) -> Result<String> {
+    let mut tries = TRIES;
+    loop {
+        let service = resolve::service(&mut context.control, given).await?;
         let request = UpdateServiceRequest {
             service_id: service.id.clone(),
             service_version: Some(service.meta.version),
-            spec: Some(spec),
-            ..Default::default()
+            spec: Some(change(&service)?),
+            rollback: rollback as i32,
         };
         tries -= 1;
         match context.control.update_service(request).await {

@@ -423,7 +423,7 @@ id-native      native      sleep        0/1
             last_execution: Some(Timestamp { seconds: 820, nanos: 0 }),
         });
         let mut everywhere = container_service("everywhere", Mode::GlobalJob(GlobalJob {}));
-        everywhere.job_status = job.job_status.clone();
+        everywhere.job_status = job.job_status;
         let task = |service: &Service, state: TaskState, iteration: u64| {
             let mut task = Task { service_id: service.id.clone(), ..Default::default() };
             task.status.state = state as i32;

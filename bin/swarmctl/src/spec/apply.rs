@@ -1,16 +1,17 @@
 //! Applies flags to a spec.
 
+use swarm_api::extensions;
 use swarm_api::v1::restart_policy::RestartCondition;
 use swarm_api::v1::service_spec;
 use swarm_api::v1::update_config::{FailureAction, UpdateOrder};
 use swarm_api::v1::{
-    ContainerSpec, Driver, EndpointSpec, GlobalService, NetworkAttachmentConfig, ReplicatedService,
-    ResourceRequirements, RestartPolicy, ServiceSpec, TaskSpec, UpdateConfig, task_spec,
+    ContainerSpec, Driver, EndpointSpec, GlobalJob, GlobalService, NetworkAttachmentConfig, ReplicatedJob,
+    ReplicatedService, ResourceRequirements, RestartPolicy, ServiceSpec, TaskSpec, UpdateConfig, task_spec,
 };
 use swarm_placement::{Constraint, generic};
 
 use super::container::set;
-use super::flags::{Mode, OnFailure, OnRollbackFailure, Order, Restart, Runtime};
+use super::flags::{Mode, OnFailure, OnRollbackFailure, Order, Rebalance, Restart, Runtime};
 use super::{Changes, CreateFlags, Found, ServiceFlags, container, process};
 use crate::error::{Error, Result};
 use crate::values::csv::join;
@@ -35,6 +36,14 @@ pub(crate) fn new_spec(create: &CreateFlags, flags: &ServiceFlags) -> Result<Ser
     };
     let mode = match create.mode {
         Some(Mode::Global) => service_spec::Mode::Global(GlobalService {}),
+        Some(Mode::GlobalJob) => service_spec::Mode::GlobalJob(GlobalJob {}),
+        Some(Mode::ReplicatedJob) => {
+            let total_completions = flags.total_completions.or(flags.replicas).unwrap_or(1);
+            service_spec::Mode::ReplicatedJob(ReplicatedJob {
+                max_concurrent: total_completions,
+                total_completions,
+            })
+        }
         _ => service_spec::Mode::Replicated(ReplicatedService { replicas: 1 }),
     };
     let task = TaskSpec { runtime: Some(runtime), restart: Some(any()), ..Default::default() };
@@ -56,8 +65,11 @@ pub(crate) fn apply(
         spec.annotations.name.clone_from(name);
     }
     if let Some(terms) = join(flags.label.as_ref()) {
-        spec.annotations.labels = pair::labels(&terms).map_err(Error::Usage)?;
+        // Ours are set by flags of their own.
+        spec.annotations.labels.retain(|label, _| label.starts_with(extensions::PREFIX));
+        spec.annotations.labels.extend(pair::labels(&terms).map_err(Error::Usage)?);
     }
+    rebalance(spec, flags)?;
     mode(spec, flags)?;
     runtime(spec, flags, changes, found)?;
     resources(spec, flags)?;
@@ -82,18 +94,42 @@ pub(crate) fn apply(
     Ok(())
 }
 
+fn rebalance(spec: &mut ServiceSpec, flags: &ServiceFlags) -> Result<()> {
+    let labels = &mut spec.annotations.labels;
+    match flags.rebalance {
+        None => {}
+        Some(Rebalance::Off) => drop(labels.remove(extensions::REBALANCE)),
+        Some(Rebalance::Auto) if !matches!(spec.mode, Some(service_spec::Mode::Replicated(_))) => {
+            return Err(Error::usage("--rebalance is only for replicated services"));
+        }
+        Some(Rebalance::Auto) => drop(labels.insert(extensions::REBALANCE.into(), "auto".into())),
+    }
+    Ok(())
+}
+
 fn mode(spec: &mut ServiceSpec, flags: &ServiceFlags) -> Result<()> {
-    let replicated = match &mut spec.mode {
-        Some(service_spec::Mode::Replicated(replicated)) => Some(replicated),
-        _ => None,
-    };
-    match (flags.replicas, replicated) {
-        (None, _) => {}
-        (Some(replicas), Some(replicated)) => replicated.replicas = replicas,
-        (Some(_), None) => return Err(Error::usage("--replicas is only for replicated services")),
+    let (total, at_once) = (flags.total_completions, flags.max_concurrent);
+    match &mut spec.mode {
+        Some(service_spec::Mode::ReplicatedJob(job)) => {
+            set(&mut job.total_completions, total.or(flags.replicas).as_ref());
+            set(&mut job.max_concurrent, at_once.as_ref());
+        }
+        _ if total.is_some() || at_once.is_some() => {
+            return Err(Error::usage(
+                "--total-completions and --max-concurrent are only for replicated jobs",
+            ));
+        }
+        Some(service_spec::Mode::Replicated(replicated)) => {
+            set(&mut replicated.replicas, flags.replicas.as_ref());
+        }
+        _ if flags.replicas.is_some() => {
+            return Err(Error::usage("--replicas is only for replicated services"));
+        }
+        _ => {}
     }
     if let Some(most) = flags.replicas_max_per_node {
-        if !matches!(spec.mode, Some(service_spec::Mode::Replicated(_))) {
+        use service_spec::Mode::{Replicated, ReplicatedJob};
+        if !matches!(spec.mode, Some(Replicated(_) | ReplicatedJob(_))) {
             return Err(Error::usage("--replicas-max-per-node is only for replicated services"));
         }
         spec.task.placement.get_or_insert_default().max_replicas = most;

@@ -23,6 +23,10 @@ pub(crate) enum Mode {
     Replicated,
     /// One on every node that may run it
     Global,
+    /// As many as --total-completions says, each until it has completed
+    ReplicatedJob,
+    /// One on every node that may run it, until it has completed
+    GlobalJob,
 }
 
 /// What happens when an update fails.
@@ -47,6 +51,15 @@ pub(crate) enum Order {
     StartFirst,
 }
 
+/// Whether tasks move to nodes that come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Rebalance {
+    /// When nodes come or return
+    Auto,
+    /// Only when `service rebalance` asks for it
+    Off,
+}
+
 /// After which ends a task is started again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Restart {
@@ -64,9 +77,15 @@ pub(crate) struct ServiceFlags {
     /// Labels of the service, key=value; replaces all
     #[arg(long, value_name = "LIST", allow_hyphen_values = true)]
     pub(crate) label: Option<Vec<List>>,
-    /// Number of tasks [default: 1]
+    /// Number of tasks; of jobs, the same as --total-completions [default: 1]
     #[arg(long, value_name = "N", value_parser = unsigned)]
     pub(crate) replicas: Option<u64>,
+    /// How many tasks of a replicated job are to complete [default: 1]
+    #[arg(long, value_name = "N", value_parser = unsigned, conflicts_with = "replicas")]
+    pub(crate) total_completions: Option<u64>,
+    /// How many tasks of a replicated job there are at the same time [default: all]
+    #[arg(long, value_name = "N", value_parser = unsigned)]
+    pub(crate) max_concurrent: Option<u64>,
     /// Most tasks on one node, 0 for any number
     #[arg(long, value_name = "N", value_parser = unsigned)]
     pub(crate) replicas_max_per_node: Option<u64>,
@@ -164,6 +183,10 @@ pub(crate) struct ServiceFlags {
     #[arg(long, value_name = "LIST", help_heading = "Resources and placement")]
     pub(crate) constraint: Option<Vec<List>>,
 
+    /// Whether tasks move when nodes come, so that they stay evenly spread [default: off]
+    #[arg(long, value_name = "WHEN", help_heading = "Resources and placement")]
+    pub(crate) rebalance: Option<Rebalance>,
+
     /// After which ends a task is started again [default: any]
     #[arg(long, value_name = "WHEN", hide_possible_values = false, help_heading = "Restarts")]
     pub(crate) restart_condition: Option<Restart>,
@@ -237,6 +260,9 @@ pub(crate) struct UpdateFlags {
     /// Replace all tasks although nothing of them changes
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = boolean)]
     pub(crate) force: Option<bool>,
+    /// Go back to the spec before the last change, whatever the other flags say
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = boolean)]
+    pub(crate) rollback: Option<bool>,
     /// Give more secrets to the tasks, name[:file]
     #[arg(long, value_name = "LIST", help_heading = "Containers only")]
     pub(crate) add_secret: Option<Vec<List>>,

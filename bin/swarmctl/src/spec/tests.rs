@@ -114,6 +114,40 @@ fn flags_of_modes_go_with_the_mode() {
 }
 
 #[test]
+fn a_job_has_completions_and_a_limit_at_a_time() {
+    let job = |words: &[&str]| match web(&[&["--mode=replicated-job"], words].concat()).mode {
+        Some(Mode::ReplicatedJob(job)) => (job.max_concurrent, job.total_completions),
+        other => panic!("a job: {other:?}"),
+    };
+    assert_eq!(job(&[]), (1, 1));
+    assert_eq!(job(&["--total-completions", "30"]), (30, 30));
+    assert_eq!(job(&["--replicas", "30", "--max-concurrent", "10"]), (10, 30));
+    assert!(matches!(web(&["--mode", "global-job"]).mode, Some(Mode::GlobalJob(_))));
+    wrong(create(&[WEB, &["--max-concurrent", "2"]].concat()), "only for replicated jobs");
+    wrong(
+        create(&[WEB, &["--mode=global-job", "--total-completions=2"]].concat()),
+        "only for replicated jobs",
+    );
+    let spec = web(&["--mode=replicated-job", "--total-completions=30", "--max-concurrent=10"]);
+    let more = update(spec, &["--replicas", "40"]).unwrap();
+    assert!(
+        matches!(more.mode, Some(Mode::ReplicatedJob(job)) if (job.max_concurrent, job.total_completions) == (10, 40))
+    );
+}
+
+#[test]
+fn tasks_move_to_new_nodes_if_the_service_says_so() {
+    let label = swarm_api::extensions::REBALANCE;
+    let spec = web(&["--rebalance", "auto", "--label", "a=b"]);
+    assert_eq!(spec.annotations.labels[label], "auto");
+    let spec = update(spec, &["--label", "c=d"]).unwrap();
+    assert_eq!(spec.annotations.labels.keys().collect::<Vec<_>>(), ["c", label]);
+    let spec = update(spec, &["--rebalance", "off"]).unwrap();
+    assert_eq!(spec.annotations.labels.keys().collect::<Vec<_>>(), ["c"]);
+    wrong(create(&[WEB, &["--mode=global", "--rebalance=auto"]].concat()), "only for replicated services");
+}
+
+#[test]
 fn a_flag_that_is_repeated_counts_as_given_last() {
     let spec = web(&["--image", "nginx", "--env", "A=1,B=2", "--env", "\"C=1,2\""]);
     assert_eq!(container(&spec).image, "nginx");
