@@ -1,0 +1,139 @@
+//! What happens in the world: a plan made from a seed alone. Every step carries its own chance, so that a plan from
+//! which steps are taken away still means the same in what is left.
+
+use crate::dice::Dice;
+
+/// Something that somebody else than the brain does. Numbers choose among what there is then.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Act {
+    CreateService {
+        shape: u64,
+    },
+    RemoveService {
+        which: u64,
+    },
+    Scale {
+        which: u64,
+        to: u64,
+    },
+    /// A new image: `v3` is never found, and every other task of `v4` fails.
+    Image {
+        which: u64,
+        version: u64,
+    },
+    /// Another shape in all that is not the mode.
+    Reshape {
+        which: u64,
+        shape: u64,
+    },
+    RollBack {
+        which: u64,
+    },
+    Rebalance {
+        which: u64,
+    },
+    /// The node is cut off, and its tasks run on.
+    Down {
+        which: u64,
+    },
+    Ready {
+        which: u64,
+    },
+    Availability {
+        which: u64,
+        to: u64,
+    },
+    Zone {
+        which: u64,
+        to: u64,
+    },
+    Resize {
+        which: u64,
+        cpus: u64,
+    },
+    AddNode,
+    RemoveNode {
+        which: u64,
+    },
+    /// A running task ends: `how` of them complete.
+    End {
+        which: u64,
+        how: u64,
+    },
+    DeleteTask {
+        which: u64,
+    },
+    /// From now on the node's agent says what it likes, or is honest again.
+    Lie {
+        which: u64,
+    },
+    HistoryLimit {
+        to: u64,
+    },
+    /// The leader is lost; so many of its transactions that are under way are still written.
+    NewLeader {
+        written: u64,
+    },
+    /// The store refuses what is decided next.
+    Refuse,
+    /// The leader missed commits.
+    Lag,
+}
+
+/// One step: what happens, what agents do, and how far the brain gets.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Step {
+    pub(crate) act: Option<Act>,
+    /// Chance of the agents; none: they all are slow.
+    pub(crate) agents: Option<u64>,
+    /// Transactions that are written after it, of those under way.
+    pub(crate) writes: u64,
+    /// Milliseconds that pass.
+    pub(crate) pass: u64,
+}
+
+pub(crate) fn plan(seed: u64, length: usize) -> Vec<Step> {
+    let mut dice = Dice::new(seed);
+    (0..length).map(|n| step(&mut dice, n)).collect()
+}
+
+fn step(dice: &mut Dice, n: usize) -> Step {
+    let act = if n < 2 {
+        Some(Act::CreateService { shape: dice.next() })
+    } else {
+        dice.one_in(2).then(|| act(dice))
+    };
+    Step {
+        act,
+        agents: (!dice.one_in(3)).then(|| dice.next()),
+        writes: dice.pick([0, 1, 9, 9, 9]),
+        pass: dice.pick([0, 0, 100, 2_000, 7_000]),
+    }
+}
+
+fn act(dice: &mut Dice) -> Act {
+    let which = dice.next();
+    match dice.roll(43) {
+        0..=2 => Act::CreateService { shape: dice.next() },
+        3 => Act::RemoveService { which },
+        4..=6 => Act::Scale { which, to: dice.roll(8) as u64 },
+        7..=12 => Act::Image { which, version: dice.roll(5) as u64 },
+        13..=14 => Act::Reshape { which, shape: dice.next() },
+        15..=16 => Act::RollBack { which },
+        17..=19 => Act::Down { which },
+        20..=23 => Act::Ready { which },
+        24..=25 => Act::Availability { which, to: dice.roll(3) as u64 },
+        26 => Act::Zone { which, to: dice.roll(3) as u64 },
+        27 => Act::Resize { which, cpus: dice.pick([2, 4, 9]) },
+        28 => Act::AddNode,
+        29 => Act::RemoveNode { which },
+        30..=34 => Act::End { which, how: dice.next() },
+        35 => Act::DeleteTask { which },
+        36 => Act::Lie { which },
+        37 => Act::HistoryLimit { to: dice.roll(4) as u64 },
+        38..=39 => Act::NewLeader { written: dice.roll(4) as u64 },
+        40 => Act::Refuse,
+        41 => Act::Rebalance { which },
+        _ => Act::Lag,
+    }
+}
