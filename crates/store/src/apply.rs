@@ -8,7 +8,7 @@ use swarm_api::v1::{InternalRaftRequest, StoreActionKind, StoreSnapshot};
 
 use crate::intern::{self, Interner};
 use crate::writer::{Fate, State};
-use crate::{ApplyError, Error, Event, Lost, StateMachine, Store, Tables, Ticket, View, diff};
+use crate::{ApplyError, Error, Event, Kinds, Lost, StateMachine, Store, Tables, Ticket, View, diff};
 
 impl StateMachine for Store {
     fn apply(&self, index: u64, data: Bytes, own: Option<Ticket>) -> Result<(), ApplyError> {
@@ -23,7 +23,11 @@ impl StateMachine for Store {
         drop(state);
         let request = decode(data);
         let mut state = self.state.lock();
-        let result = request.and_then(|request| execute(&state.view(), request));
+        let result = request.and_then(|request| {
+            let mut tables = Tables::clone(&state.view());
+            let events = execute(&mut tables, request)?;
+            Ok((tables, events))
+        });
         let fate = match &result {
             Ok(_) => Fate::Committed(index),
             Err(error) => Fate::Failed(error.clone()),
@@ -47,6 +51,22 @@ impl StateMachine for Store {
             wakes.send();
         }
         result
+    }
+
+    fn apply_all(&self, entries: Vec<(u64, Bytes)>) -> Vec<ApplyError> {
+        let mut errors = Vec::new();
+        let mut left = &entries[..];
+        while !left.is_empty() {
+            // Up to one that can't be applied, of which nothing may remain.
+            let applied =
+                self.apply_unseen(left).or_else(|fails| self.apply_unseen(&left[..fails])).unwrap_or(0);
+            left = &left[applied..];
+            if let Some(((index, data), rest)) = left.split_first() {
+                errors.extend(self.apply(*index, data.clone(), None).err());
+                left = rest;
+            }
+        }
+        errors
     }
 
     fn advance(&self, index: u64) {
@@ -92,6 +112,38 @@ impl StateMachine for Store {
     }
 }
 
+impl Store {
+    /// Applies entries up to one whose changes somebody follows, and returns how many. There is no view between them: so
+    /// what several of them change is copied once.
+    ///
+    /// # Errors
+    /// The position of an entry that can't be applied; then none was.
+    fn apply_unseen(&self, entries: &[(u64, Bytes)]) -> Result<usize, usize> {
+        // Nobody but the caller changes the view.
+        let mut tables = Tables::clone(&Store::view(self));
+        let mut events = Vec::new();
+        let mut applied = 0;
+        for (_, data) in entries {
+            let Ok(request) = decode(data.clone()) else { break };
+            if self.state.lock().follows(Kinds::of_actions(&request.action)) {
+                break;
+            }
+            events.extend(execute(&mut tables, request).map_err(|_| applied)?);
+            applied += 1;
+        }
+        let Some((last, _)) = entries[..applied].last() else { return Ok(0) };
+        let mut state = self.state.lock();
+        if events.is_empty() {
+            state.advance(*last);
+        } else {
+            // Whoever has come to follow these meanwhile is told of all of them at once.
+            state.publish(*last, Arc::new(tables), events);
+            state.restage();
+        }
+        Ok(applied)
+    }
+}
+
 /// Notes an entry that can't be applied; the log goes on behind it.
 fn skip(state: &mut State, index: u64, source: Error) -> ApplyError {
     let error = ApplyError { index, source };
@@ -110,9 +162,8 @@ fn decode(data: Bytes) -> Result<InternalRaftRequest, Error> {
     InternalRaftRequest::decode(data).map_err(|e| Error::Decode { what: "log entry", reason: e.to_string() })
 }
 
-/// Makes an entry's changes on a copy of the tables.
-fn execute(tables: &Tables, request: InternalRaftRequest) -> Result<(Tables, Vec<Event>), Error> {
-    let mut tables = tables.clone();
+/// Makes an entry's changes. After an error some of them may have been made.
+fn execute(tables: &mut Tables, request: InternalRaftRequest) -> Result<Vec<Event>, Error> {
     let mut events = Vec::with_capacity(request.action.len());
     for action in request.action {
         let kind = action.action();
@@ -121,7 +172,7 @@ fn execute(tables: &Tables, request: InternalRaftRequest) -> Result<(Tables, Vec
             reason: "it has no object of a known kind".to_owned(),
         })?;
         if let Object::Task(task) = &mut object {
-            intern::task(task, &tables);
+            intern::task(task, tables);
         }
         events.push(match kind {
             StoreActionKind::StoreActionCreate => tables.insert(object)?,
@@ -135,5 +186,5 @@ fn execute(tables: &Tables, request: InternalRaftRequest) -> Result<(Tables, Vec
             }
         });
     }
-    Ok((tables, events))
+    Ok(events)
 }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use swarm_api::v1::StoreAction;
 use swarm_api::{Kind, Object};
 use tokio::sync::broadcast;
 
@@ -115,6 +116,12 @@ impl Kinds {
         Kinds(events.iter().fold(0, |set, event| set | 1 << event.kind() as u16))
     }
 
+    /// Those of the objects that an entry changes, as far as they are known here.
+    pub(crate) fn of_actions(actions: &[StoreAction]) -> Kinds {
+        let objects = actions.iter().filter_map(Object::from_action);
+        Kinds(objects.fold(0, |set, object| set | 1 << object.kind() as u16))
+    }
+
     fn meets(self, other: Kinds) -> bool {
         self.0 & other.0 != 0
     }
@@ -135,6 +142,11 @@ impl Followers {
         let (followers, receiver) = broadcast::channel(QUEUE);
         self.0.push((kinds, followers));
         receiver
+    }
+
+    /// Whether somebody wants to be told of these.
+    pub(crate) fn wait_for(&self, kinds: Kinds) -> bool {
+        self.0.iter().any(|(followed, followers)| followed.meets(kinds) && followers.receiver_count() > 0)
     }
 
     pub(crate) fn send(&self, commit: Commit) {

@@ -75,6 +75,13 @@ pub trait StateMachine: Send + Sync + 'static {
     /// term.
     fn apply(&self, index: u64, data: Bytes, own: Option<Ticket>) -> Result<(), ApplyError>;
 
+    /// Applies committed entries with data that this process did not propose in the current term, in log order, and
+    /// returns what could not be applied. Between them nobody need see the state, which is what makes this the
+    /// faster way to apply many.
+    fn apply_all(&self, entries: Vec<(u64, Bytes)>) -> Vec<ApplyError> {
+        entries.into_iter().filter_map(|(index, data)| self.apply(index, data, None).err()).collect()
+    }
+
     /// An entry that changes nothing in the store (empty, or a membership change) was applied.
     fn advance(&self, index: u64);
 

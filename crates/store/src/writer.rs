@@ -183,6 +183,11 @@ impl State {
         }
     }
 
+    /// Whether somebody wants to be told of changes of these kinds.
+    pub(crate) fn follows(&self, kinds: Kinds) -> bool {
+        self.followers.as_ref().is_some_and(|followers| followers.wait_for(kinds))
+    }
+
     /// The same tables at a later index.
     pub(crate) fn advance(&mut self, index: u64) {
         let view = self.view().at(index);

@@ -668,6 +668,18 @@ pub mod lock_server {
     }
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RelayResponse {}
+impl ::prost::Name for RelayResponse {
+    const NAME: &'static str = "RelayResponse";
+    const PACKAGE: &'static str = "swarmd.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "swarmd.v1.RelayResponse".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/swarmd.v1.RelayResponse".into()
+    }
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct AttendRequest {}
 impl ::prost::Name for AttendRequest {
     const NAME: &'static str = "AttendRequest";
@@ -870,6 +882,29 @@ pub mod peers_client {
             req.extensions_mut().insert(GrpcMethod::new("swarmd.v1.Peers", "Doubt"));
             self.inner.unary(req, path, codec).await
         }
+        /// Raft's messages, in order and without an answer to each, which a member pays for with as much work as for the message
+        /// itself. Kept open; it ends with what the first message that was not taken would have been answered. Snapshots go the
+        /// contract's way.
+        pub async fn relay(
+            &mut self,
+            request: impl tonic::IntoStreamingRequest<
+                Message = crate::raftpb::Message,
+            >,
+        ) -> std::result::Result<tonic::Response<super::RelayResponse>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/swarmd.v1.Peers/Relay");
+            let mut req = request.into_streaming_request();
+            req.extensions_mut().insert(GrpcMethod::new("swarmd.v1.Peers", "Relay"));
+            self.inner.client_streaming(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -902,6 +937,15 @@ pub mod peers_server {
             &self,
             request: tonic::Request<super::DoubtRequest>,
         ) -> std::result::Result<tonic::Response<super::DoubtResponse>, tonic::Status>;
+        /// Raft's messages, in order and without an answer to each, which a member pays for with as much work as for the message
+        /// itself. Kept open; it ends with what the first message that was not taken would have been answered. Snapshots go the
+        /// contract's way.
+        async fn relay(
+            &self,
+            request: tonic::Request<
+                tonic::Streaming<crate::raftpb::Message>,
+            >,
+        ) -> std::result::Result<tonic::Response<super::RelayResponse>, tonic::Status>;
     }
     /// Served on the TLS port. A manager of another make does not know it, and is asked nothing.
     #[derive(Debug)]
@@ -1065,6 +1109,54 @@ pub mod peers_server {
                                 max_encoding_message_size,
                             );
                         let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/swarmd.v1.Peers/Relay" => {
+                    #[allow(non_camel_case_types)]
+                    struct RelaySvc<T: Peers>(pub Arc<T>);
+                    impl<
+                        T: Peers,
+                    > tonic::server::ClientStreamingService<
+                        crate::raftpb::Message,
+                    > for RelaySvc<T> {
+                        type Response = super::RelayResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<
+                                tonic::Streaming<crate::raftpb::Message>,
+                            >,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Peers>::relay(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = RelaySvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.client_streaming(method, req).await;
                         Ok(res)
                     };
                     Box::pin(fut)

@@ -174,9 +174,8 @@ impl Inner {
         let (messages, queue) = mpsc::channel(QUEUE);
         let (snapshots, transfers) = mpsc::channel(1);
         let reach = Reach::new(raft_id);
-        let sender = peer::Sender::new(self, reach.clone(), addr.clone());
-        self.spawn(sender.run(queue));
         let ours = Arc::new(AtomicBool::new(false));
+        self.spawn(peer::Sender::new(self, reach.clone(), ours.clone(), addr.clone(), queue).run());
         self.spawn(attend::Attendant::new(self, raft_id, ours.clone(), addr.clone()).run());
         self.spawn(snapshot::run(self.clone(), raft_id, addr, transfers));
         Peer { addr: addr_out, messages, snapshots, reach, ours }

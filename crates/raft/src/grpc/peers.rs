@@ -4,14 +4,16 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use futures::{Stream, StreamExt as _, stream};
+use swarm_api::raftpb::Message;
 use swarm_api::swarmd::peers_server::{Peers, PeersServer};
-use swarm_api::swarmd::{AttendRequest, AttendResponse, DoubtRequest, DoubtResponse};
+use swarm_api::swarmd::{AttendRequest, AttendResponse, DoubtRequest, DoubtResponse, RelayResponse};
 use swarm_pki::Dialer;
 use tokio::sync::SetOnce;
 use tokio_util::sync::CancellationToken;
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, Streaming};
 
 use super::doubt;
+use super::service::{MAX_MESSAGE, RaftService, sender};
 use crate::RaftHandle;
 
 /// The `Peers` service of our own package. Callers must have been found to be managers of this cluster.
@@ -20,6 +22,7 @@ pub struct PeersService {
     raft: Arc<SetOnce<RaftHandle>>,
     dialer: Dialer,
     stop: CancellationToken,
+    messages: RaftService,
 }
 
 impl std::fmt::Debug for PeersService {
@@ -31,12 +34,13 @@ impl std::fmt::Debug for PeersService {
 impl PeersService {
     /// Answers once the raft node is there. Calls that stay open end with `stop`.
     pub fn new(raft: Arc<SetOnce<RaftHandle>>, dialer: Dialer, stop: CancellationToken) -> PeersService {
-        PeersService { raft, dialer, stop }
+        let messages = RaftService::new(raft.clone(), dialer.clone());
+        PeersService { raft, dialer, stop, messages }
     }
 
     /// As a server.
     pub fn into_server(self) -> PeersServer<PeersService> {
-        PeersServer::new(self)
+        PeersServer::new(self).max_decoding_message_size(MAX_MESSAGE)
     }
 
     fn raft(&self) -> Result<&RaftHandle, Status> {
@@ -65,5 +69,18 @@ impl Peers for PeersService {
     async fn doubt(&self, request: Request<DoubtRequest>) -> Result<Response<DoubtResponse>, Status> {
         let answer = doubt::answer(&self.dialer, self.raft()?.shared(), request.into_inner()).await;
         answer.map(Response::new).map_err(stopped)
+    }
+
+    async fn relay(&self, request: Request<Streaming<Message>>) -> Result<Response<RelayResponse>, Status> {
+        let sender = sender(&request);
+        let mut messages = request.into_inner();
+        let relayed = async {
+            while let Some(message) = messages.message().await? {
+                self.messages.take(message, sender.as_deref()).await?;
+            }
+            Ok(Response::new(RelayResponse {}))
+        };
+        let stopped = self.stop.run_until_cancelled(relayed).await;
+        stopped.unwrap_or_else(|| Err(Status::unavailable("this manager stops")))
     }
 }

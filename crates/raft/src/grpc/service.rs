@@ -20,7 +20,7 @@ use super::{CALL_TIMEOUT, check_health};
 use crate::{Error, RaftHandle};
 
 /// Largest message on the wire; a larger snapshot comes in chunks.
-const MAX_MESSAGE: usize = 4 * 1024 * 1024;
+pub(super) const MAX_MESSAGE: usize = 4 * 1024 * 1024;
 /// Largest snapshot that is put together.
 const MAX_SNAPSHOT: usize = 4 * 1024 * 1024 * 1024;
 
@@ -53,7 +53,7 @@ impl RaftService {
         RaftServer::new(self).max_decoding_message_size(MAX_MESSAGE)
     }
 
-    async fn take(&self, message: Message, sender: Option<&PeerIdentity>) -> Result<(), Status> {
+    pub(super) async fn take(&self, message: Message, sender: Option<&PeerIdentity>) -> Result<(), Status> {
         let Some(raft) = self.raft.get() else { return Ok(()) };
         let membership = raft.membership();
         let member = membership.get(message.from);
@@ -120,7 +120,8 @@ fn step(raft: &RaftHandle, message: Message) -> Result<(), Status> {
     }
 }
 
-fn sender<T>(request: &Request<T>) -> Option<Arc<PeerIdentity>> {
+/// Who has called.
+pub(super) fn sender<T>(request: &Request<T>) -> Option<Arc<PeerIdentity>> {
     request.extensions().get::<ConnectionInfo>()?.identity.clone()
 }
 

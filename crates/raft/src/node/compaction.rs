@@ -17,6 +17,10 @@ use crate::{Error, Result};
 
 /// A snapshot is taken when the log takes more room than this, whatever the number of entries.
 const MAX_LOG_BYTES: u64 = 256 * 1024 * 1024;
+/// Bytes of entries after which a snapshot is taken, whatever their number; half of the last snapshot's, if that is more. A
+/// manager that starts applies all that came after its snapshot, which takes several times as long as reading them from one
+/// (decision 0085).
+const MAX_REPLAY_BYTES: u64 = 16 * 1024 * 1024;
 /// Entries until the next try, after a snapshot could not be written.
 const RETRY_AFTER: u64 = 100;
 
@@ -58,6 +62,12 @@ pub(super) struct Compaction {
     running: Option<JoinHandle<()>>,
     /// No try before this index.
     not_before: u64,
+    /// Bytes of entries that were applied since the newest, or the one under way, was begun.
+    since: u64,
+    /// The same when the one under way was begun.
+    before: u64,
+    /// Bytes of the newest.
+    size: u64,
 }
 
 impl Compaction {
@@ -76,20 +86,38 @@ impl Compaction {
             return false;
         }
         let by_interval = settings.interval > 0 && applied - self.newest >= settings.interval;
-        by_interval || wanted || log_bytes > MAX_LOG_BYTES
+        let by_size = self.since > MAX_REPLAY_BYTES.max(self.size / 2);
+        by_interval || by_size || wanted || log_bytes > MAX_LOG_BYTES
+    }
+
+    /// An entry with so many bytes was applied.
+    pub(super) fn applied(&mut self, bytes: usize) {
+        self.since += bytes as u64;
     }
 
     pub(super) fn started(&mut self, thread: JoinHandle<()>) {
         self.running = Some(thread);
+        self.before = std::mem::take(&mut self.since);
     }
 
-    /// The thread has said how it went.
-    pub(super) fn ended(&mut self, at: Position, written: bool) {
+    /// One came from the leader, with so many bytes.
+    pub(super) fn received(&mut self, index: u64, bytes: usize) {
+        self.newest = self.newest.max(index);
+        (self.since, self.size) = (0, bytes as u64);
+    }
+
+    /// The thread has said how it went: the bytes that it wrote, if it did.
+    pub(super) fn ended(&mut self, at: Position, written: Option<u64>) {
         self.wait();
-        if written {
-            self.newest = self.newest.max(at.index);
-        } else {
-            self.not_before = at.index + RETRY_AFTER;
+        match written {
+            Some(size) => {
+                self.newest = self.newest.max(at.index);
+                self.size = size;
+            }
+            None => {
+                self.not_before = at.index + RETRY_AFTER;
+                self.since += self.before;
+            }
         }
     }
 
@@ -141,7 +169,8 @@ impl Turns {
     }
 
     pub(super) fn snapshot_taken(&mut self, at: Position, written: Result<()>) -> Result<()> {
-        self.compaction.ended(at, written.is_ok());
+        let written = written.and_then(|()| self.snapshots.size(at));
+        self.compaction.ended(at, written.as_ref().ok().copied());
         if let Err(error) = written {
             tracing::error!(%error, index = at.index, "a raft snapshot could not be written");
             return self.reseal_snapshot_taken(at, Err(error));
@@ -204,9 +233,31 @@ mod tests {
     #[test]
     fn a_failed_snapshot_is_tried_again_later() {
         let mut compaction = Compaction::default();
-        compaction.ended(Position { index: 20, term: 1 }, false);
+        compaction.ended(Position { index: 20, term: 1 }, None);
         assert!(!compaction.due(21, SETTINGS, 0, false));
         assert!(compaction.due(20 + RETRY_AFTER, SETTINGS, 0, false));
+    }
+
+    #[test]
+    fn what_a_start_applies_is_bounded_by_bytes_too() {
+        let never = Settings { interval: 0, ..SETTINGS };
+        let mut compaction = Compaction::default();
+        compaction.applied(MAX_REPLAY_BYTES as usize);
+        assert!(!compaction.due(1, never, 0, false));
+        compaction.applied(1);
+        assert!(compaction.due(1, never, 0, false));
+
+        let at = |index| Position { index, term: 1 };
+        compaction.started(std::thread::spawn(|| {}));
+        compaction.ended(at(1), None);
+        assert!(compaction.due(1 + RETRY_AFTER, never, 0, false), "it was not written");
+        compaction.started(std::thread::spawn(|| {}));
+        compaction.applied(5);
+        compaction.ended(at(150), Some(4 * MAX_REPLAY_BYTES));
+        compaction.applied(2 * MAX_REPLAY_BYTES as usize - 5);
+        assert!(!compaction.due(200, never, 0, false), "the larger the snapshot, the rarer");
+        compaction.applied(1);
+        assert!(compaction.due(200, never, 0, false));
     }
 
     #[test]

@@ -3,9 +3,10 @@
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
+use bytes::Bytes;
 use prost::Message as _;
 use raft::{Ready, StateRole};
-use raft_proto::eraftpb::{Entry, EntryType, Message, Snapshot};
+use raft_proto::eraftpb::{Entry, EntryType, Message, MessageType, Snapshot};
 use swarm_api::raftpb;
 use swarm_api::v1::StoreSnapshot;
 use swarm_store::StateMachine;
@@ -69,10 +70,12 @@ impl Turns {
         Ok(())
     }
 
-    pub(super) fn send(&self, messages: Vec<Message>) {
+    pub(super) fn send(&mut self, messages: Vec<Message>) {
         if messages.is_empty() {
             return;
         }
+        let appends = messages.iter().filter(|message| message.msg_type() == MessageType::MsgAppend);
+        self.commit_told = appends.map(|append| append.commit).fold(self.commit_told, u64::max);
         let outgoing = messages.into_iter().map(|message| {
             let message = convert::to_wire(message);
             match &message.snapshot {
@@ -139,7 +142,7 @@ impl Turns {
         restore_store(&*self.machine, index, content.store)?;
         self.membership = Membership::from_snapshot(&content.membership);
         self.raw.mut_store().conf_state = metadata.get_conf_state().clone();
-        self.compaction.newest = self.compaction.newest.max(index);
+        self.compaction.received(index, snapshot.data.len());
         self.shared.applied.store(index, Ordering::Release);
         self.removed |= self.membership.is_removed(self.shared.raft_id);
         self.publish_membership();
@@ -153,16 +156,22 @@ impl Turns {
     pub(super) fn apply(&mut self, entries: Vec<Entry>) {
         let Some(last) = entries.last().map(|e| e.index) else { return };
         let mut own = 0;
+        let mut foreign = Vec::new();
         reach(Point::Applying);
         for entry in entries {
             let index = entry.index;
+            self.compaction.applied(entry.data.len());
+            let normal = entry.entry_type() == EntryType::EntryNormal && !entry.data.is_empty();
+            let ticket = if normal { self.proposals.applied(index, entry.term) } else { None };
+            if normal && ticket.is_none() {
+                foreign.push((index, entry.data));
+                continue;
+            }
+            self.apply_foreign(&mut foreign);
             match entry.entry_type() {
-                EntryType::EntryNormal if !entry.data.is_empty() => {
-                    let ticket = self.proposals.applied(index, entry.term);
-                    if ticket.is_some() {
-                        own += 1;
-                        add(&self.shared.counters.proposals, 1);
-                    }
+                EntryType::EntryNormal if normal => {
+                    own += 1;
+                    add(&self.shared.counters.proposals, 1);
                     if let Err(error) = self.machine.apply(index, entry.data, ticket) {
                         self.diverge(&error);
                     }
@@ -179,10 +188,21 @@ impl Turns {
                 }
             }
         }
+        self.apply_foreign(&mut foreign);
         if own > 0 {
             self.writers = [own, self.writers[0]];
         }
         self.shared.applied.store(last, Ordering::Release);
+    }
+
+    fn apply_foreign(&mut self, entries: &mut Vec<(u64, Bytes)>) {
+        if entries.is_empty() {
+            return;
+        }
+        for error in self.machine.apply_all(std::mem::take(entries)) {
+            self.diverge(&error);
+        }
+        reach(Point::Applied);
     }
 
     /// This manager's state is not the others' any more.

@@ -94,6 +94,12 @@ impl Snapshots {
         self.dir.join(file_name(at))
     }
 
+    /// Bytes of a snapshot on the disk.
+    pub(crate) fn size(&self, at: Position) -> Result<u64> {
+        let path = self.path(at);
+        Ok(fs::metadata(&path).map_err(Error::io("read", &path))?.len())
+    }
+
     /// Writes a snapshot of the store; it is safe when this returns.
     pub fn save(&self, meta: &Meta, membership: &ClusterSnapshot, view: &View) -> Result<()> {
         self.write(meta, |out| content::encode(out, membership, view))

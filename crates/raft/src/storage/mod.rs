@@ -3,6 +3,7 @@
 //! [`LogStorage`] is what the raft loop needs of a disk; [`SledLog`] is the one that managers use, [`MemoryLog`]
 //! one whose failures a test decides on. `tests/storage.rs` holds both to the same rules.
 
+mod ahead;
 mod memory;
 pub(crate) mod record;
 mod sled_dir;

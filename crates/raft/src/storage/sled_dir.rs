@@ -6,15 +6,18 @@
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use sled::{Db, Tree};
 
+use super::ahead::{self, Ahead};
 use crate::{Error, Result};
 
+/// sled's default.
+const SEGMENT: u64 = 512 * 1024;
 /// Memory that sled may use for pages.
 const PAGE_CACHE: u64 = 4 * 1024 * 1024;
 /// Ending of the name while a directory is being built.
@@ -28,6 +31,7 @@ pub(super) struct SledDir {
     db: Db,
     /// sled's file, opened a second time to sync it.
     file: File,
+    ahead: Ahead,
     blobs: SyncedFiles,
 }
 
@@ -35,14 +39,16 @@ impl SledDir {
     /// Opens a directory, and creates it if there is none.
     pub(super) fn open(path: &Path) -> Result<SledDir> {
         crate::disk::create_dir(path)?;
+        let data = path.join("db");
+        ahead::give_back(&data, SEGMENT).map_err(Error::io("shorten", &data))?;
         let config = sled::Config::new().path(path).flush_every_ms(None).cache_capacity(PAGE_CACHE);
         let db = open_unlocked(&config, path)?;
         let tree = db.open_tree("raft").map_err(|e| Error::damaged(path, e.to_string()))?;
-        let data = path.join("db");
-        let file = File::open(&data).map_err(Error::io("open", &data))?;
+        let file = OpenOptions::new().write(true).open(&data).map_err(Error::io("open", &data))?;
+        let ahead = Ahead::of(file.try_clone().map_err(Error::io("open", &data))?);
         crate::disk::sync_dir(path)?;
         let blobs = SyncedFiles::new(path.join("blobs"));
-        Ok(SledDir { path: path.to_owned(), tree, db, file, blobs })
+        Ok(SledDir { path: path.to_owned(), tree, db, file, ahead, blobs })
     }
 
     /// An error of sled while it wrote.
@@ -54,6 +60,7 @@ impl SledDir {
     pub(super) fn sync(&mut self) -> Result<()> {
         self.db.flush().map_err(|e| self.write_error(&e))?;
         self.file.sync_data().map_err(Error::io("sync", &self.path.join("db")))?;
+        self.ahead.synced();
         self.blobs.sync().map(|_| ())
     }
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use prost::Message as _;
 use swarm_api::raftpb::{ConfChange, Message, MessageType, Snapshot};
+use swarm_api::swarmd::peers_client::PeersClient;
 use swarm_api::v1::health_check_response::ServingStatus;
 use swarm_api::v1::health_server::{Health, HealthServer};
 use swarm_api::v1::raft_client::RaftClient;
@@ -20,11 +21,12 @@ use swarm_pki::{
     TlsIncoming,
 };
 use swarm_raft::{
-    Change, Config, GrpcTransport, Membership, Origin, Outcome, Outgoing, RaftHandle, RaftNode, RaftService,
-    Role, Ticks, Transport as _,
+    Change, Config, GrpcTransport, Membership, Origin, Outcome, Outgoing, PeersService, RaftHandle, RaftNode,
+    RaftService, Role, Ticks, Transport as _,
 };
 use tokio::net::TcpListener;
 use tokio::sync::SetOnce;
+use tokio_stream::StreamExt as _;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::{Channel, Server};
 use tonic::{Code, Request, Response, Status};
@@ -35,6 +37,8 @@ use crate::support::{Manager, begin, config, eventually, in_time};
 pub(crate) struct Lab {
     root: RootCa,
     pub(crate) dir: PathBuf,
+    /// Its members know what ours are asked beside raft's messages.
+    ours: bool,
     _owned: Option<tempfile::TempDir>,
 }
 
@@ -59,12 +63,17 @@ impl Lab {
     pub(crate) fn new() -> Lab {
         let root = RootCa::create(Clock::system().now()).unwrap();
         let dir = tempfile::tempdir().unwrap();
-        Lab { root, dir: dir.path().to_owned(), _owned: Some(dir) }
+        Lab { root, dir: dir.path().to_owned(), ours: true, _owned: Some(dir) }
+    }
+
+    /// One whose members answer each other as those of another make do.
+    fn foreign() -> Lab {
+        Lab { ours: false, ..Lab::new() }
     }
 
     /// That of other processes too, in a directory that they share.
     pub(crate) fn shared(root: RootCa, dir: PathBuf) -> Lab {
-        Lab { root, dir, _owned: None }
+        Lab { root, dir, ours: true, _owned: None }
     }
 
     pub(crate) fn dialer(&self, node_id: &str) -> (Arc<SecurityContext>, Dialer) {
@@ -97,9 +106,11 @@ impl Lab {
         let transport = GrpcTransport::new(dialer.clone());
         let slot: Arc<SetOnce<RaftHandle>> = Arc::default();
         let serving = CancellationToken::new();
+        let peers = PeersService::new(slot.clone(), dialer.clone(), serving.clone()).into_server();
         let server = Server::builder()
             .add_service(HealthServer::new(Healthy))
             .add_service(RaftService::new(slot.clone(), dialer).into_server())
+            .add_optional_service(self.ours.then_some(peers))
             .serve_with_incoming_shutdown(
                 TlsIncoming::new(listener, security),
                 serving.clone().cancelled_owned(),
@@ -167,7 +178,12 @@ async fn same(hosts: &[&Host]) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_snapshot_travels_in_chunks_and_messages_follow() {
-    let lab = Lab::new();
+    for lab in [Lab::new(), Lab::foreign()] {
+        a_snapshot_travels_in_chunks_and_messages_follow_in(lab).await;
+    }
+}
+
+async fn a_snapshot_travels_in_chunks_and_messages_follow_in(lab: Lab) {
     let a = lab.first().await;
     let settings =
         RaftConfig { snapshot_interval: 5, log_entries_for_slow_followers: 0, ..RaftConfig::default() };
@@ -201,7 +217,12 @@ async fn a_snapshot_travels_in_chunks_and_messages_follow() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_member_is_found_where_it_moved_to() {
-    let lab = Lab::new();
+    for lab in [Lab::new(), Lab::foreign()] {
+        a_member_is_found_where_it_moved_to_in(lab).await;
+    }
+}
+
+async fn a_member_is_found_where_it_moved_to_in(lab: Lab) {
     let a = lab.first().await;
     let b = lab.join(&a, "m2", 2).await;
     let c = lab.join(&a, "m3", 3).await;
@@ -247,7 +268,12 @@ async fn a_receiver_that_is_not_known_here_is_found_through_another_member() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_removed_member_ends_and_the_others_go_on() {
-    let lab = Lab::new();
+    for lab in [Lab::new(), Lab::foreign()] {
+        a_removed_member_ends_and_the_others_go_on_in(lab).await;
+    }
+}
+
+async fn a_removed_member_ends_and_the_others_go_on_in(lab: Lab) {
     let a = lab.first().await;
     let b = lab.join(&a, "m2", 2).await;
     let c = lab.join(&a, "m3", 3).await;
@@ -269,6 +295,45 @@ async fn a_removed_member_ends_and_the_others_go_on() {
     let request = ProcessRaftMessageRequest { message: Some(late) };
     let told = lab.client("m3", &b).process_raft_message(request).await.unwrap_err();
     assert_eq!((told.code(), told.message()), (Code::NotFound, "raft: member was removed from the cluster"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_relayed_ends_with_the_first_message_that_is_refused() {
+    let lab = Lab::new();
+    let a = lab.first().await;
+    let b = lab.join(&a, "m2", 2).await;
+    same(&[&a, &b]).await;
+    let own = a.manager.raft.raft_id();
+    let mut client = PeersClient::new(lab.dialer("m2").1.channel(&a.addr.to_string()).unwrap());
+    let message =
+        |from| Message { r#type: MessageType::MsgProp as i32, to: own, from, term: 1, ..Message::default() };
+
+    // Nonsense is taken and comes to nothing, as by the other calls.
+    let before = a.manager.raft.counts().ignored;
+    client.relay(tokio_stream::iter([message(2), message(2)])).await.unwrap();
+    assert!(a.manager.raft.counts().ignored >= before + 2);
+    // One node can't speak for another one.
+    let open = tokio_stream::iter([message(2), message(own)]).chain(tokio_stream::pending());
+    let status = in_time("the refusal", client.relay(open)).await.unwrap_err();
+    assert_eq!(status.code(), Code::PermissionDenied, "{status}");
+
+    in_time("the removal", a.manager.raft.change_membership(Change::Remove(2))).await.unwrap();
+    let open = tokio_stream::once(message(2)).chain(tokio_stream::pending());
+    let status = in_time("the refusal", client.relay(open)).await.unwrap_err();
+    assert_eq!(
+        (status.code(), status.message()),
+        (Code::NotFound, "raft: member was removed from the cluster")
+    );
+
+    // The call does not keep a manager from stopping.
+    let open = tokio_stream::pending();
+    let call = tokio::spawn(async move { client.relay(open).await });
+    eventually("the end of the call", || {
+        a.serving.cancel();
+        call.is_finished()
+    })
+    .await;
+    assert_eq!(call.await.unwrap().unwrap_err().code(), Code::Unavailable);
 }
 
 #[tokio::test(flavor = "multi_thread")]

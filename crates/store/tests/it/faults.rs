@@ -5,9 +5,10 @@ use std::panic::AssertUnwindSafe;
 use bytes::Bytes;
 use futures::FutureExt as _;
 use prost::Message as _;
+use swarm_api::Kind;
 use swarm_api::v1::{InternalRaftRequest, Service, StoreAction, StoreActionKind, store_action};
 use swarm_store::testing::LoopbackProposer;
-use swarm_store::{Error, Received, StateMachine as _, Store, Ticket, Tx};
+use swarm_store::{Error, Kinds, Received, StateMachine as _, Store, Ticket, Tx};
 
 use crate::support::{Started, Updated, count, counter, create_service, service};
 
@@ -155,6 +156,46 @@ fn an_entry_that_does_not_fit_is_skipped_whole_and_reported() {
     store.restore(20, before.clone()).unwrap();
     assert_eq!(store.divergence(), None, "a snapshot repairs it");
     assert_eq!((store.view().index(), store.view().to_snapshot()), (20, before));
+}
+
+#[test]
+fn entries_applied_at_once_come_to_the_same_as_one_by_one() {
+    use StoreActionKind::{
+        StoreActionCreate as Create, StoreActionRemove as Remove, StoreActionUpdate as Update,
+    };
+    let entries: Vec<(u64, Bytes)> = (1..)
+        .zip([
+            request(vec![(Create, service("a", "a"))]),
+            request(vec![(Create, service("b", "b")), (Update, service("a", "a2"))]),
+            // Does not fit, after it has changed something.
+            request(vec![(Create, service("c", "c")), (Update, service("missing", "m"))]),
+            request(vec![(Remove, service("b", "b")), (Create, service("c", "c"))]),
+            Bytes::from_static(b"\x12\xff"),
+            request(vec![(Create, service("a", "again"))]),
+            request(vec![(Create, service("d", "d"))]),
+            request(vec![]),
+        ])
+        .collect();
+    for followed in [None, Some(Kinds::of(&[Kind::Service])), Some(Kinds::of(&[Kind::Node]))] {
+        let (one_by_one, at_once) = (Store::new(), Store::new());
+        let expected: Vec<_> = entries
+            .iter()
+            .filter_map(|(index, entry)| one_by_one.apply(*index, entry.clone(), None).err())
+            .collect();
+        let mut commits = followed.map(|kinds| at_once.view_and_follow(kinds).1);
+        assert_eq!(at_once.apply_all(entries.clone()), expected);
+        assert_eq!(expected.iter().map(|e| e.index).collect::<Vec<_>>(), [3, 5, 6]);
+        assert_eq!(at_once.divergence(), one_by_one.divergence());
+        assert_eq!(at_once.view().index(), 8);
+        assert_eq!(at_once.view().to_snapshot(), one_by_one.view().to_snapshot());
+        let mut told = Vec::new();
+        while let Some(Some(Received::Commit(commit))) = commits.as_mut().map(|c| c.try_next()) {
+            told.push((commit.index, commit.events.len()));
+        }
+        let services = followed.is_some_and(|kinds| kinds == Kinds::of(&[Kind::Service]));
+        let each = vec![(1, 1), (2, 2), (4, 2), (7, 1)];
+        assert_eq!(told, if services { each } else { vec![] }, "each commit by itself to who follows it");
+    }
 }
 
 #[tokio::test]
