@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use hyper_util::rt::TokioIo;
 use swarm_api::swarmd::lock_client::LockClient;
 use swarm_api::swarmd::recovery_client::RecoveryClient;
+use swarm_api::swarmd::services_client::ServicesClient;
 use swarm_api::v1::ca_client::CaClient;
 use swarm_api::v1::control_client::ControlClient;
 use swarm_pki::{Clock, connect_local_tls};
@@ -46,6 +47,11 @@ impl Client {
     /// Unlocks a manager.
     pub(crate) fn lock(&self) -> LockClient<Channel> {
         LockClient::new(self.channel.clone())
+    }
+
+    /// What operators ask for once of services.
+    pub(crate) fn services(&self) -> ServicesClient<Channel> {
+        ServicesClient::new(self.channel.clone())
     }
 
     /// Backups.

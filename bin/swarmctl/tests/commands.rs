@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
 
+use swarm_api::swarmd::services_server::ServicesServer;
 use swarm_api::v1::control_server::ControlServer;
 use swarm_api::v1::{Cluster, Node, NodeDescription, NodeRole, Task, TaskState, node_spec, node_status};
 use swarm_control::{Alone, Control};
@@ -31,7 +32,9 @@ impl Swarm {
         let path = dir.path().join("swarmd.sock");
         runtime.spawn(async move {
             let incoming = UnixListenerStream::new(UnixListener::bind(path).unwrap());
-            let server = tonic::transport::Server::builder().add_service(ControlServer::new(control));
+            let server = tonic::transport::Server::builder()
+                .add_service(ServicesServer::new(control.clone()))
+                .add_service(ControlServer::new(control));
             server.serve_with_incoming(incoming).await.unwrap();
         });
         let swarm = Swarm { dir, store, runtime };
@@ -137,6 +140,16 @@ fn a_service_goes_back_to_what_it_was() {
     assert!(page.contains(": manually requested rollback\n"), "{page}");
     swarm.ok(&["service", "update", "--rollback", "web"]);
     assert!(swarm.ok(&["service", "inspect", "web"]).contains(": redis:7\n"));
+}
+
+#[test]
+fn an_even_spread_is_asked_for() {
+    let swarm = Swarm::start();
+    swarm.ok(&["service", "create", "--name", "web", "--image", "redis", "--rebalance", "auto"]);
+    assert_eq!(swarm.ok(&["service", "rebalance", "web"]), "the spread is even\n");
+    swarm.fails(&["service", "rebalance", "nobody"], 1, "service \"nobody\" not found");
+    swarm.ok(&["service", "create", "--name", "all", "--image", "redis", "--mode", "global"]);
+    swarm.fails(&["service", "rebalance", "all"], 1, "only replicated services can be rebalanced");
 }
 
 #[test]

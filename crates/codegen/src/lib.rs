@@ -35,6 +35,7 @@ const FILES: &[&str] = &[
     "swarmd/v1/lock.proto",
     "swarmd/v1/peers.proto",
     "swarmd/v1/process.proto",
+    "swarmd/v1/services.proto",
 ];
 
 /// Files of the raft library's own messages.

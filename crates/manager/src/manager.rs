@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use swarm_api::swarmd::services_server::ServicesServer;
 use swarm_api::v1::control_server::ControlServer;
 use swarm_api::v1::health_check_response::ServingStatus;
 use swarm_api::v1::health_server::HealthServer;
@@ -147,6 +148,7 @@ impl Manager {
 
         let services = |health: &Health| {
             Routes::new(ControlServer::new(control.clone()))
+                .add_service(ServicesServer::new(control.clone()))
                 .add_service(HealthServer::new(health.clone()))
                 .add_service(WatchServer::new(watch.clone()))
                 .add_service(dispatcher.service().into_server())

@@ -1,6 +1,7 @@
 //! Services.
 
 use clap::{Args, Subcommand};
+use swarm_api::swarmd::RebalanceRequest;
 use swarm_api::v1::update_service_request::Rollback;
 use swarm_api::v1::{
     CreateServiceRequest, ListConfigsRequest, ListNodesRequest, ListSecretsRequest, ListServicesRequest,
@@ -40,6 +41,8 @@ pub(crate) enum Command {
         #[arg(short, long)]
         quiet: bool,
     },
+    /// Move tasks of a service, as few as make its spread even again, at the pace of its updates
+    Rebalance(One),
     /// Remove a service; its tasks are stopped
     #[command(visible_alias = "rm")]
     Remove(One),
@@ -88,6 +91,7 @@ pub(crate) async fn run(context: &mut Context, command: Command) -> Result<Strin
         Command::Update { service, update, flags } => {
             self::update(context, &service.service, &update, &flags).await
         }
+        Command::Rebalance(One { service }) => rebalance(context, &service).await,
         Command::Rollback(One { service }) => rollback(context, &service).await,
         Command::Remove(One { service: given }) => {
             let service = resolve::service(&mut context.control, &given).await?;
@@ -137,6 +141,23 @@ async fn update(
 /// Back to the previous spec, which the manager has.
 async fn rollback(context: &mut Context, given: &str) -> Result<String> {
     write(context, given, Rollback::Previous, |service| Ok(service.spec.clone())).await
+}
+
+/// Asks for an even spread, once. Says how many tasks are to move.
+async fn rebalance(context: &mut Context, given: &str) -> Result<String> {
+    let service = resolve::service(&mut context.control, given).await?;
+    let request = RebalanceRequest { service_id: service.id.clone() };
+    match context.client.services().rebalance(request).await {
+        Ok(answer) => Ok(match answer.into_inner().tasks {
+            0 => "the spread is even\n".to_owned(),
+            1 => "1 task moves\n".to_owned(),
+            tasks => format!("{tasks} tasks move\n"),
+        }),
+        Err(status) if status.code() == tonic::Code::Unimplemented => {
+            Err(Error::plain("the manager that leads can't rebalance services: it is no swarmd"))
+        }
+        Err(status) => Err(status.into()),
+    }
 }
 
 /// Updates a service. When somebody else changed it meanwhile, the change is made to what it is then.

@@ -11,6 +11,7 @@ mod secret;
 mod service;
 mod service_defaults;
 mod service_list;
+mod service_rebalance;
 mod service_rules;
 mod service_update;
 mod task;

@@ -24,7 +24,7 @@ pub(super) struct Rule {
 const LEADERS: [&str; 5] = ["CA", "NodeCA", "Dispatcher", "LogBroker", "ResourceAllocator"];
 /// Passed on from the socket. Here the TLS port is where such calls arrive at the leader: it answers others from what it
 /// has itself, but what was passed on to a manager that does not lead any more is none of its business.
-const SOCKET: [&str; 2] = ["Control", "Logs"];
+const SOCKET: [&str; 3] = ["Control", "Logs", "Services"];
 /// Only there on the TLS port.
 const REMOTE: [&str; 1] = ["RaftMembership"];
 
@@ -32,7 +32,8 @@ const REMOTE: [&str; 1] = ["RaftMembership"];
 /// another manager has passed the call on already.
 pub(super) fn rule(path: &str, door: Door, forwarded: bool) -> Option<Rule> {
     allowed(path)?;
-    let (service, method) = path.strip_prefix("/docker.swarmkit.v1.")?.split_once('/')?;
+    let known = path.strip_prefix("/docker.swarmkit.v1.").or_else(|| path.strip_prefix("/swarmd.v1."))?;
+    let (service, method) = known.split_once('/')?;
     let leaders = LEADERS.contains(&service)
         || match door {
             Door::Remote => REMOTE.contains(&service) || (forwarded && SOCKET.contains(&service)),
@@ -78,8 +79,8 @@ mod tests {
         let always = ["CA", "Dispatcher", "LogBroker", "NodeCA", "ResourceAllocator"];
         let with = |more: &[&'static str]| always.iter().chain(more).copied().collect::<BTreeSet<_>>();
         assert_eq!(services(Door::Remote, false), with(&["RaftMembership"]));
-        assert_eq!(services(Door::Remote, true), with(&["RaftMembership", "Control", "Logs"]));
-        assert_eq!(services(Door::Socket, false), with(&["Control", "Logs"]));
+        assert_eq!(services(Door::Remote, true), with(&["RaftMembership", "Control", "Logs", "Services"]));
+        assert_eq!(services(Door::Socket, false), with(&["Control", "Logs", "Services"]));
         for unknown in ["/docker.swarmkit.v1.Control/Nothing", "/swarmd.v1.Any/Thing", "/"] {
             assert_eq!(rule(unknown, Door::Socket, false), None);
         }

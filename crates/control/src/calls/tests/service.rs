@@ -1,5 +1,8 @@
 use std::collections::BTreeMap;
 
+use swarm_api::extensions::REBALANCE_NOW;
+use swarm_api::swarmd::RebalanceRequest;
+use swarm_api::swarmd::services_server::Services;
 use swarm_api::v1::port_config::{Protocol, PublishMode};
 use swarm_api::v1::update_service_request::Rollback;
 use swarm_api::v1::update_status::UpdateState;
@@ -446,4 +449,65 @@ async fn statuses_are_counted_in_the_order_asked_for() {
         statuses.iter().map(|s| (s.desired_tasks, s.running_tasks, s.completed_tasks)).collect();
     assert_eq!(counts, [(0, 1, 0), (2, 1, 1), (3, 2, 0), (2, 1, 0), (0, 0, 0), (2, 1, 1)]);
     assert_eq!(statuses[4].service_id, "unknown");
+}
+
+async fn rebalance(control: &Control, id: &str) -> Result<u64, Status> {
+    let request = Request::new(RebalanceRequest { service_id: id.into() });
+    Ok(Services::rebalance(control, request).await?.into_inner().tasks)
+}
+
+#[tokio::test]
+async fn a_rebalance_is_put_on_record_and_changes_nothing_else() {
+    let control = control();
+    let before = create_service(&control, service_spec("web", 4)).await.unwrap();
+    for id in ["n1", "n2"] {
+        let mut node = Node { id: id.into(), ..Default::default() };
+        node.status.state = node_status::State::Ready as i32;
+        put(&control, node).await;
+    }
+    assert_eq!(rebalance(&control, &before.id).await.unwrap(), 0);
+    let stored = |control: &Control| control.store.view().services().get(&before.id).unwrap().clone();
+    assert_eq!(stored(&control), before, "an even spread stays as it is");
+    for slot in 1..=4 {
+        let task = Task {
+            id: format!("t{slot}"),
+            service_id: before.id.clone(),
+            slot,
+            node_id: "n1".into(),
+            spec: before.spec.task.clone(),
+            spec_version: before.spec_version,
+            status: TaskStatus { state: TaskState::Running as i32, ..Default::default() },
+            desired_state: TaskState::Running as i32,
+            ..Default::default()
+        };
+        put(&control, task).await;
+    }
+    for _ in 0..2 {
+        assert_eq!(rebalance(&control, &before.id).await.unwrap(), 2, "asking twice is asking once");
+    }
+    let mut after = stored(&control);
+    assert_eq!(after.spec.annotations.labels.remove(REBALANCE_NOW).as_deref(), Some("1"));
+    after.meta = before.meta;
+    assert_eq!(after, before);
+}
+
+#[tokio::test]
+async fn a_rebalance_is_refused_where_it_makes_no_sense() {
+    let control = control();
+    refused(
+        Services::rebalance(&control, Request::new(RebalanceRequest { service_id: "x".into() })).await,
+        Code::NotFound,
+        "service x not found",
+    );
+    let mut spec = service_spec("everywhere", 0);
+    spec.mode = Some(Mode::Global(GlobalService {}));
+    let global = create_service(&control, spec).await.unwrap();
+    let text = "only replicated services can be rebalanced";
+    error(rebalance(&control, &global.id).await, Code::FailedPrecondition, text);
+    let web = create_service(&control, service_spec("web", 1)).await.unwrap();
+    update(&control, &web, service_spec("web", 2), Rollback::None).await.unwrap();
+    let web = control.store.view().services().get(&web.id).unwrap().clone();
+    update(&control, &web, service_spec("web", 2), Rollback::Previous).await.unwrap();
+    let text = "the service is being updated, or its update is paused: rebalance it when that is over";
+    error(rebalance(&control, &web.id).await, Code::FailedPrecondition, text);
 }
