@@ -16,6 +16,7 @@ pub mod authorization;
 pub mod defaults;
 pub mod duration;
 pub mod extensions;
+pub mod hash;
 pub mod id;
 pub mod naming;
 pub mod object;
