@@ -4,10 +4,10 @@
 
 use std::borrow::Cow;
 
-use swarm_api::naming;
 use swarm_api::v1::{
     Cluster, Config, Extension, Network, Node, Resource, Secret, Service, Task, TaskSpec, Volume, task_spec,
 };
+use swarm_api::{Shared, naming};
 
 use crate::tables::Indexed;
 
@@ -202,13 +202,47 @@ impl Indexed for Task {
             emit(Key::of(text(ix::NETWORK, &network.target)));
         }
         emit(Key::of(text(ix::SERVICE, &self.service_id)));
-        emit(Key::of(text(ix::NODE, &self.node_id)));
+        if !self.node_id.is_empty() {
+            emit(Key::of(text(ix::NODE, &self.node_id)));
+        }
         emit(Key::of(pair(ix::SLOT, &self.service_id, self.slot)));
         emit(Key::of(number(ix::DESIRED, self.desired_state as u64)));
         emit(Key::of(number(ix::OBSERVED, self.status.state as u64)));
         for volume in &self.volumes {
             emit(Key::of(text(ix::VOLUME, &volume.id)));
         }
+    }
+    /// What happens to tasks all the time touches two or three keys.
+    fn moved_keys(&self, old: &Task, gone: &mut dyn FnMut(u64), come: &mut dyn FnMut(u64)) -> bool {
+        let same = Shared::ptr_eq(&self.spec, &old.spec)
+            && Shared::ptr_eq(&self.service_annotations, &old.service_annotations)
+            && Shared::ptr_eq(&self.annotations, &old.annotations)
+            && self.slot == old.slot
+            && self.service_id == old.service_id
+            && self.volumes == old.volumes
+            // Where there is no slot, the node is a part of the name.
+            && (self.slot != 0 || !self.annotations.name.is_empty() || self.node_id == old.node_id);
+        if !same {
+            return false;
+        }
+        if self.node_id != old.node_id {
+            if !old.node_id.is_empty() {
+                gone(text(ix::NODE, &old.node_id));
+            }
+            if !self.node_id.is_empty() {
+                come(text(ix::NODE, &self.node_id));
+            }
+        }
+        for (index, before, after) in [
+            (ix::DESIRED, old.desired_state, self.desired_state),
+            (ix::OBSERVED, old.status.state, self.status.state),
+        ] {
+            if before != after {
+                gone(number(index, before as u64));
+                come(number(index, after as u64));
+            }
+        }
+        true
     }
 }
 

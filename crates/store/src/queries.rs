@@ -35,7 +35,10 @@ impl Table<Task> {
     /// Tasks on a node; the empty id has the tasks not yet assigned.
     pub fn by_node(&self, node_id: &str) -> impl Iterator<Item = &Shared<Task>> + use<'_> {
         let id = node_id.to_owned();
-        self.by(text(ix::NODE, node_id), move |t| t.node_id == id)
+        // Every task begins without a node, and few ask for those: they are not worth a key.
+        let without = id.is_empty().then(|| self.iter().filter(|t| t.node_id.is_empty()));
+        let on_node = (!id.is_empty()).then(|| self.by(text(ix::NODE, node_id), move |t| t.node_id == id));
+        without.into_iter().flatten().chain(on_node.into_iter().flatten())
     }
     /// Tasks of one slot of a service.
     pub fn by_slot(&self, service_id: &str, slot: u64) -> impl Iterator<Item = &Shared<Task>> + use<'_> {

@@ -88,6 +88,39 @@ impl<V: Clone + Default> Node<V> {
         }
     }
 
+    /// Puts many values in, which are taken out of `entries`; those are in the order of their slots.
+    fn insert_many(&mut self, entries: &mut [(u32, V)], depth: u32) {
+        match self {
+            Node::Inner(inner) => {
+                let inner = Arc::make_mut(inner);
+                let mut rest = entries;
+                while let Some((slot, _)) = rest.first() {
+                    let at = child(*slot, depth);
+                    let (own, others) =
+                        rest.split_at_mut(rest.partition_point(|(s, _)| child(*s, depth) == at));
+                    inner[at]
+                        .get_or_insert_with(|| Node::Bucket(Arc::new(Bucket::new())))
+                        .insert_many(own, depth + 1);
+                    rest = others;
+                }
+            }
+            Node::Bucket(bucket) => {
+                let bucket = Arc::make_mut(bucket);
+                for at in 0..entries.len() {
+                    let (slot, value) = std::mem::take(&mut entries[at]);
+                    match bucket.find(slot) {
+                        Some(there) => bucket.values[there] = value,
+                        None if bucket.len < BUCKET => bucket.push(slot, value),
+                        None => {
+                            self.insert(slot, value, depth);
+                            return self.insert_many(&mut entries[at + 1..], depth);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
     /// Takes a value out; says whether nothing is left.
     fn remove(&mut self, slot: u32, depth: u32) -> bool {
         match self {
@@ -137,6 +170,15 @@ impl<V: Clone + Default> Rows<V> {
     /// Puts a value into a slot, whatever is there.
     pub(crate) fn insert(&mut self, slot: u32, value: V) {
         self.root.get_or_insert_with(|| Node::Bucket(Arc::new(Bucket::new()))).insert(slot, value, 0);
+    }
+
+    /// Puts many values into their slots, whatever is there, and copies what is shared with other versions once for
+    /// all of them. The entries are in the order of their slots, and are left without their values.
+    pub(crate) fn insert_many(&mut self, entries: &mut [(u32, V)]) {
+        debug_assert!(entries.is_sorted_by_key(|(slot, _)| *slot));
+        if !entries.is_empty() {
+            self.root.get_or_insert_with(|| Node::Bucket(Arc::new(Bucket::new()))).insert_many(entries, 0);
+        }
     }
 
     /// Empties a slot.
@@ -263,6 +305,14 @@ mod tests {
             expected.sort();
             found.sort();
             prop_assert_eq!(found, expected);
+            let mut many: Vec<(u32, u32)> =
+                model.iter().step_by(2).map(|(s, v)| (*s, v ^ 1)).chain((0..start / 2).map(|n| (n << 22, n))).collect();
+            many.sort_by_key(|(slot, _)| *slot);
+            let (before, before_model) = (rows.clone(), model.clone());
+            model.extend(many.iter().copied());
+            rows.insert_many(&mut many);
+            prop_assert_eq!(&entries(&rows), &model);
+            prop_assert_eq!(&entries(&before), &before_model);
             for slot in model.keys() {
                 rows.remove(*slot);
             }

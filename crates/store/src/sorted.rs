@@ -196,6 +196,60 @@ impl<E: Copy + Default> Node<E> {
         }
     }
 
+    /// Makes changes, which are in order, and puts what becomes of the node into `out`: nodes of the same depth, none
+    /// of them empty.
+    fn apply(
+        self,
+        changes: &[Change<E>],
+        order: &impl Fn(&E, &E) -> Ordering,
+        len: &mut usize,
+        out: &mut Vec<Child<E>>,
+    ) {
+        match self {
+            Node::Leaf(leaf) => {
+                let mut entries = Vec::with_capacity(leaf.len + changes.len());
+                let mut old = leaf.entries();
+                for change in changes {
+                    let entry = change.entry();
+                    let before = old.partition_point(|e| order(e, entry).is_lt());
+                    entries.extend_from_slice(&old[..before]);
+                    old = &old[before..];
+                    let there = old.first().is_some_and(|e| order(e, entry).is_eq());
+                    old = &old[usize::from(there)..];
+                    *len -= usize::from(there);
+                    if let Change::Put(entry) = change {
+                        entries.push(*entry);
+                        *len += 1;
+                    }
+                }
+                entries.extend_from_slice(old);
+                out.extend(parts(entries.len(), LEAF).map(|part| {
+                    let node = Node::Leaf(Arc::new(Leaf::new(&entries[part.clone()])));
+                    Child { first: entries[part.start], node, new: true }
+                }));
+            }
+            Node::Inner(mut inner) => {
+                let inner = Arc::make_mut(&mut inner);
+                let mut nodes = Vec::with_capacity(FAN + 4);
+                let mut rest = changes;
+                for at in 0..inner.len {
+                    let Some(child) = inner.nodes[at].take() else { continue };
+                    let own = match inner.firsts[..inner.len].get(at + 1) {
+                        Some(next) => rest.partition_point(|c| order(c.entry(), next).is_lt()),
+                        None => rest.len(),
+                    };
+                    if own == 0 {
+                        nodes.push(Child { first: inner.firsts[at], node: child, new: false });
+                    } else {
+                        child.apply(&rest[..own], order, len, &mut nodes);
+                        rest = &rest[own..];
+                    }
+                }
+                above(nodes, out);
+            }
+        }
+    }
+
     /// Takes an entry out. Afterwards the node may be empty.
     fn remove(&mut self, position: &impl Fn(&E) -> Ordering) -> bool {
         match self {
@@ -228,7 +282,74 @@ impl<E: Copy + Default> Node<E> {
     }
 }
 
+/// Cuts so many things into equal parts, as few as possible if none may have more than `most`.
+fn parts(count: usize, most: usize) -> impl Iterator<Item = std::ops::Range<usize>> {
+    let parts = count.div_ceil(most);
+    (0..parts).map(move |part| part * count / parts..(part + 1) * count / parts)
+}
+
+/// A node, with its first entry so that nobody has to look it up.
+struct Child<E> {
+    first: E,
+    node: Node<E>,
+    /// It was made just now, and may be small.
+    new: bool,
+}
+
+/// Puts inner nodes above these nodes of one depth into `out`.
+fn above<E: Copy + Default>(nodes: Vec<Child<E>>, out: &mut Vec<Child<E>>) {
+    let parts: Vec<usize> = parts(nodes.len(), FAN).map(|part| part.len()).collect();
+    let mut nodes = nodes.into_iter();
+    for part in parts {
+        let mut inner = Inner { len: 0, firsts: [E::default(); FAN], nodes: std::array::from_fn(|_| None) };
+        let mut small = false;
+        for (at, child) in nodes.by_ref().take(part).enumerate() {
+            small |= child.new && child.node.fill().0 * 4 <= child.node.fill().1;
+            inner.firsts[at] = child.first;
+            inner.nodes[at] = Some(child.node);
+            inner.len = at + 1;
+        }
+        let mut at = 0;
+        while small && at < inner.len {
+            inner.join(at);
+            at += 1;
+        }
+        out.push(Child { first: inner.firsts[0], node: Node::Inner(Arc::new(inner)), new: true });
+    }
+}
+
+/// One of many changes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Change<E> {
+    /// Takes the entry out.
+    Drop(E),
+    /// Puts the entry in, instead of an equal one if there is one.
+    Put(E),
+}
+
+impl<E> Change<E> {
+    pub(crate) fn entry(&self) -> &E {
+        match self {
+            Change::Drop(entry) | Change::Put(entry) => entry,
+        }
+    }
+}
+
 impl<E: Copy + Default> Sorted<E> {
+    /// Makes many changes at once. They are in order, and no two are about equal entries.
+    pub(crate) fn apply(&mut self, changes: &[Change<E>], order: impl Fn(&E, &E) -> Ordering) {
+        debug_assert!(changes.is_sorted_by(|a, b| order(a.entry(), b.entry()).is_lt()));
+        let mut nodes = Vec::new();
+        let root = self.root.take().unwrap_or_else(|| Node::Leaf(Arc::new(Leaf::new(&[]))));
+        root.apply(changes, &order, &mut self.len, &mut nodes);
+        while nodes.len() > 1 {
+            let beneath = std::mem::take(&mut nodes);
+            above(beneath, &mut nodes);
+        }
+        self.root = nodes.pop().map(|child| child.node);
+        self.lower();
+    }
+
     /// Number of entries.
     pub(crate) fn len(&self) -> usize {
         self.len
@@ -272,17 +393,22 @@ impl<E: Copy + Default> Sorted<E> {
             return false;
         }
         self.len -= 1;
+        self.lower();
+        true
+    }
+
+    /// Takes away roots that have only one child, or nothing.
+    fn lower(&mut self) {
         loop {
             self.root = match self.root.take() {
                 Some(Node::Inner(inner)) if inner.len == 1 => inner.nodes[0].clone(),
                 Some(node) if node.fill().0 == 0 => None,
                 root => {
                     self.root = root;
-                    break;
+                    return;
                 }
             };
         }
-        true
     }
 
     /// Entries from the first one that does not stand before the position.
@@ -410,6 +536,34 @@ mod tests {
                 prop_assert!(tree.remove(at(entry)));
             }
             prop_assert!(tree.root.is_none());
+        }
+
+        #[test]
+        fn many_changes_at_once_are_as_good_as_one_by_one(
+            start in 0u32..5000,
+            batches in prop::collection::vec((any::<u32>(), 1u32..9, 0u32..6000, 1u32..4000), 1..12),
+        ) {
+            let mut model: BTreeSet<u32> = (0..start).collect();
+            let mut tree = Sorted::from_sorted(&model.iter().copied().collect::<Vec<_>>());
+            for (mask, step, from, count) in batches {
+                let before = (tree.clone(), model.clone());
+                let changes: Vec<Change<u32>> = (from..from + count)
+                    .step_by(step as usize)
+                    .map(|n| if mask >> (n / 97 % 32) & 1 == 0 { Change::Put(n) } else { Change::Drop(n) })
+                    .collect();
+                for change in &changes {
+                    match change {
+                        Change::Put(n) => _ = model.insert(*n),
+                        Change::Drop(n) => _ = model.remove(n),
+                    }
+                }
+                tree.apply(&changes, u32::cmp);
+                check(&tree, &model);
+                check(&before.0, &before.1);
+            }
+            let all: Vec<Change<u32>> = model.iter().map(|n| Change::Drop(*n)).collect();
+            tree.apply(&all, u32::cmp);
+            prop_assert!(tree.root.is_none() && tree.len() == 0);
         }
     }
 }

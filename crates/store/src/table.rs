@@ -8,7 +8,7 @@ use swarm_api::Shared;
 
 use crate::index::{self, custom, ix, lower};
 use crate::rows::Rows;
-use crate::sorted::Sorted;
+use crate::sorted::{Change, Sorted};
 use crate::tables::{Indexed, id_of};
 use crate::{Error, Result};
 
@@ -187,7 +187,7 @@ impl<T: Indexed> Table<T> {
     }
 
     fn id_at(&self, slot: u32) -> &str {
-        self.rows.get(slot).map_or("", |row| id_of(row))
+        id_in(&self.rows, slot)
     }
 
     fn find(&self, id: &str) -> Option<(u32, &Shared<T>)> {
@@ -259,7 +259,53 @@ impl<T: Indexed> Table<T> {
         Ok(old)
     }
 
+    /// The object with this id, with where it is.
+    pub(crate) fn locate(&self, id: &str) -> Option<Located<T>> {
+        self.find(id).map(|(slot, row)| Located { slot, old: row.clone() })
+    }
+
+    /// Puts other versions of many objects in the place of those that were located, each once, and copies what is
+    /// shared with other versions of the table once for all of them. For kinds without unique names.
+    pub(crate) fn replace_many(&mut self, objects: &[(Located<T>, Shared<T>)]) {
+        debug_assert!(!T::UNIQUE_NAME);
+        let mut rows: Vec<(u32, Shared<T>)> =
+            objects.iter().map(|(there, new)| (there.slot, new.clone())).collect();
+        rows.sort_unstable_by_key(|(slot, _)| *slot);
+        debug_assert!(rows.windows(2).all(|pair| pair[0].0 != pair[1].0), "each once");
+        self.rows.insert_many(&mut rows);
+        let mut order: Vec<(Prefix, usize)> =
+            objects.iter().enumerate().map(|(at, (_, new))| (Prefix::of(new.id()), at)).collect();
+        let id = |at: usize| objects[at].1.id();
+        order.sort_unstable_by(|(p, a), (q, b)| p.cmp(q).then_with(|| id(*a).cmp(id(*b))));
+        let mut changes = Vec::with_capacity(objects.len() * 4);
+        let (mut gone, mut come) = (Vec::new(), Vec::new());
+        for (prefix, at) in order {
+            let (Located { slot, old }, new) = &objects[at];
+            if !new.moved_keys(old, &mut |key| gone.push(key), &mut |key| come.push(key)) {
+                self.reindex(*slot, old, new);
+            }
+            changes.extend(gone.drain(..).map(|key| Change::Drop(KeyEntry::new(key, prefix, *slot))));
+            changes.extend(come.drain(..).map(|key| Change::Put(KeyEntry::new(key, prefix, *slot))));
+        }
+        // Within a key they are in order already.
+        changes.sort_by_key(|change| change.entry().key);
+        let rows = &self.rows;
+        self.keys.apply(&changes, |a: &KeyEntry, b: &KeyEntry| {
+            (a.key, a.prefix()).cmp(&(b.key, b.prefix())).then_with(|| match a.slot == b.slot {
+                true => Ordering::Equal,
+                false => id_in(rows, a.slot).cmp(id_in(rows, b.slot)),
+            })
+        });
+    }
+
     fn reindex(&mut self, slot: u32, old: &T, new: &T) {
+        let (mut gone, mut come) = (Vec::new(), Vec::new());
+        if new.moved_keys(old, &mut |key| gone.push(key), &mut |key| come.push(key)) {
+            let prefix = Prefix::of(new.id());
+            gone.iter().for_each(|key| self.remove_key(*key, prefix, new.id()));
+            come.iter().for_each(|key| self.insert_key(*key, prefix, slot, new.id()));
+            return;
+        }
         let (mut before, mut after) = (Keys::default(), Keys::default());
         before.collect(old);
         after.collect(new);
@@ -437,12 +483,23 @@ fn has_stem<T: Indexed>(object: &T, stem: &str) -> bool {
     object.stem().is_some_and(|own| *lower(own) == *stem)
 }
 
+/// An object that is in a table, and where.
+#[derive(Debug)]
+pub(crate) struct Located<T: Indexed> {
+    pub(crate) slot: u32,
+    pub(crate) old: Shared<T>,
+}
+
+fn id_in<T: Indexed>(rows: &Rows<Shared<T>>, slot: u32) -> &str {
+    rows.get(slot).map_or("", |row| id_of(row))
+}
+
 fn position<'a, T: Indexed>(
     rows: &'a Rows<Shared<T>>,
     prefix: Prefix,
     id: &'a str,
 ) -> impl Fn(&IdEntry) -> Ordering + 'a {
-    move |e| e.prefix.cmp(&prefix).then_with(|| rows.get(e.slot).map_or("", |row| id_of(row)).cmp(id))
+    move |e| e.prefix.cmp(&prefix).then_with(|| id_in(rows, e.slot).cmp(id))
 }
 
 fn key_position<'a, T: Indexed>(
@@ -451,11 +508,7 @@ fn key_position<'a, T: Indexed>(
     prefix: Prefix,
     id: &'a str,
 ) -> impl Fn(&KeyEntry) -> Ordering + 'a {
-    move |e| {
-        (e.key, e.prefix())
-            .cmp(&(key, prefix))
-            .then_with(|| rows.get(e.slot).map_or("", |row| id_of(row)).cmp(id))
-    }
+    move |e| (e.key, e.prefix()).cmp(&(key, prefix)).then_with(|| id_in(rows, e.slot).cmp(id))
 }
 
 /// The key hashes of an object.

@@ -40,6 +40,13 @@ pub trait Indexed: StoreObject {
     /// Emits every index key but name and custom ones.
     #[doc(hidden)]
     fn own_keys(&self, emit: &mut Emit<'_>);
+    /// If it is easily told: the hashes of the keys that another version had and this one has not, and the other
+    /// way round. False, and nothing is called, where all keys must be compared.
+    #[doc(hidden)]
+    fn moved_keys(&self, old: &Self, gone: &mut dyn FnMut(u64), come: &mut dyn FnMut(u64)) -> bool {
+        let _ = (old, gone, come);
+        false
+    }
     /// The table of this kind.
     fn table(tables: &Tables) -> &Table<Self>
     where
@@ -148,6 +155,15 @@ impl Tables {
     /// The one cluster object, once the first leader has made it.
     pub fn cluster(&self) -> Option<&Shared<Cluster>> {
         self.clusters().by_name(swarm_api::defaults::CLUSTER_NAME).next()
+    }
+
+    /// The table of nodes, shared: as long as another one is the same in memory, nothing in it has changed.
+    pub fn shared_nodes(&self) -> Arc<Table<Node>> {
+        self.nodes.clone()
+    }
+
+    pub(crate) fn tasks_mut(&mut self) -> &mut Table<Task> {
+        Arc::make_mut(&mut self.tasks)
     }
 
     fn check_insert(&self, object: &Object) -> Result<()> {

@@ -4,7 +4,8 @@ use std::collections::HashMap;
 use std::ops::Deref;
 use std::time::SystemTime;
 
-use swarm_api::v1::{StoreAction, StoreActionKind};
+use swarm_api::hash::FastSet;
+use swarm_api::v1::{StoreAction, StoreActionKind, Task};
 use swarm_api::{Object, Shared};
 
 use crate::{Error, Event, Indexed, Result, Tables};
@@ -61,6 +62,34 @@ impl Tx {
         let event = self.tables.replace(T::into_object(object.clone()))?;
         self.events.push(event);
         Ok(object)
+    }
+
+    /// Replaces many tasks at once, which costs a fraction of as many updates. `change` is given each task that is
+    /// there, in the order of `ids`, and says what becomes of it; `None` leaves it as it is, as does a task that is
+    /// gone. It does not see what it said of others. Of an id that comes twice, the first counts.
+    pub fn update_tasks<'a>(
+        &mut self,
+        ids: impl IntoIterator<Item = &'a str>,
+        mut change: impl FnMut(usize, &Shared<Task>) -> Option<Task>,
+    ) {
+        let (version, now) = (self.version, Some(self.now.into()));
+        let mut changes = Vec::new();
+        for (at, id) in ids.into_iter().enumerate() {
+            let Some(there) = self.tables.tasks().locate(id) else { continue };
+            let Some(mut new) = change(at, &there.old) else { continue };
+            new.meta.version.index = version;
+            new.meta.updated_at = now;
+            changes.push((there, Shared::from(new)));
+        }
+        let mut seen = FastSet::default();
+        seen.reserve(changes.len());
+        changes.retain(|(there, _)| seen.insert(there.slot));
+        self.tables.tasks_mut().replace_many(&changes);
+        self.events.extend(
+            changes
+                .into_iter()
+                .map(|(there, new)| Event::Updated { old: Object::Task(there.old), new: Object::Task(new) }),
+        );
     }
 
     /// Removes an object and returns it as it was.
