@@ -6,7 +6,7 @@ use std::time::SystemTime;
 use futures::StreamExt as _;
 use futures::future::{BoxFuture, FutureExt as _};
 use futures::stream::FuturesUnordered;
-use swarm_reconcile::{Batch, Brain, Ctx, Fate, Now, RandomIds, Reconciler, apply_groups};
+use swarm_reconcile::{Batch, Brain, Ctx, Fate, Now, RandomIds, Reconciler};
 use swarm_store::{Error, Received, Store, Subscription};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -104,11 +104,10 @@ impl Shell {
     /// the order in which they were decided.
     async fn write(&mut self, batch: Batch) -> Option<(u64, Fate)> {
         let store = self.store.clone();
-        let Batch { id, groups } = batch;
         let mut write = async move {
-            match store.update(|tx| apply_groups(tx, &groups)).await {
-                Ok((results, committed)) => (id, Fate::Written(committed.index, results)),
-                Err(error) => (id, Fate::Failed(error)),
+            match store.update(|tx| batch.apply(tx)).await {
+                Ok((results, committed)) => (batch.id, Fate::Written(committed.index, results)),
+                Err(error) => (batch.id, Fate::Failed(error)),
             }
         }
         .boxed();

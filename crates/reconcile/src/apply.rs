@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use swarm_api::{Kind, Object};
 use swarm_store::{Event, Tables, Tx};
 
-use crate::{Effect, Group, Patch, Refused};
+use crate::{Batch, Effect, Group, Patch, Refused};
 
 /// Applies a group to plain tables, as a whole or not at all. Returns what changed.
 pub(crate) fn apply_group(tables: &mut Tables, group: &Group) -> Result<Vec<Event>, Refused> {
@@ -33,6 +33,25 @@ fn undo(tables: &mut Tables, events: Vec<Event>) {
     }
 }
 
+impl Batch {
+    /// Writes everything in it: one result per group, then one per list of assignments. To be called in the closure of
+    /// [`swarm_store::Store::update`].
+    ///
+    /// # Errors
+    /// As [`apply_groups`].
+    pub fn apply(&self, tx: &mut Tx) -> Result<Vec<Result<(), Refused>>, swarm_store::Error> {
+        let mut results = write_groups(tx, &self.groups)?;
+        for assignments in &self.assignments {
+            let refused = assignments.apply(tx);
+            results.push(if refused.is_empty() { Ok(()) } else { Err(Refused::Assignments(refused)) });
+        }
+        if !self.groups.is_empty() {
+            tx.merge_task_changes();
+        }
+        Ok(results)
+    }
+}
+
 /// Evaluates each group on the transaction's tables and writes it, as a whole or not at all; groups do not
 /// depend on each other's fate. To be called in the closure of [`swarm_store::Store::update`].
 ///
@@ -41,6 +60,12 @@ fn undo(tables: &mut Tables, events: Vec<Event>) {
 /// # Errors
 /// Only if the store refuses a change that passed its evaluation: then the whole transaction must end.
 pub fn apply_groups(tx: &mut Tx, groups: &[Group]) -> Result<Vec<Result<(), Refused>>, swarm_store::Error> {
+    let results = write_groups(tx, groups)?;
+    tx.merge_task_changes();
+    Ok(results)
+}
+
+fn write_groups(tx: &mut Tx, groups: &[Group]) -> Result<Vec<Result<(), Refused>>, swarm_store::Error> {
     let mut results = Vec::with_capacity(groups.len());
     for group in groups {
         results.push(if is_simple(&group.patches) {
@@ -63,7 +88,6 @@ pub fn apply_groups(tx: &mut Tx, groups: &[Group]) -> Result<Vec<Result<(), Refu
             })
         });
     }
-    tx.merge_task_changes();
     Ok(results)
 }
 

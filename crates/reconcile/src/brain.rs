@@ -8,9 +8,10 @@ use swarm_api::defaults::MAX_BATCH_BYTES;
 use swarm_api::v1::{StoreAction, StoreActionKind};
 use swarm_store::{Event, Tables, View};
 
+use crate::assign::is_outcome;
 use crate::journal::{Journal, difference};
 use crate::overlay::Overlay;
-use crate::{Ctx, Group, Outcome, Reconciler, Refused, Settled};
+use crate::{Assignments, Ctx, Group, Outcome, Reconciler, Refused, Settled};
 
 /// Most batches whose fate is open. While so many are in flight events gather, and the next turn takes them all.
 pub const MAX_IN_FLIGHT: usize = 4;
@@ -18,19 +19,24 @@ pub const MAX_IN_FLIGHT: usize = 4;
 /// How long a turn waits after one whose decisions the store refused for a reason that no commit will change.
 const BACK_OFF: Duration = Duration::from_millis(100);
 
-/// Groups to be written in one transaction.
+/// With more events than these unread, reconcilers are told of them even while they may not decide.
+const MANY_EVENTS: usize = 50_000;
+
+/// What is to be written in one transaction, with [`Batch::apply`].
 #[derive(Debug, Clone)]
 pub struct Batch {
     /// To be given back in [`Brain::settle`].
     pub id: u64,
     /// The groups, in order.
     pub groups: Vec<Group>,
+    /// The assignments, which come after the groups.
+    pub assignments: Vec<Assignments>,
 }
 
 /// What became of a batch.
 #[derive(Debug)]
 pub enum Fate {
-    /// The transaction was committed at this log index, with these groups in it or refused.
+    /// The transaction was committed at this log index; what [`Batch::apply`] said of each part of it.
     Written(u64, Vec<Result<(), Refused>>),
     /// The transaction failed.
     Failed(swarm_store::Error),
@@ -70,6 +76,8 @@ pub struct Brain {
     journal: Journal,
     /// Who decided a group: the seat, by the group's number.
     owners: BTreeMap<u64, usize>,
+    /// Assignments whose fate is open, by their number; numbers are those of groups.
+    assigning: BTreeMap<u64, Assignments>,
     ready: VecDeque<Ready>,
     flying: BTreeMap<u64, Flying>,
     next_group: u64,
@@ -104,6 +112,7 @@ impl Brain {
             seats,
             overlay: Overlay::default(),
             owners: BTreeMap::new(),
+            assigning: BTreeMap::new(),
             ready: VecDeque::new(),
             flying: BTreeMap::new(),
             next_group: 0,
@@ -124,7 +133,17 @@ impl Brain {
 
     /// A commit, in log order.
     pub fn committed(&mut self, events: &[Event], view: &View) {
-        self.overlay.commit(events, view);
+        let knows = self.author(events);
+        self.overlay.commit(events, view, &mut self.journal, knows);
+    }
+
+    /// Who decided these changes, if they are those of the oldest batch in flight, and it holds only assignments.
+    fn author(&self, events: &[Event]) -> Option<usize> {
+        let (_, oldest) = self.flying.first_key_value()?;
+        let owner = self.owners.get(oldest.numbers.first()?)?;
+        let lists: Option<Vec<&Assignments>> =
+            oldest.numbers.iter().map(|number| self.assigning.get(number)).collect();
+        is_outcome(events, lists?.into_iter()).then_some(*owner)
     }
 
     /// Commits were missed; this view contains them all.
@@ -137,7 +156,7 @@ impl Brain {
         let Some(flying) = self.flying.get_mut(&batch) else { return };
         match fate {
             Fate::Written(index, groups) => {
-                debug_assert_eq!(groups.len(), flying.numbers.len(), "one result per group");
+                debug_assert_eq!(groups.len(), flying.numbers.len(), "one result for each part");
                 flying.fate = Some((index, groups));
             }
             Fate::Failed(error) => {
@@ -168,10 +187,13 @@ impl Brain {
     }
 
     fn finish(&mut self, number: u64, outcome: Outcome) {
-        let (Some(group), Some(owner)) = (self.overlay.settle(number), self.owners.remove(&number)) else {
-            return;
+        let tag = match self.assigning.remove(&number) {
+            Some(assignments) => Some(assignments.tag),
+            None => self.overlay.settle(number).map(|group| group.tag),
         };
-        self.seats[owner].settled.push(Settled { tag: group.tag, outcome });
+        if let (Some(tag), Some(owner)) = (tag, self.owners.remove(&number)) {
+            self.seats[owner].settled.push(Settled { tag, outcome });
+        }
     }
 
     /// Takes in what was committed and settled, lets every reconciler that has news or is due decide, and
@@ -184,9 +206,10 @@ impl Brain {
         if self.hold.is_some_and(|until| until <= ctx.now.mono) {
             self.hold = None;
         }
-        if self.has_room() && self.hold.is_none() {
+        let decide = self.has_room() && self.hold.is_none();
+        if decide || self.journal.len() > MANY_EVENTS {
             for seat in 0..self.seats.len() {
-                self.run(ctx, seat);
+                self.run(ctx, seat, decide);
             }
             self.journal.trim();
         }
@@ -239,7 +262,7 @@ impl Brain {
         }
     }
 
-    fn run(&mut self, ctx: &mut Ctx<'_>, index: usize) {
+    fn run(&mut self, ctx: &mut Ctx<'_>, index: usize, decide: bool) {
         let tables = self.overlay.tables();
         let seat = &mut self.seats[index];
         let mut called = std::mem::take(&mut seat.fresh);
@@ -255,11 +278,17 @@ impl Brain {
                 called = true;
             }
         }
-        if called || seat.wake_at.is_some_and(|at| at <= ctx.now.mono) {
+        if !decide {
+            seat.fresh |= called;
+        } else if called || seat.wake_at.is_some_and(|at| at <= ctx.now.mono) {
             let decision = seat.reconciler.decide(ctx, tables);
             seat.wake_at = decision.wake_at;
+            let assignments = seat.reconciler.assignments();
             for group in decision.groups {
                 self.plan(index, group);
+            }
+            for assignments in assignments {
+                self.plan_assignments(index, assignments);
             }
         }
         self.journal.caught_up(index);
@@ -304,6 +333,14 @@ impl Brain {
         }
     }
 
+    fn plan_assignments(&mut self, index: usize, assignments: Assignments) {
+        let number = self.next_group;
+        self.next_group += 1;
+        self.ready.push_back(Ready { number, bytes: assignments.bytes });
+        self.owners.insert(number, index);
+        self.assigning.insert(number, assignments);
+    }
+
     fn pack(&mut self) -> Vec<Batch> {
         let mut batches = Vec::new();
         while self.flying.len() < MAX_IN_FLIGHT && !self.ready.is_empty() {
@@ -316,8 +353,11 @@ impl Brain {
                 numbers.push(next.number);
                 self.ready.pop_front();
             }
+            // Results come in this order.
+            numbers.sort_by_key(|number| self.assigning.contains_key(number));
             let groups = numbers.iter().filter_map(|n| self.overlay.group(*n).cloned()).collect();
-            batches.push(Batch { id: self.next_batch, groups });
+            let assignments = numbers.iter().filter_map(|n| self.assigning.get(n).cloned()).collect();
+            batches.push(Batch { id: self.next_batch, groups, assignments });
             self.flying.insert(self.next_batch, Flying { numbers, fate: None });
             self.next_batch += 1;
         }

@@ -1,8 +1,8 @@
 //! What changed since each reconciler looked last.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
+use swarm_api::hash::FastMap;
 use swarm_api::v1::Task;
 use swarm_api::{Kind, Object};
 use swarm_store::Event;
@@ -12,6 +12,8 @@ use swarm_store::Event;
 #[derive(Debug, Default)]
 pub(crate) struct Journal {
     events: Vec<Event>,
+    /// Positions of events that one reader need not be told of, with that reader; in order.
+    known: Vec<(std::ops::Range<usize>, usize)>,
     first: usize,
     read: Vec<usize>,
     /// What the last reader was given, and from which part: most readers ask for the same.
@@ -27,6 +29,20 @@ impl Journal {
         self.events.push(event);
     }
 
+    /// Notes events of which one reader knows.
+    pub(crate) fn push_known(&mut self, events: impl IntoIterator<Item = Event>, reader: usize) {
+        if self.read.len() > 1 {
+            let begin = self.end();
+            self.events.extend(events);
+            self.known.push((begin..self.end(), reader));
+        }
+    }
+
+    /// Number of events that are kept for somebody.
+    pub(crate) fn len(&self) -> usize {
+        self.events.len()
+    }
+
     fn end(&self) -> usize {
         self.first + self.events.len()
     }
@@ -39,10 +55,15 @@ impl Journal {
     /// The difference between what the reader saw last and what is there now, one event per object at most.
     pub(crate) fn news(&mut self, reader: usize) -> Arc<[Event]> {
         let (from, to) = (self.read[reader], self.end());
+        let known = |at: usize| self.known.iter().any(|(range, by)| *by == reader && range.contains(&at));
+        if self.known.iter().any(|(range, by)| *by == reader && range.end > from) {
+            let events = (from..to).filter(|at| !known(*at)).map(|at| &self.events[at - self.first]);
+            return merge(events).into();
+        }
         match &self.last {
             Some((begin, end, news)) if (*begin, *end) == (from, to) => news.clone(),
             _ => {
-                let news: Arc<[Event]> = merge(&self.events[from - self.first..]).into();
+                let news: Arc<[Event]> = merge(self.events[from - self.first..].iter()).into();
                 self.last = Some((from, to, news.clone()));
                 news
             }
@@ -59,6 +80,7 @@ impl Journal {
         let done = self.read.iter().copied().min().unwrap_or_else(|| self.end());
         self.events.drain(..done - self.first);
         self.first = done;
+        self.known.retain(|(range, _)| range.end > done);
         self.last = None;
     }
 }
@@ -115,13 +137,16 @@ fn is_same(a: &Object, b: &Object) -> bool {
 }
 
 /// One event per object, in the order in which objects were first touched.
-fn merge(events: &[Event]) -> Vec<Event> {
-    if let [one] = events {
-        return vec![one.clone()];
+fn merge<'a>(events: impl Iterator<Item = &'a Event> + Clone) -> Vec<Event> {
+    let (count, _) = events.size_hint();
+    // What was only made cannot have been touched twice.
+    if events.clone().all(|event| matches!(event, Event::Created(_))) {
+        return events.cloned().collect();
     }
     // Looked up only, never iterated: the order of the result is that of `merged`.
-    let mut place: HashMap<(Kind, &str), usize> = HashMap::with_capacity(events.len());
-    let mut merged: Vec<(Option<&Object>, Option<&Object>)> = Vec::with_capacity(events.len());
+    let mut place: FastMap<(Kind, &str), usize> = FastMap::default();
+    place.reserve(count);
+    let mut merged: Vec<(Option<&Object>, Option<&Object>)> = Vec::with_capacity(count);
     for event in events {
         let at = *place.entry((event.kind(), event.id())).or_insert(merged.len());
         match merged.get_mut(at) {
@@ -143,18 +168,18 @@ mod tests {
     #[test]
     fn changes_of_one_object_become_one() {
         let updated = |a, b| Event::Updated { old: task(a), new: task(b) };
-        assert_eq!(merge(&[updated(1, 2), updated(2, 3)]), [updated(1, 3)]);
-        assert_eq!(merge(&[Event::Created(task(1)), updated(1, 2)]), [Event::Created(task(2))]);
-        assert_eq!(merge(&[updated(1, 2), Event::Removed(task(2))]), [Event::Removed(task(1))]);
-        assert_eq!(merge(&[Event::Removed(task(1)), Event::Created(task(2))]), [updated(1, 2)]);
+        assert_eq!(merge([updated(1, 2), updated(2, 3)].iter()), [updated(1, 3)]);
+        assert_eq!(merge([Event::Created(task(1)), updated(1, 2)].iter()), [Event::Created(task(2))]);
+        assert_eq!(merge([updated(1, 2), Event::Removed(task(2))].iter()), [Event::Removed(task(1))]);
+        assert_eq!(merge([Event::Removed(task(1)), Event::Created(task(2))].iter()), [updated(1, 2)]);
     }
 
     #[test]
     fn changes_that_cancel_each_other_are_no_news() {
-        assert_eq!(merge(&[Event::Created(task(1)), Event::Removed(task(1))]), []);
+        assert_eq!(merge([Event::Created(task(1)), Event::Removed(task(1))].iter()), []);
         let there = Event::Updated { old: task(1), new: task(2) };
         let back = Event::Updated { old: task(2), new: task(1) };
-        assert_eq!(merge(&[there, back]), []);
+        assert_eq!(merge([there, back].iter()), []);
     }
 
     #[test]

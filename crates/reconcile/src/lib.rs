@@ -5,6 +5,7 @@
 //! - [`Patch`]: one guarded change of one object, evaluated inside the transaction on what is there then. So
 //!   an agent's report that arrives in between never makes a decision fail that does not contradict it.
 //! - [`Group`]: patches that are written together or not at all.
+//! - [`Assignments`]: many tasks put on nodes at once, each for itself.
 //! - [`Decision`] and [`Settled`]: what goes in and what came of it.
 //! - [`Brain`]: all reconcilers of a leader, what they know, and what they decided that is not settled yet.
 //! - [`apply_groups`]: writes groups inside a transaction of the store.
@@ -13,6 +14,7 @@
 //! decided before it is written, so a task may be created, allocated and assigned in one log entry.
 
 mod apply;
+mod assign;
 mod brain;
 mod ctx;
 mod journal;
@@ -22,6 +24,7 @@ mod patch;
 pub mod sim;
 
 pub use apply::apply_groups;
+pub use assign::{Assignment, Assignments, Sizer};
 pub use brain::{Batch, Brain, Fate, MAX_IN_FLIGHT};
 pub use ctx::{Ctx, IdSource, Now, RandomIds, SequentialIds};
 pub use patch::{Edit, Effect, Guard, Patch, Refused, Write};
@@ -52,7 +55,7 @@ pub struct Group {
 pub enum Outcome {
     /// Written, with the log index of the entry.
     Committed(u64),
-    /// A guard said no: nothing of the group was written.
+    /// A guard said no: nothing of the group was written, or not all of a list of assignments.
     Refused(Refused),
     /// Leadership was lost or the proposal was refused: the group may or may not be written.
     Lost,
@@ -87,7 +90,15 @@ pub trait Reconciler: Send {
     /// Says what to change now.
     fn decide(&mut self, ctx: &mut Ctx<'_>, tables: &Tables) -> Decision;
 
-    /// Learns what became of a group.
+    /// Assignments that `decide` came to beside its groups; called right after it.
+    ///
+    /// Unlike groups they show in the tables, for everybody, only with their commit. So whoever decides them must know
+    /// by itself, until they are settled, that a task which the tables show waiting is on its way.
+    fn assignments(&mut self) -> Vec<Assignments> {
+        Vec::new()
+    }
+
+    /// Learns what became of a group, or of a list of assignments.
     fn settled(&mut self, ctx: &mut Ctx<'_>, settled: &Settled, tables: &Tables) {
         let _ = (ctx, settled, tables);
     }

@@ -53,9 +53,25 @@ impl Overlay {
         &self.committed
     }
 
-    /// Takes note of a commit; [`Overlay::merge`] makes it visible.
-    pub(crate) fn commit(&mut self, events: &[Event], view: &View) {
-        self.stale.extend(events.iter().map(|e| key((e.kind(), e.id()))));
+    /// Takes note of a commit. Where nothing is planned it is visible at once, and journaled as it is; else
+    /// [`Overlay::merge`] makes it visible. One of the reconcilers may know of it.
+    pub(crate) fn commit(
+        &mut self,
+        events: &[Event],
+        view: &View,
+        journal: &mut Journal,
+        knows: Option<usize>,
+    ) {
+        if self.planned.is_empty() && self.stale.is_empty() {
+            let news = |e: &Event| difference(e.old().cloned(), e.new().cloned());
+            match knows {
+                Some(reader) => journal.push_known(events.iter().filter_map(news), reader),
+                None => events.iter().filter_map(news).for_each(|event| journal.push(event)),
+            }
+            self.tables = view.to_tables();
+        } else {
+            self.stale.extend(events.iter().map(|e| key((e.kind(), e.id()))));
+        }
         self.committed = view.clone();
     }
 
@@ -186,6 +202,7 @@ impl Guard {
             Guard::Exists(kind, id) | Guard::Version(kind, id, _) => (*kind, id),
             Guard::ServiceSpec(id, _) => (Kind::Service, id),
             Guard::NodeUsable(id) => (Kind::Node, id),
+            Guard::VolumeUsable(id) => (Kind::Volume, id),
             Guard::TaskState(id, _)
             | Guard::TaskBelow(id, _)
             | Guard::DesiredAtMost(id, _)
@@ -278,7 +295,7 @@ mod tests {
                             None => group(&mut dice),
                         };
                         let events = apply_group(&mut committed, &group).unwrap_or_default();
-                        overlay.commit(&events, &View::new(committed.clone(), step));
+                        overlay.commit(&events, &View::new(committed.clone(), step), &mut journal, None);
                         if let Some(number) = own {
                             overlay.settle(number);
                         }

@@ -4,9 +4,11 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use swarm_api::v1::{GenericResource, Task, TaskState, VolumeAttachment, node_spec, node_status};
+use swarm_api::v1::{GenericResource, Task, TaskState, VolumeAttachment, volume_spec};
 use swarm_api::{Kind, Object, Shared};
 use swarm_store::{Event, Tables};
+
+use crate::assign::is_usable;
 
 /// Something that must still be true when a patch is applied.
 #[derive(Debug, Clone, PartialEq)]
@@ -19,6 +21,8 @@ pub enum Guard {
     ServiceSpec(String, u64),
     /// The node is READY and ACTIVE.
     NodeUsable(String),
+    /// The cluster volume is ACTIVE, and not being deleted.
+    VolumeUsable(String),
     /// The task was last seen in exactly this state.
     TaskState(String, TaskState),
     /// The task was last seen below this state.
@@ -38,6 +42,9 @@ pub enum Refused {
     /// The object to change is gone.
     #[error("the {kind} {id} is gone", kind = .0.name(), id = .1)]
     Gone(Kind, String),
+    /// Of a list of assignments, those in these places do not hold; the others are written.
+    #[error("{} assignments do not hold", .0.len())]
+    Assignments(Vec<u32>),
     /// The store refused the change.
     #[error("{0}")]
     Store(#[from] swarm_store::Error),
@@ -141,9 +148,9 @@ impl Guard {
                 .services()
                 .get(id)
                 .is_some_and(|s| !s.pending_delete && s.spec_version.map_or(0, |v| v.index) == *version),
-            Guard::NodeUsable(id) => tables.nodes().get(id).is_some_and(|n| {
-                n.status.state() == node_status::State::Ready
-                    && n.spec.availability() == node_spec::Availability::Active
+            Guard::NodeUsable(id) => is_usable(tables.nodes(), id),
+            Guard::VolumeUsable(id) => tables.volumes().get(id).is_some_and(|v| {
+                v.spec.availability() == volume_spec::VolumeAvailability::Active && !v.pending_delete
             }),
             Guard::TaskState(id, state) => tables.tasks().get(id).is_some_and(|t| t.status.state() == *state),
             Guard::TaskBelow(id, state) => tables.tasks().get(id).is_some_and(|t| !t.status.reached(*state)),

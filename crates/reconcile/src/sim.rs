@@ -16,10 +16,7 @@ use swarm_api::v1::{
 use swarm_api::{Shared, defaults};
 use swarm_store::{Event, Received, Store, Subscription, Tables, Tx, View};
 
-use crate::{
-    Batch, Brain, Ctx, Decision, Fate, Group, Guard, Now, Patch, Reconciler, SequentialIds, Write,
-    apply_groups,
-};
+use crate::{Batch, Brain, Ctx, Decision, Fate, Group, Guard, Now, Patch, Reconciler, SequentialIds, Write};
 
 /// Wall time at which simulations begin, after the epoch.
 const BEGIN: Duration = Duration::from_secs(1_700_000_000);
@@ -143,13 +140,13 @@ impl Sim {
 
     /// Writes a batch of a leader that is forgotten.
     pub fn commit_late(&mut self, batch: Batch) {
-        let written = block_on(self.store.update(|tx| apply_groups(tx, &batch.groups)));
+        let written = block_on(self.store.update(|tx| batch.apply(tx)));
         self.refused += written.unwrap().0.iter().filter(|r| r.is_err()).count();
     }
 
     /// Writes a batch, and tells the brain what became of it.
     pub fn commit(&mut self, batch: Batch) {
-        let written = block_on(self.store.update(|tx| apply_groups(tx, &batch.groups)));
+        let written = block_on(self.store.update(|tx| batch.apply(tx)));
         self.decisions += 1;
         let fate = match written {
             Ok((results, committed)) => {

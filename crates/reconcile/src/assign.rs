@@ -1,0 +1,171 @@
+//! Many tasks put on nodes at once.
+//!
+//! What [`Write::Assign`](crate::Write::Assign) says of one task, an [`Assignments`] says of many, for a fraction of
+//! the cost: nothing is copied on its way to the store, guards are field comparisons, and the store changes its
+//! tables once for all.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use prost::Message as _;
+use swarm_api::hash::FastMap;
+use swarm_api::v1::{GenericResource, Node, Task, TaskState, TaskStatus, node_spec, node_status};
+use swarm_store::{Event, Table, Tx};
+
+/// A task is put on a node.
+///
+/// Written if the task is still PENDING, wanted at or below COMPLETE, and on no node, or on this one; and if the node
+/// is READY and ACTIVE.
+#[derive(Debug, Clone)]
+pub struct Assignment {
+    /// The task.
+    pub task: Arc<str>,
+    /// The node.
+    pub node: Arc<str>,
+    /// The task came with its node. Otherwise it must still be without one.
+    pub bound: bool,
+    /// Named and discrete generic resources taken on the node.
+    pub generic: Vec<GenericResource>,
+    /// How the node was found.
+    pub message: &'static str,
+}
+
+/// Assignments that are written in one transaction, each for itself: one that is refused costs no other.
+#[derive(Debug, Clone)]
+pub struct Assignments {
+    /// The reconciler's own mark, given back in [`Settled`](crate::Settled).
+    pub tag: u64,
+    /// The assignments.
+    pub list: Arc<[Assignment]>,
+    /// Time of the decision.
+    pub at: SystemTime,
+    /// What they take in a log entry at most, in bytes.
+    pub bytes: usize,
+    /// The nodes as they were then; all that are assigned to were READY and ACTIVE.
+    pub nodes: Arc<Table<Node>>,
+}
+
+impl Assignments {
+    /// Writes those that hold. Returns the places in the list of those that don't.
+    pub(crate) fn apply(&self, tx: &mut Tx) -> Vec<u32> {
+        // Of a node, all assignments of a list share the id.
+        let mut usable: FastMap<*const u8, bool> = FastMap::default();
+        let nodes = tx.shared_nodes();
+        let unchanged = Arc::ptr_eq(&nodes, &self.nodes);
+        let mut done = vec![false; self.list.len()];
+        tx.update_tasks(self.list.iter().map(|a| &*a.task), |at, task| {
+            let assignment = &self.list[at];
+            let usable = unchanged
+                || *usable
+                    .entry(assignment.node.as_ptr())
+                    .or_insert_with(|| is_usable(&nodes, &assignment.node));
+            done[at] = usable && assignment.holds(task);
+            done[at].then(|| assignment.assigned(task, self.at))
+        });
+        done.iter().zip(0..).filter(|(done, _)| !**done).map(|(_, at)| at).collect()
+    }
+}
+
+/// Whether these are the changes that a transaction with nothing but these lists made.
+pub(crate) fn is_outcome<'a>(events: &[Event], lists: impl Iterator<Item = &'a Assignments>) -> bool {
+    let mut planned = lists.flat_map(|assignments| assignments.list.iter());
+    let assigned = |event: &Event| match event {
+        Event::Updated { new: swarm_api::Object::Task(task), .. } => {
+            task.status.state == TaskState::Assigned as i32 && planned.any(|a| *a.task == *task.id)
+        }
+        _ => false,
+    };
+    events.iter().all(assigned)
+}
+
+/// The node takes new tasks.
+pub(crate) fn is_usable(nodes: &Table<Node>, node: &str) -> bool {
+    nodes.get(node).is_some_and(|n| {
+        n.status.state() == node_status::State::Ready
+            && n.spec.availability() == node_spec::Availability::Active
+    })
+}
+
+/// Says how much an assigned task takes in a log entry, at most. What tasks share is measured once.
+#[derive(Debug, Default)]
+pub struct Sizer {
+    shared: Option<([usize; 3], usize)>,
+}
+
+impl Sizer {
+    /// Most bytes of this task after it is assigned.
+    pub fn bytes(&mut self, task: &Task, assignment: &Assignment) -> usize {
+        // Stamps, numbers, and every field's own key and length.
+        const REST: usize = 128;
+        let own = task.id.len() + task.service_id.len() + assignment.node.len() + assignment.message.len();
+        let mut seldom = 0;
+        if !task.networks.is_empty() || task.log_driver.is_some() || !assignment.generic.is_empty() {
+            seldom += task.networks.iter().map(|n| n.encoded_len() + 12).sum::<usize>();
+            seldom += assignment.generic.iter().map(|g| g.encoded_len() + 12).sum::<usize>();
+            seldom += task.log_driver.as_ref().map_or(0, prost::Message::encoded_len);
+        }
+        REST + own + seldom + task.status.encoded_len() + task.annotations.encoded_len() + self.shared(task)
+    }
+
+    fn shared(&mut self, task: &Task) -> usize {
+        fn address<T>(of: &T) -> usize {
+            std::ptr::from_ref(of) as usize
+        }
+        let key = [
+            address(&*task.spec),
+            address(&*task.service_annotations),
+            task.endpoint.as_ref().map_or(0, |endpoint| address(&**endpoint)),
+        ];
+        match self.shared {
+            Some((known, bytes)) if known == key => bytes,
+            _ => {
+                let endpoint = task.endpoint.as_ref().map_or(0, prost::Message::encoded_len);
+                let bytes = task.spec.encoded_len() + task.service_annotations.encoded_len() + endpoint;
+                self.shared = Some((key, bytes));
+                bytes
+            }
+        }
+    }
+}
+
+impl Assignment {
+    fn holds(&self, task: &Task) -> bool {
+        let node = if self.bound { &*self.node } else { "" };
+        task.status.state == TaskState::Pending as i32
+            && task.desired_state <= TaskState::Complete as i32
+            && task.node_id == node
+    }
+
+    /// The task as it is on its node. Every field is named, so that none is copied only to be replaced.
+    fn assigned(&self, task: &Task, at: SystemTime) -> Task {
+        let status = &task.status;
+        Task {
+            id: task.id.clone(),
+            meta: task.meta,
+            spec: task.spec.clone(),
+            service_id: task.service_id.clone(),
+            slot: task.slot,
+            node_id: (*self.node).to_owned(),
+            annotations: task.annotations.clone(),
+            service_annotations: task.service_annotations.clone(),
+            status: TaskStatus {
+                timestamp: Some(at.into()),
+                state: TaskState::Assigned as i32,
+                message: self.message.to_owned(),
+                err: String::new(),
+                port_status: status.port_status.clone(),
+                applied_by: status.applied_by.clone(),
+                applied_at: status.applied_at,
+                runtime_status: status.runtime_status.clone(),
+            },
+            desired_state: task.desired_state,
+            networks: task.networks.clone(),
+            endpoint: task.endpoint.clone(),
+            log_driver: task.log_driver.clone(),
+            spec_version: task.spec_version,
+            assigned_generic_resources: self.generic.clone(),
+            job_iteration: task.job_iteration,
+            volumes: task.volumes.clone(),
+        }
+    }
+}
