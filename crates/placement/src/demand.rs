@@ -1,6 +1,6 @@
 //! What a task takes on a node.
 
-use swarm_api::v1::{GenericResource, PortConfig, Task, TaskSpec, port_config::PublishMode};
+use swarm_api::v1::{Endpoint, GenericResource, PortConfig, Task, TaskSpec, port_config::PublishMode};
 
 use crate::generic::Request;
 
@@ -8,7 +8,7 @@ use crate::generic::Request;
 pub type HostPort = (i32, u32);
 
 /// What a task asks of a node, read from its spec and endpoint.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Demand {
     /// Reserved CPU time, in billionths of a core.
     pub nano_cpus: i64,
@@ -24,7 +24,7 @@ impl Demand {
     /// What a task asks for.
     pub fn of(task: &Task) -> Demand {
         let (nano_cpus, memory_bytes) = reserved(&task.spec);
-        let mut ports: Vec<HostPort> = host_ports(task).collect();
+        let mut ports: Vec<HostPort> = host_ports(task.endpoint.as_deref()).collect();
         ports.sort_unstable();
         ports.dedup();
         Demand { nano_cpus, memory_bytes, generic: Request::new(reserved_generic(&task.spec)), ports }
@@ -39,12 +39,21 @@ impl Demand {
 /// What a task holds on a node, as it is entered in the node's account and taken out again.
 #[derive(Debug, Clone, Copy)]
 pub struct Holding<'a> {
-    /// The task.
-    pub task: &'a Task,
+    /// The task's spec.
+    pub spec: &'a TaskSpec,
+    /// The task's endpoint.
+    pub endpoint: Option<&'a Endpoint>,
     /// The generic resources that were chosen for it.
     pub generic: &'a [GenericResource],
     /// It is wanted, so it counts where tasks are spread; one that is shutting down still holds resources.
     pub active: bool,
+}
+
+impl<'a> Holding<'a> {
+    /// What a task that is wanted holds, with the generic resources that were chosen for it.
+    pub fn of(task: &'a Task, generic: &'a [GenericResource]) -> Holding<'a> {
+        Holding { spec: &task.spec, endpoint: task.endpoint.as_deref(), generic, active: true }
+    }
 }
 
 /// CPU and memory that a spec reserves; negative numbers reserve nothing.
@@ -59,8 +68,8 @@ fn reserved_generic(spec: &TaskSpec) -> &[GenericResource] {
 }
 
 /// The ports of the node that a task occupies, in the order of its endpoint.
-pub(crate) fn host_ports(task: &Task) -> impl Iterator<Item = HostPort> + '_ {
-    let ports: &[PortConfig] = task.endpoint.as_ref().map_or(&[], |e| &e.ports);
+pub(crate) fn host_ports(endpoint: Option<&Endpoint>) -> impl Iterator<Item = HostPort> + '_ {
+    let ports: &[PortConfig] = endpoint.map_or(&[], |e| &e.ports);
     ports
         .iter()
         .filter(|p| p.publish_mode == PublishMode::Host as i32 && p.published_port != 0)

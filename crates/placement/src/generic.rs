@@ -101,7 +101,7 @@ pub fn parse_request(text: &str) -> Result<Vec<GenericResource>, GenericError> {
 }
 
 /// How much of each kind a task asks for.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Request {
     counts: Vec<(String, i64)>,
     /// A named request: nobody can ask for one thing by its name, so nothing ever satisfies it.

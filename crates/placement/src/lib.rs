@@ -5,7 +5,7 @@
 //! - [`generic`]: generic resources, as text and as a [`Ledger`] of what a node has and its tasks hold.
 //! - [`Demand`]: what a task takes on a node, read from its spec.
 //! - [`NodeInfo`]: the account of one node: what it has, what its tasks take, which host ports they use, how many
-//!   of each service there are, and which services keep failing there.
+//!   are wanted there, and which services keep failing there.
 //!
 //! Everything is whole numbers. Sums are wide enough that no specs, however large, make them wrap.
 

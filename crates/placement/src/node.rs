@@ -1,7 +1,6 @@
 //! The account of one node.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use swarm_api::Shared;
 use swarm_api::v1::{GenericResource, Node, node_spec, node_status};
@@ -20,7 +19,6 @@ pub struct NodeInfo {
     /// With how many tasks use each: never more than one, unless somebody else placed them.
     ports: BTreeMap<HostPort, u32>,
     active: u32,
-    services: BTreeMap<Arc<str>, u32>,
     /// Which services keep failing here.
     pub failures: Failures,
 }
@@ -93,26 +91,24 @@ impl NodeInfo {
 
     /// Enters a task whose generic resources are held already.
     pub fn add_claimed(&mut self, holding: Holding<'_>) {
-        let task = holding.task;
-        let (cpu, memory) = reserved(&task.spec);
+        let (cpu, memory) = reserved(holding.spec);
         self.cpu.held += i128::from(cpu);
         self.memory.held += i128::from(memory);
-        for port in host_ports(task) {
+        for port in host_ports(holding.endpoint) {
             *self.ports.entry(port).or_default() += 1;
         }
         if holding.active {
-            self.set_active(&task.service_id, true);
+            self.set_active(true);
         }
     }
 
     /// Takes out a task exactly as it was entered.
     pub fn remove(&mut self, holding: Holding<'_>) {
-        let task = holding.task;
-        let (cpu, memory) = reserved(&task.spec);
+        let (cpu, memory) = reserved(holding.spec);
         self.cpu.held -= i128::from(cpu);
         self.memory.held -= i128::from(memory);
         self.generic.release(holding.generic);
-        for port in host_ports(task) {
+        for port in host_ports(holding.endpoint) {
             if let Some(users) = self.ports.get_mut(&port) {
                 *users -= 1;
                 if *users == 0 {
@@ -121,35 +117,18 @@ impl NodeInfo {
             }
         }
         if holding.active {
-            self.set_active(&task.service_id, false);
+            self.set_active(false);
         }
     }
 
-    /// One task of the service more, or less, is wanted here. The resources it holds stay as they are.
-    pub fn set_active(&mut self, service: &str, active: bool) {
-        if active {
-            self.active += 1;
-            match self.services.get_mut(service) {
-                Some(count) => *count += 1,
-                None => _ = self.services.insert(service.into(), 1),
-            }
-        } else if let Some(count) = self.services.get_mut(service) {
-            self.active -= 1;
-            *count -= 1;
-            if *count == 0 {
-                self.services.remove(service);
-            }
-        }
+    /// One task more, or less, is wanted here. The resources it holds stay as they are.
+    pub fn set_active(&mut self, active: bool) {
+        self.active = if active { self.active + 1 } else { self.active - 1 };
     }
 
     /// Number of tasks that are wanted here.
     pub fn active(&self) -> u32 {
         self.active
-    }
-
-    /// Number of tasks of a service that are wanted here.
-    pub fn active_of(&self, service: &str) -> u32 {
-        self.services.get(service).copied().unwrap_or(0)
     }
 
     /// CPU that is free, in billionths of a core; below zero if tasks hold more than the node describes.
@@ -160,6 +139,15 @@ impl NodeInfo {
     /// Memory that is free, in bytes; below zero if tasks hold more than the node describes.
     pub fn free_memory(&self) -> i128 {
         self.memory.free()
+    }
+
+    /// How much of the node's CPU or memory tasks hold, whichever is more, in millionths; all of it if they hold more.
+    pub fn fullness(&self) -> u32 {
+        let share = |balance: Balance| match balance.described {
+            ..=0 => 0,
+            described => (balance.held * 1_000_000 / i128::from(described)).clamp(0, 1_000_000) as u32,
+        };
+        share(self.cpu).max(share(self.memory))
     }
 
     /// Generic resources.
@@ -202,7 +190,7 @@ mod tests {
 
     fn put(info: &mut NodeInfo, task: &Task) -> Vec<GenericResource> {
         let generic = info.claim(&Demand::of(task)).unwrap();
-        info.add_claimed(Holding { task, generic: &generic, active: true });
+        info.add_claimed(Holding::of(task, &generic));
         generic
     }
 
@@ -213,13 +201,25 @@ mod tests {
         let big = task(6, 60, vec![discrete("gpu", 1), discrete("fpga", 2)]);
         assert!(info.has_resources(&Demand::of(&big)));
         let generic = put(&mut info, &big);
-        assert_eq!((info.free_cpu(), info.free_memory(), info.active_of("s")), (4, 40, 1));
+        assert_eq!((info.free_cpu(), info.free_memory(), info.active()), (4, 40, 1));
         assert!(!info.has_resources(&Demand::of(&big)));
         assert!(info.has_resources(&Demand::of(&task(4, 40, vec![discrete("fpga", 1)]))));
         assert!(!info.has_resources(&Demand::of(&task(0, 0, vec![discrete("gpu", 1)]))));
         assert!(!info.is_overcommitted());
-        info.remove(Holding { task: &big, generic: &generic, active: true });
+        info.remove(Holding::of(&big, &generic));
         assert_eq!(info, empty);
+    }
+
+    #[test]
+    fn a_node_is_as_full_as_what_is_scarcest_there() {
+        let mut info = NodeInfo::new(node(10, 100, vec![]));
+        assert_eq!(info.fullness(), 0);
+        put(&mut info, &task(2, 50, vec![]));
+        assert_eq!(info.fullness(), 500_000);
+        put(&mut info, &task(5, 0, vec![]));
+        assert_eq!(info.fullness(), 700_000);
+        info.set_node(node(1, 0, vec![]));
+        assert_eq!(info.fullness(), 1_000_000);
     }
 
     #[test]
@@ -227,9 +227,9 @@ mod tests {
         let mut info = NodeInfo::new(node(10, 100, vec![]));
         let t = task(6, 60, vec![]);
         put(&mut info, &t);
-        info.set_active("s", false);
-        assert_eq!((info.free_cpu(), info.active(), info.active_of("s")), (4, 0, 0));
-        info.remove(Holding { task: &t, generic: &[], active: false });
+        info.set_active(false);
+        assert_eq!((info.free_cpu(), info.active()), (4, 0));
+        info.remove(Holding { active: false, ..Holding::of(&t, &[]) });
         assert_eq!((info.free_cpu(), info.active()), (10, 0));
     }
 
@@ -251,13 +251,13 @@ mod tests {
     fn reservations_as_large_as_numbers_go_do_not_wrap() {
         let mut info = NodeInfo::new(node(i64::MAX, i64::MAX, vec![]));
         let huge = task(i64::MAX, i64::MAX, vec![]);
-        info.add(Holding { task: &huge, generic: &[], active: true });
-        info.add(Holding { task: &huge, generic: &[], active: true });
+        info.add(Holding::of(&huge, &[]));
+        info.add(Holding::of(&huge, &[]));
         assert!(!info.has_resources(&Demand::of(&task(1, 1, vec![]))));
         let negative = task(-1, i64::MIN, vec![]);
         assert_eq!(Demand::of(&negative).memory_bytes, 0);
-        info.add(Holding { task: &negative, generic: &[], active: true });
-        info.remove(Holding { task: &huge, generic: &[], active: true });
+        info.add(Holding::of(&negative, &[]));
+        info.remove(Holding::of(&huge, &[]));
         assert_eq!((info.free_cpu(), info.free_memory()), (0, 0));
     }
 
@@ -287,9 +287,9 @@ mod tests {
         // Placed by somebody else: the port stays in use until both are gone.
         put(&mut info, &tcp);
         assert!(info.is_overcommitted());
-        info.remove(Holding { task: &tcp, generic: &[], active: true });
+        info.remove(Holding::of(&tcp, &[]));
         assert!(!info.has_ports(&Demand::of(&tcp)));
-        info.remove(Holding { task: &tcp, generic: &[], active: true });
+        info.remove(Holding::of(&tcp, &[]));
         assert!(info.has_ports(&Demand::of(&tcp)));
     }
 
