@@ -57,11 +57,90 @@ pub const DEAD_MANAGER_TIMEOUT: &str = "swarmd.dead-manager-timeout";
 /// Shortest [`DEAD_MANAGER_TIMEOUT`]: below it, whoever restarts would be taken for dead.
 pub const LEAST_DEAD_MANAGER_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// Cluster label: `on` lets tasks of services with a [`PRIORITY`] take the place of others.
+pub const PREEMPTION: &str = "swarmd.preemption";
+
+/// Service label: which of the nodes that fit get its tasks; see [`Strategy`].
+pub const PLACEMENT_STRATEGY: &str = "swarmd.placement-strategy";
+
+/// Service label: an integer of 32 bits, 0 if absent; where preemption is on, tasks of a service that find no node
+/// take the place of others with a lower one.
+pub const PRIORITY: &str = "swarmd.priority";
+
+/// Which of the nodes that fit get the tasks of a service.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Strategy {
+    /// Equal shares for all.
+    #[default]
+    Spread,
+    /// The fullest, so that others stay free.
+    Binpack,
+}
+
+impl Strategy {
+    /// Its name in labels and flags.
+    pub fn name(self) -> &'static str {
+        match self {
+            Strategy::Spread => "spread",
+            Strategy::Binpack => "binpack",
+        }
+    }
+
+    /// The strategy of this name.
+    pub fn parse(name: &str) -> Option<Strategy> {
+        [Strategy::Spread, Strategy::Binpack].into_iter().find(|strategy| strategy.name() == name)
+    }
+}
+
+/// What the labels of a service say of the placement of its tasks.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct PlacementPolicy {
+    /// Which nodes are preferred.
+    pub strategy: Strategy,
+    /// Whose place its tasks may take, and who may take theirs.
+    pub priority: i32,
+}
+
+impl PlacementPolicy {
+    /// Reads the labels of a service's spec.
+    ///
+    /// # Errors
+    /// What is wrong with a value.
+    pub fn read(labels: &BTreeMap<String, String>) -> Result<PlacementPolicy, String> {
+        let mut policy = PlacementPolicy::default();
+        if let Some(name) = labels.get(PLACEMENT_STRATEGY) {
+            policy.strategy = Strategy::parse(name).ok_or_else(|| {
+                format!("label {PLACEMENT_STRATEGY:?} must be \"spread\" or \"binpack\", not {name:?}")
+            })?;
+        }
+        if let Some(number) = labels.get(PRIORITY) {
+            policy.priority = number
+                .parse()
+                .map_err(|_| format!("label {PRIORITY:?} must be an integer of 32 bits, not {number:?}"))?;
+        }
+        Ok(policy)
+    }
+
+    /// Writes it into the labels of a service's spec, in place of what they said; what is usual is not written.
+    pub fn write(&self, labels: &mut BTreeMap<String, String>) {
+        labels.remove(PLACEMENT_STRATEGY);
+        labels.remove(PRIORITY);
+        if self.strategy != Strategy::default() {
+            labels.insert(PLACEMENT_STRATEGY.to_owned(), self.strategy.name().to_owned());
+        }
+        if self.priority != 0 {
+            labels.insert(PRIORITY.to_owned(), self.priority.to_string());
+        }
+    }
+}
+
 /// Policy of the cluster that goes beyond the contract: what the labels of its spec say.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ClusterPolicy {
     /// A manager that the leader could not reach for so long is demoted; never if absent.
     pub dead_manager_timeout: Option<Duration>,
+    /// Tasks of services with a priority may take the place of others with a lower one.
+    pub preemption: bool,
 }
 
 impl ClusterPolicy {
@@ -84,6 +163,13 @@ impl ClusterPolicy {
                         )
                     })?);
                 }
+                PREEMPTION => {
+                    policy.preemption = match value.as_str() {
+                        "on" => true,
+                        "off" => false,
+                        _ => return Err(format!("label {label:?} must be \"on\" or \"off\", not {value:?}")),
+                    }
+                }
                 _ => return Err(not_known(label)),
             }
         }
@@ -93,6 +179,10 @@ impl ClusterPolicy {
     /// Writes it into the labels of a cluster's spec, in place of what they said.
     pub fn write(&self, labels: &mut BTreeMap<String, String>) {
         labels.remove(DEAD_MANAGER_TIMEOUT);
+        labels.remove(PREEMPTION);
+        if self.preemption {
+            labels.insert(PREEMPTION.to_owned(), "on".to_owned());
+        }
         if let Some(timeout) = self.dead_manager_timeout {
             labels.insert(DEAD_MANAGER_TIMEOUT.to_owned(), format!("{}s", timeout.as_secs()));
         }
@@ -114,6 +204,9 @@ pub const REBALANCE_NOW: &str = "swarmd.rebalance-now";
 /// Labels of services that are ours and that this version understands, with the value they have.
 const OF_SERVICES: &[(&str, &str)] = &[(REBALANCE, "auto"), (REBALANCE_NOW, "1")];
 
+/// Those whose values [`PlacementPolicy`] reads.
+const OF_PLACEMENT: &[&str] = &[PLACEMENT_STRATEGY, PRIORITY];
+
 /// Checks the labels of a service's spec.
 ///
 /// # Errors
@@ -123,10 +216,11 @@ pub fn check_service(labels: &BTreeMap<String, String>) -> Result<(), String> {
         match OF_SERVICES.iter().find(|(known, _)| known == label) {
             Some((_, wanted)) if wanted == value => {}
             Some((_, wanted)) => return Err(format!("label {label:?} must be {wanted:?}, not {value:?}")),
+            None if OF_PLACEMENT.contains(&label.as_str()) => {}
             None => return Err(not_known(label)),
         }
     }
-    Ok(())
+    PlacementPolicy::read(labels).map(drop)
 }
 
 /// Labels of containers that are ours and that this version understands.
@@ -159,7 +253,8 @@ mod tests {
     fn the_policy_of_a_cluster_is_in_its_labels() {
         let read = |pairs: &[(&str, &str)]| ClusterPolicy::read(&labels(pairs));
         assert_eq!(read(&[("mine", "x")]), Ok(ClusterPolicy::default()));
-        let ten_minutes = ClusterPolicy { dead_manager_timeout: Some(Duration::from_secs(600)) };
+        let ten_minutes =
+            ClusterPolicy { dead_manager_timeout: Some(Duration::from_secs(600)), ..Default::default() };
         assert_eq!(read(&[(DEAD_MANAGER_TIMEOUT, "600s"), ("mine", "x")]), Ok(ten_minutes.clone()));
         for bad in ["", "s", "9s", "-600s", "600", "10m", "99999999999999999999s"] {
             let error = read(&[(DEAD_MANAGER_TIMEOUT, bad)]).unwrap_err();
@@ -172,6 +267,37 @@ mod tests {
         assert_eq!(ClusterPolicy::read(&written), Ok(ten_minutes));
         ClusterPolicy::default().write(&mut written);
         assert_eq!(written, labels(&[("mine", "x")]));
+    }
+
+    #[test]
+    fn preemption_is_off_unless_the_cluster_says_otherwise() {
+        let read = |pairs: &[(&str, &str)]| ClusterPolicy::read(&labels(pairs));
+        assert!(!read(&[]).unwrap().preemption);
+        assert!(!read(&[(PREEMPTION, "off")]).unwrap().preemption);
+        assert!(read(&[(PREEMPTION, "maybe")]).is_err());
+        let on = read(&[(PREEMPTION, "on")]).unwrap();
+        let mut written = labels(&[]);
+        on.write(&mut written);
+        assert_eq!(written, labels(&[(PREEMPTION, "on")]));
+    }
+
+    #[test]
+    fn the_placement_of_a_service_is_in_its_labels() {
+        let read = |pairs: &[(&str, &str)]| PlacementPolicy::read(&labels(pairs));
+        assert_eq!(read(&[("mine", "x")]), Ok(PlacementPolicy::default()));
+        let policy = PlacementPolicy { strategy: Strategy::Binpack, priority: -7 };
+        let mut written = labels(&[(PRIORITY, "5"), ("mine", "x")]);
+        policy.write(&mut written);
+        assert_eq!(written, labels(&[(PLACEMENT_STRATEGY, "binpack"), (PRIORITY, "-7"), ("mine", "x")]));
+        assert_eq!(PlacementPolicy::read(&written), Ok(policy));
+        PlacementPolicy::default().write(&mut written);
+        assert_eq!(written, labels(&[("mine", "x")]));
+        for bad in
+            [(PLACEMENT_STRATEGY, "Binpack"), (PRIORITY, ""), (PRIORITY, "2147483648"), (PRIORITY, "1.5")]
+        {
+            let error = read(&[bad]).unwrap_err();
+            assert!(error.ends_with(&format!("not {:?}", bad.1)), "{error}");
+        }
     }
 
     fn labels(labels: &[(&str, &str)]) -> BTreeMap<String, String> {

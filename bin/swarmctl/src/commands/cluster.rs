@@ -101,6 +101,9 @@ pub(crate) struct Flags {
     /// Demote managers that could not be reached for so long, at least 10s; 0 for never
     #[arg(long, value_name = "DURATION", value_parser = duration::parse)]
     dead_manager_timeout: Option<prost_types::Duration>,
+    /// Whether tasks of services with a priority may take the place of others
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = boolean)]
+    preemption: Option<bool>,
     /// Replace a join token
     #[arg(long, value_name = "KIND", ignore_case = true)]
     rotate_join_token: Option<Token>,
@@ -213,6 +216,11 @@ fn apply(spec: &mut ClusterSpec, flags: &Flags) -> Result<()> {
         policy.dead_manager_timeout = (!timeout.is_zero()).then_some(timeout);
         policy.write(labels);
     }
+    if let Some(preemption) = flags.preemption {
+        let labels = &mut spec.annotations.labels;
+        let policy = ClusterPolicy::read(labels).map_err(Error::Plain)?;
+        ClusterPolicy { preemption, ..policy }.write(labels);
+    }
     Ok(())
 }
 
@@ -284,6 +292,9 @@ fn summary(cluster: &Cluster) -> String {
     if let Some(timeout) = policy.dead_manager_timeout {
         let timeout = duration::format(&swarm_api::duration::from_std(timeout));
         page.line(format!("  Dead manager timeout: {timeout}"));
+    }
+    if policy.preemption {
+        page.line("  Preemption: on");
     }
     page.finish()
 }
@@ -371,6 +382,12 @@ Raft settings:
         assert_eq!(spec.annotations.labels[extensions::DEAD_MANAGER_TIMEOUT], "600s");
         assert!(apply(&mut spec, &dead(9)).is_err());
         apply(&mut spec, &dead(0)).unwrap();
+        assert!(spec.annotations.labels.is_empty());
+
+        let preempt = |on| Flags { preemption: Some(on), ..Flags::default() };
+        apply(&mut spec, &preempt(true)).unwrap();
+        assert_eq!(spec.annotations.labels[extensions::PREEMPTION], "on");
+        apply(&mut spec, &preempt(false)).unwrap();
         assert!(spec.annotations.labels.is_empty());
     }
 }

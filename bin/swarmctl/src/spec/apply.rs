@@ -1,6 +1,6 @@
 //! Applies flags to a spec.
 
-use swarm_api::extensions;
+use swarm_api::extensions::{self, PlacementPolicy};
 use swarm_api::v1::restart_policy::RestartCondition;
 use swarm_api::v1::service_spec;
 use swarm_api::v1::update_config::{FailureAction, UpdateOrder};
@@ -68,6 +68,13 @@ pub(crate) fn apply(
         // Ours are set by flags of their own.
         spec.annotations.labels.retain(|label, _| label.starts_with(extensions::PREFIX));
         spec.annotations.labels.extend(pair::labels(&terms).map_err(Error::Usage)?);
+    }
+    if flags.placement_strategy.is_some() || flags.priority.is_some() {
+        let labels = &mut spec.annotations.labels;
+        let mut policy = PlacementPolicy::read(labels).map_err(Error::Plain)?;
+        policy.strategy = flags.placement_strategy.unwrap_or(policy.strategy);
+        policy.priority = flags.priority.unwrap_or(policy.priority);
+        policy.write(labels);
     }
     rebalance(spec, flags)?;
     mode(spec, flags)?;

@@ -4,8 +4,13 @@
 #![allow(rustdoc::broken_intra_doc_links)]
 
 use clap::{Args, ValueEnum};
+use swarm_api::extensions::Strategy;
 
 use crate::values::{List, boolean, unsigned};
+
+fn strategy(name: &str) -> Result<Strategy, String> {
+    Strategy::parse(name).ok_or_else(|| "expected spread or binpack".to_owned())
+}
 
 /// What a service's tasks are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -182,6 +187,12 @@ pub(crate) struct ServiceFlags {
     /// Which nodes may run tasks, such as node.labels.zone==a; replaces all
     #[arg(long, value_name = "LIST", help_heading = "Resources and placement")]
     pub(crate) constraint: Option<Vec<List>>,
+    /// Which of the nodes that fit get tasks: spread (equal shares) or binpack (the fullest first) [default: spread]
+    #[arg(long, value_name = "NAME", value_parser = strategy, help_heading = "Resources and placement")]
+    pub(crate) placement_strategy: Option<Strategy>,
+    /// Where the cluster allows it, tasks that find no node take the place of others with a lower priority [default: 0]
+    #[arg(long, value_name = "N", allow_hyphen_values = true, help_heading = "Resources and placement")]
+    pub(crate) priority: Option<i32>,
 
     /// Whether tasks move when nodes come, so that they stay evenly spread [default: off]
     #[arg(long, value_name = "WHEN", help_heading = "Resources and placement")]

@@ -53,6 +53,11 @@ fn every_rule_has_its_text_and_code() {
     check(|s| s.annotations.name.clear(), "meta: name must be provided");
     check(|s| s.annotations.name = "a.b".into(), "name must be valid as a DNS name component");
     check(|s| _ = s.annotations.labels.insert("swarmd.x".into(), String::new()), "\"swarmd.x\" is not known");
+    let label = |label: &'static str, value: &'static str| {
+        move |s: &mut ServiceSpec| _ = s.annotations.labels.insert(label.into(), value.into())
+    };
+    check(label(extensions::PRIORITY, "high"), "must be an integer of 32 bits, not \"high\"");
+    check(label(extensions::PLACEMENT_STRATEGY, "pack"), "must be \"spread\" or \"binpack\", not \"pack\"");
     let limits = |r| Some(ResourceRequirements { limits: Some(r), ..Default::default() });
     check(
         |s| s.task.resources = limits(Resources { nano_cpus: 1, ..Default::default() }),
