@@ -94,6 +94,7 @@ fn reconcilers() -> Vec<Box<dyn Reconciler>> {
     all.push(Box::<swarm_allocator::Allocator>::default());
     all.push(Box::new(swarm_scheduler::Scheduler::new()));
     all.push(Box::new(swarm_scheduler::ConstraintEnforcer::new()));
+    all.push(Box::new(swarm_scheduler::VolumeEnforcer::new()));
     all.push(Box::new(swarm_orchestrator::Reaper::default()));
     all
 }

@@ -12,6 +12,12 @@ const ENFORCER: &str = "enforcer";
 /// Message of tasks that the constraint enforcer rejects.
 pub(crate) const REJECTED_BY_CONSTRAINTS: &str = "task rejected by constraint enforcer";
 
+/// Message of tasks that the volume enforcer rejects.
+pub(crate) const REJECTED_BY_VOLUMES: &str = "task rejected by volume enforcer";
+
+/// Message of tasks that made room for others.
+pub(crate) const PREEMPTED: &str = "task preempted by scheduler";
+
 /// How much longer than its stop grace period a task that a manager declared ended may still run: the agent must
 /// hear of it first.
 const NOTICE: Duration = Duration::from_secs(10);
@@ -20,7 +26,7 @@ const NOTICE: Duration = Duration::from_secs(10);
 fn ended_by_manager(task: &Task) -> bool {
     match task.status.state() {
         TaskState::Orphaned => true,
-        TaskState::Rejected => task.status.message.contains(ENFORCER),
+        TaskState::Rejected => task.status.message.contains(ENFORCER) || task.status.message == PREEMPTED,
         _ => false,
     }
 }

@@ -137,7 +137,7 @@ fn misplaced<'a>(node: &Shared<Node>, tables: &'a Tables) -> Vec<&'a Shared<Task
         let assigned = &task.assigned_generic_resources;
         let bare = Demand { generic: Default::default(), ..demand };
         if info.has_resources(&bare) && info.generic().covers(assigned) {
-            info.add(Holding { task, generic: assigned, active: true });
+            info.add(Holding::of(task, assigned));
         } else {
             gone.push(task);
         }

@@ -10,7 +10,10 @@ use swarm_api::v1::{Mount, Node, Platform, Task, mount, task_spec};
 use swarm_api::{extensions, naming};
 use swarm_placement::{Constraint, Demand, NodeInfo, all_hold, constraints_of};
 
+use crate::nodes::{Nodes, Slot};
+use crate::services::ServiceNo;
 use crate::verdict::Verdict;
+use crate::volumes::{self, VolumeMount};
 
 /// Needs that only a change of the node itself can fulfil.
 #[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -25,7 +28,7 @@ pub(crate) struct Fixed {
 }
 
 /// Everything a task asks of a node. Tasks of one version of a service ask the same.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Requirements {
     pub(crate) service: Arc<str>,
     pub(crate) version: u64,
@@ -33,13 +36,13 @@ pub(crate) struct Requirements {
     pub(crate) demand: Demand,
     /// Most tasks of the service on one node; 0 is no limit.
     max_replicas: u64,
-    cluster_volumes: bool,
+    pub(crate) volumes: Vec<VolumeMount>,
     /// Labels to spread over, outermost first.
     pub(crate) spread: Vec<SpreadLabel>,
 }
 
 /// A label whose values are the branches that tasks are spread over.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum SpreadLabel {
     Node(String),
     Engine(String),
@@ -90,13 +93,30 @@ impl Requirements {
             },
             demand: Demand::of(task),
             max_replicas: placement.map_or(0, |p| p.max_replicas),
-            cluster_volumes: mounts(task).iter().any(|m| m.r#type() == mount::Type::Cluster),
+            volumes: volumes::mounts(&task.spec).collect(),
             spread: spread.collect(),
         }
     }
 
-    /// What the filters say of a node, given what the fixed ones said.
-    pub(crate) fn verdict(&self, fixed: Verdict, info: &NodeInfo) -> Verdict {
+    /// What the filters say of the node in a slot, given what the fixed ones said. The number is the service's.
+    pub(crate) fn verdict(&self, fixed: Verdict, nodes: &Nodes, service: ServiceNo, slot: Slot) -> Verdict {
+        let Some(node) = nodes.all().get(slot).filter(|node| node.used) else { return Verdict::Absent };
+        match self.verdict_without_volumes(fixed, &node.info, || nodes.services.on(service, slot)) {
+            Verdict::Fits if self.volumes.is_empty() => Verdict::Fits,
+            Verdict::Fits if nodes.volumes.choose(&self.volumes, node.info.node()).is_none() => {
+                Verdict::Volumes
+            }
+            verdict => verdict,
+        }
+    }
+
+    /// What all filters but that of cluster volumes say of a node with this account and so many tasks of the service.
+    pub(crate) fn verdict_without_volumes(
+        &self,
+        fixed: Verdict,
+        info: &NodeInfo,
+        of_service: impl FnOnce() -> u32,
+    ) -> Verdict {
         if !info.is_ready() {
             return Verdict::NotReady;
         }
@@ -109,11 +129,8 @@ impl Requirements {
         if !info.has_ports(&self.demand) {
             return Verdict::Ports;
         }
-        if self.max_replicas > 0 && u64::from(info.active_of(&self.service)) >= self.max_replicas {
+        if self.max_replicas > 0 && u64::from(of_service()) >= self.max_replicas {
             return Verdict::MaxReplicas;
-        }
-        if self.cluster_volumes {
-            return Verdict::Volumes;
         }
         Verdict::Fits
     }

@@ -1,72 +1,122 @@
 //! The nodes, in slots with small numbers so that what is kept per node can be kept in plain arrays.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 
 use swarm_api::Shared;
+use swarm_api::hash::FastMap;
 use swarm_api::v1::Node;
-use swarm_placement::NodeInfo;
+use swarm_placement::{Holding, NodeInfo};
 
-use crate::filter::{Fixed, Requirements};
-use crate::verdict::Verdict;
-
-/// Sets of needs whose answers are kept; more than this are in use only where every service has its own.
-const KEPT_NEEDS: usize = 1024;
+use crate::filter::SpreadLabel;
+use crate::services::{ServiceNo, Services};
+use crate::topology::{Topologies, TopologyNo};
+use crate::volumes::Volumes;
 
 /// Number of a node. It is given again when the node is gone.
 pub(crate) type Slot = usize;
 
-/// A node with its account, and what the scheduler must remember of it.
-#[derive(Debug, Default)]
+/// A node with its account.
+#[derive(Debug, Clone, Default)]
 pub(crate) struct NodeSlot {
     pub(crate) id: Arc<str>,
     pub(crate) info: NodeInfo,
-    /// Tasks in the account.
-    pub(crate) tasks: HashSet<Arc<str>>,
-    /// Grows when the node itself changes.
-    generation: u64,
-    used: bool,
+    /// Tells nodes apart that had this slot one after the other.
+    pub(crate) epoch: u32,
+    pub(crate) used: bool,
+    changed: bool,
 }
 
-/// Number of a set of needs.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Table(usize);
+/// What happened to nodes, in order, for readers that catch up when they need it.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Log {
+    first: usize,
+    slots: Vec<u32>,
+}
+
+impl Log {
+    fn push(&mut self, slot: Slot, nodes: usize) {
+        // Who is so far behind reads all nodes instead.
+        if self.slots.len() > 2 * nodes + 1024 {
+            self.first += self.slots.len();
+            self.slots.clear();
+        }
+        self.slots.push(slot as u32);
+    }
+
+    /// Where a reader stands that knows everything.
+    pub(crate) fn end(&self) -> usize {
+        self.first + self.slots.len()
+    }
+
+    /// What happened since; none if that is too long ago.
+    pub(crate) fn since(&self, position: usize) -> Option<&[u32]> {
+        self.slots.get(position.checked_sub(self.first)?..)
+    }
+}
 
 /// All nodes.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Nodes {
     slots: Vec<NodeSlot>,
-    by_id: BTreeMap<Arc<str>, Slot>,
-    /// The slots in the order of their nodes' ids; none while it must be made anew.
-    order: Option<Arc<[Slot]>>,
+    by_id: FastMap<Arc<str>, u32>,
     unused: Vec<Slot>,
-    generation: u64,
     /// Nodes that may take tasks now which they did not take before, and nodes that came or went.
-    pub(crate) changed: BTreeSet<Slot>,
-    tables: BTreeMap<Fixed, usize>,
-    /// Per set of needs and slot: the node's generation when its fixed filters were asked, and what they said.
-    answers: Vec<Vec<(u64, Verdict)>>,
+    changed: Vec<Slot>,
+    /// Nodes that came, went or changed themselves.
+    pub(crate) objects: Log,
+    /// Nodes with a task less.
+    pub(crate) freed: Log,
+    pub(crate) services: Services,
+    pub(crate) topologies: Topologies,
+    pub(crate) volumes: Volumes,
 }
 
 impl Nodes {
     /// The slot of a node.
     pub(crate) fn slot(&self, id: &str) -> Option<Slot> {
-        self.by_id.get(id).copied()
+        self.by_id.get(id).map(|slot| *slot as Slot)
     }
 
-    /// The slots of all nodes, in the order of the nodes' ids.
-    pub(crate) fn order(&mut self) -> Arc<[Slot]> {
-        self.order.get_or_insert_with(|| self.by_id.values().copied().collect()).clone()
+    /// The number of the topology of these labels.
+    pub(crate) fn topology(&mut self, labels: &[SpreadLabel]) -> TopologyNo {
+        self.topologies.of(labels, &self.slots)
     }
 
-    /// The node in a slot that is in use.
+    /// Every slot, in use or not.
+    pub(crate) fn all(&self) -> &[NodeSlot] {
+        &self.slots
+    }
+
+    /// The node in a slot.
     pub(crate) fn get(&self, slot: Slot) -> &NodeSlot {
         &self.slots[slot]
     }
 
-    /// The node in a slot that is in use, to be changed.
+    /// The node in a slot, to be changed otherwise than by [`Nodes::enter`] and its like.
     pub(crate) fn get_mut(&mut self, slot: Slot) -> &mut NodeSlot {
         &mut self.slots[slot]
+    }
+
+    /// It may take tasks now which it did not take before.
+    pub(crate) fn note_changed(&mut self, slot: Slot) {
+        if !std::mem::replace(&mut self.slots[slot].changed, true) {
+            self.changed.push(slot);
+        }
+    }
+
+    /// The nodes that changed since this was asked last.
+    pub(crate) fn take_changed(&mut self) -> Vec<Slot> {
+        let mut changed = std::mem::take(&mut self.changed);
+        for slot in &changed {
+            self.slots[*slot].changed = false;
+        }
+        changed.sort_unstable();
+        changed
+    }
+
+    fn note_object(&mut self, slot: Slot) {
+        self.objects.push(slot, self.slots.len());
+        self.note_changed(slot);
     }
 
     /// Adds a node, or takes note of its change; true if it is new.
@@ -76,9 +126,8 @@ impl Nodes {
             let same = same_for_placement(known.info.node(), node);
             known.info.set_node(node.clone());
             if !same {
-                self.generation += 1;
-                known.generation = self.generation;
-                self.changed.insert(slot);
+                self.topologies.put(slot, node, self.slots[slot].info.active());
+                self.note_object(slot);
             }
             return false;
         }
@@ -86,60 +135,59 @@ impl Nodes {
             self.slots.push(NodeSlot::default());
             self.slots.len() - 1
         });
-        self.generation += 1;
         let id: Arc<str> = node.id.as_str().into();
-        self.slots[slot] = NodeSlot {
-            id: id.clone(),
-            info: NodeInfo::new(node.clone()),
-            generation: self.generation,
-            used: true,
-            tasks: HashSet::new(),
-        };
-        self.by_id.insert(id, slot);
-        self.order = None;
-        self.changed.insert(slot);
+        let known = &mut self.slots[slot];
+        (known.id, known.info, known.used) = (id.clone(), NodeInfo::new(node.clone()), true);
+        self.by_id.insert(id, slot as u32);
+        self.topologies.put(slot, node, 0);
+        self.note_object(slot);
         true
     }
 
-    /// Removes a node and gives back the tasks that were in its account.
-    pub(crate) fn remove(&mut self, id: &str) -> HashSet<Arc<str>> {
-        let Some(slot) = self.by_id.remove(id) else { return HashSet::new() };
-        self.order = None;
+    /// Removes a node with its account. What is said of its tasks afterwards, by the old epoch, comes to nothing.
+    pub(crate) fn remove(&mut self, id: &str) {
+        let Some(slot) = self.by_id.remove(id).map(|slot| slot as Slot) else { return };
+        self.topologies.remove(slot);
+        self.services.remove_node(slot);
+        let known = &mut self.slots[slot];
+        *known = NodeSlot { epoch: known.epoch + 1, changed: known.changed, ..NodeSlot::default() };
         self.unused.push(slot);
-        self.changed.insert(slot);
-        std::mem::take(&mut self.slots[slot]).tasks
+        self.note_object(slot);
     }
 
-    /// Where the answers of fixed filters are kept, valid until the next call of this.
-    pub(crate) fn table(&mut self, fixed: &Fixed) -> Table {
-        if let Some(table) = self.tables.get(fixed) {
-            return Table(*table);
+    /// Enters a task in the account of a node. Its generic resources may be held already.
+    pub(crate) fn enter(&mut self, slot: Slot, service: ServiceNo, holding: Holding<'_>, claimed: bool) {
+        let info = &mut self.slots[slot].info;
+        match claimed {
+            true => info.add_claimed(holding),
+            false => info.add(holding),
         }
-        if self.answers.len() >= KEPT_NEEDS {
-            self.tables.clear();
-            self.answers.clear();
+        if holding.active {
+            self.services.set_active(service, slot, true);
+            self.topologies.count(slot, true);
         }
-        self.answers.push(Vec::new());
-        self.tables.insert(fixed.clone(), self.answers.len() - 1);
-        Table(self.answers.len() - 1)
     }
 
-    /// What the filters say of the node in a slot; `Absent` if the slot is not in use.
-    pub(crate) fn verdict(&mut self, table: Table, requirements: &Requirements, slot: Slot) -> Verdict {
-        let node = &self.slots[slot];
-        if !node.used {
-            return Verdict::Absent;
+    /// Takes a task out of the account of a node, exactly as it was entered.
+    pub(crate) fn leave(&mut self, slot: Slot, service: ServiceNo, holding: Holding<'_>) {
+        self.slots[slot].info.remove(holding);
+        if holding.active {
+            self.services.set_active(service, slot, false);
+            self.topologies.count(slot, false);
+            self.freed.push(slot, self.slots.len());
         }
-        let answers = &mut self.answers[table.0];
-        if answers.len() <= slot {
-            answers.resize(self.slots.len(), (0, Verdict::Absent));
+        self.note_changed(slot);
+    }
+
+    /// A task in the account of a node becomes wanted, or is not wanted any more.
+    pub(crate) fn set_active(&mut self, slot: Slot, service: ServiceNo, active: bool) {
+        self.slots[slot].info.set_active(active);
+        self.services.set_active(service, slot, active);
+        self.topologies.count(slot, active);
+        if !active {
+            self.freed.push(slot, self.slots.len());
+            self.note_changed(slot);
         }
-        let (generation, fixed) = &mut answers[slot];
-        if *generation != node.generation {
-            *generation = node.generation;
-            *fixed = requirements.fixed.verdict(node.info.node());
-        }
-        requirements.verdict(*fixed, &node.info)
     }
 }
 

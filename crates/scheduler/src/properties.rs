@@ -1,6 +1,6 @@
 //! Properties that must hold after any history, refused and lost decisions included.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, SystemTime};
 
 use proptest::prelude::*;
@@ -12,7 +12,9 @@ use swarm_api::v1::{
 use swarm_api::{Kind, Object, Shared, StoreObject};
 use swarm_placement::generic::{discrete, named};
 use swarm_placement::{Constraint, NodeInfo};
-use swarm_reconcile::{Ctx, Now, Reconciler, SequentialIds, Write};
+use swarm_reconcile::{
+    Assignments, Ctx, Guard, Now, Outcome, Patch, Reconciler, Refused, SequentialIds, Settled, Write,
+};
 use swarm_store::{Event, Tables};
 
 use crate::Scheduler;
@@ -318,7 +320,8 @@ impl Cluster {
             let events = std::mem::take(&mut self.events);
             self.scheduler.observe(&mut ctx, &events, &self.tables);
             let decision = self.scheduler.decide(&mut ctx, &self.tables);
-            if decision.groups.is_empty() {
+            let lists = self.scheduler.assignments();
+            if decision.groups.is_empty() && lists.is_empty() {
                 break;
             }
             for (i, group) in decision.groups.iter().enumerate() {
@@ -331,16 +334,50 @@ impl Cluster {
                     self.events.push(Event::Updated { old: object.clone(), new: object });
                     continue;
                 }
-                if let Write::Assign { task, node, generic, .. } = &patch.write {
-                    self.check_room(task, node, generic);
-                }
                 let event =
                     patch.apply(&mut self.tables).expect("no guard is refused: nothing else has changed");
                 self.events.extend(event);
             }
+            for list in lists {
+                self.assign(&list, if round == 0 { lose } else { 0 });
+            }
         }
         self.check_waiting();
         self.check_rebuilt();
+    }
+
+    /// Writes a list of assignments; some of them come to nothing.
+    fn assign(&mut self, list: &Assignments, lose: u8) {
+        let mut refused = Vec::new();
+        for (at, assignment) in list.list.iter().enumerate() {
+            if lose != 0 && at % usize::from(lose) == 0 {
+                refused.push(at as u32);
+                continue;
+            }
+            let (task, node) = (assignment.task.to_string(), assignment.node.to_string());
+            self.check_room(&task, &node, &assignment.generic);
+            let on = if assignment.bound { node.clone() } else { String::new() };
+            let patch = Patch::new(Write::Assign {
+                task: task.clone(),
+                node: node.clone(),
+                generic: assignment.generic.clone(),
+                volumes: Vec::new(),
+                message: assignment.message.to_owned(),
+                at: list.at,
+            })
+            .guard(Guard::TaskState(task.clone(), TaskState::Pending))
+            .guard(Guard::DesiredAtMost(task.clone(), TaskState::Complete))
+            .guard(Guard::TaskOnNode(task, on))
+            .guard(Guard::NodeUsable(node));
+            let event = patch.apply(&mut self.tables).expect("no guard is refused: nothing else has changed");
+            self.events.extend(event);
+        }
+        let outcome = match refused.is_empty() {
+            true => Outcome::Committed(0),
+            false => Outcome::Refused(Refused::Assignments(refused)),
+        };
+        let mut ctx = Ctx { now: self.now, ids: &mut self.ids };
+        self.scheduler.settled(&mut ctx, &Settled { tag: list.tag, outcome }, &self.tables);
     }
 
     /// Before the task goes to the node: everything there, counted anew from the tables, leaves room for it.
@@ -427,11 +464,20 @@ impl Cluster {
                     && info.has_ports(&requirements.demand)
                     && swarm_placement::all_hold(&constraints, info.node())
                     && task.spec.placement.as_ref().is_none_or(|p| {
-                        p.max_replicas == 0 || u64::from(info.active_of(&task.service_id)) < p.max_replicas
+                        p.max_replicas == 0 || self.replicas(&task.service_id, &node) < p.max_replicas
                     });
                 assert!(!fits, "task {} waits though {node} has room", task.id);
             }
         }
+    }
+
+    fn replicas(&self, service: &str, node: &str) -> u64 {
+        let active = |t: &&Shared<Task>| {
+            t.service_id == service
+                && t.desired_state <= TaskState::Complete as i32
+                && (TaskState::Assigned as i32..=TaskState::Running as i32).contains(&t.status.state)
+        };
+        self.tables.tasks().by_node(node).filter(active).count() as u64
     }
 
     fn naive(&self) -> BTreeMap<String, NodeInfo> {
@@ -470,7 +516,7 @@ fn describe(node: &mut Node, size: u8) {
 /// What two schedulers must agree on.
 #[derive(Debug, PartialEq)]
 struct Summary {
-    nodes: BTreeMap<String, (NodeInfo, BTreeSet<String>)>,
+    nodes: BTreeMap<String, NodeInfo>,
     places: BTreeMap<String, String>,
     holds: BTreeSet<String>,
 }
@@ -482,24 +528,36 @@ impl Summary {
             let mut info = slot.info.clone();
             // Of failures more is known than there is on record.
             info.failures = Default::default();
-            (StoreObject::id(&**node).to_owned(), (info, slot.tasks.iter().map(|t| t.to_string()).collect()))
+            (StoreObject::id(&**node).to_owned(), info)
         });
         // A group whose service is gone is dropped when it is looked at, and not before.
         let live = |task: &str| {
             tables.tasks().get(task).is_none_or(|t| tables.services().get(&t.service_id).is_some())
         };
-        let places: &HashMap<_, _> = &state.places;
-        let places = places.iter().filter_map(|(id, at)| {
+        let places = state.places.iter().filter_map(|(id, at)| {
             let place = match at {
                 At::Waiting(..) | At::Stopping(_) if !live(id) => return None,
-                At::Waiting(key, _) => format!("waiting in {key:?}"),
+                At::Waiting(no, _) => {
+                    format!("waiting in {:?}", state.groups.get(*no).map(|group| &group.key))
+                }
+                At::Claimed(_) => "claimed".to_owned(),
                 At::Bound(node) => format!("bound to {node}"),
                 At::Stopping(service) => format!("stopping in {service}"),
-                At::Placed(p) => format!("on {} {} {:?}", state.nodes.get(p.slot).id, p.active, p.generic),
+                At::Placed(p) if !p.is_on(&state.nodes) => return None,
+                At::Placed(p) => {
+                    let service = state.nodes.services.on(p.service, p.slot());
+                    let node = &state.nodes.get(p.slot()).id;
+                    format!("on {node} {} {:?} beside {service}", p.active, p.generic)
+                }
             };
             Some((id.to_string(), place))
         });
-        let holds = state.holds.iter().map(|(_, id)| id.to_string()).collect();
+        // What was held on a node that is gone is of no consequence.
+        let held = |id: &&std::sync::Arc<str>| match state.places.get(&***id) {
+            Some(At::Placed(placed)) => placed.is_on(&state.nodes),
+            _ => true,
+        };
+        let holds = state.holds.iter().map(|(_, id)| id).filter(held).map(|id| id.to_string()).collect();
         Summary { nodes: nodes.collect(), places: places.collect(), holds }
     }
 }

@@ -9,31 +9,19 @@ use swarm_api::v1::Task;
 
 use crate::filter::Requirements;
 use crate::nodes::Slot;
+use crate::services::{ServiceNo, Services};
 use crate::verdict::{Tally, Verdict};
 
-/// What the tasks of a group have in common: the service and the version of its spec. A task without either is a
-/// group of its own.
+/// Number of a group. It is given again when no task of the group waits any more.
+pub(crate) type GroupNo = u32;
+
+/// What the tasks of a group have in common: the service and the version of its spec; where there is no version, all
+/// that they ask of a node.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct GroupKey {
     pub(crate) service: Arc<str>,
     version: Option<u64>,
-    task: Option<Arc<str>>,
-}
-
-impl GroupKey {
-    pub(crate) fn of(task: &Task) -> GroupKey {
-        let version = task.spec_version.filter(|_| !task.service_id.is_empty()).map(|v| v.index);
-        GroupKey {
-            service: task.service_id.as_str().into(),
-            version,
-            task: version.is_none().then(|| task.id.as_str().into()),
-        }
-    }
-
-    /// The smallest key of a service's groups.
-    pub(crate) fn first_of(service: &str) -> GroupKey {
-        GroupKey { service: service.into(), version: None, task: None }
-    }
+    alike: Option<Arc<Requirements>>,
 }
 
 /// Order of tasks in a group.
@@ -42,10 +30,19 @@ pub(crate) type Place = (u64, Arc<str>);
 /// Tasks that ask the same of a node.
 #[derive(Debug)]
 pub(crate) struct Group {
-    pub(crate) requirements: Requirements,
+    pub(crate) key: GroupKey,
+    pub(crate) requirements: Arc<Requirements>,
+    pub(crate) service: ServiceNo,
+    /// Tasks that have been looked at, and wait.
     pub(crate) tasks: BTreeMap<Place, Shared<Task>>,
-    /// Tasks that have not been looked at.
-    pub(crate) fresh: BTreeSet<Place>,
+    /// Tasks that have not been looked at, as they came. Some of them may not wait here any more.
+    fresh: Vec<(Place, Shared<Task>)>,
+    /// Tasks that may not say what they should.
+    retell: BTreeSet<Place>,
+    /// Number of tasks that wait.
+    waiting: usize,
+    /// It is among those to be looked at.
+    noted: bool,
     /// When the oldest of its first tasks was created: older groups come first.
     pub(crate) since: SystemTime,
     /// What the filters said of each node when the group was last looked at; empty before.
@@ -56,41 +53,59 @@ pub(crate) struct Group {
 }
 
 impl Group {
-    pub(crate) fn new(task: &Task) -> Group {
-        Group {
-            requirements: Requirements::of(task),
-            tasks: BTreeMap::new(),
-            fresh: BTreeSet::new(),
-            since: created(task),
-            verdicts: Vec::new(),
-            tally: Tally::default(),
-            told: String::new(),
+    /// Adds a task that waits, or takes note of its change.
+    pub(crate) fn put(&mut self, place: Place, task: &Shared<Task>, is_new: bool) {
+        self.waiting += usize::from(is_new);
+        if let Some(known) = self.tasks.get_mut(&place) {
+            *known = task.clone();
+            if task.status.err != self.told {
+                self.retell.insert(place);
+            }
+            return;
         }
+        self.since = self.since.min(created(task));
+        self.fresh.push((place, task.clone()));
     }
 
-    /// Adds a task, or takes note of its change. It is to be looked at if it is new, or if what it tells the user
-    /// is not what the group would say.
-    pub(crate) fn put(&mut self, task: &Shared<Task>) -> bool {
-        let place = place(task);
-        let told = task.status.err == self.told;
-        let known = self.tasks.insert(place.clone(), task.clone()).is_some();
-        let look = !known || (!told && !self.told.is_empty());
-        if look {
-            self.since = self.since.min(created(task));
-            self.fresh.insert(place);
-        }
-        look
-    }
-
+    /// A task does not wait any more.
     pub(crate) fn remove(&mut self, place: &Place) {
         self.tasks.remove(place);
-        self.fresh.remove(place);
+        self.retell.remove(place);
+        self.waiting -= 1;
     }
 
-    /// Forgets what the filters said.
-    pub(crate) fn forget_verdicts(&mut self) {
-        self.verdicts.clear();
-        self.tally = Tally::default();
+    /// So many tasks of it were placed.
+    pub(crate) fn placed(&mut self, tasks: usize) {
+        self.waiting -= tasks;
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.waiting == 0
+    }
+
+    /// All tasks in their order, those that were not looked at included. The latter may not wait here any more.
+    pub(crate) fn take_tasks(&mut self) -> Vec<(Place, Shared<Task>)> {
+        let mut tasks = self.take_fresh();
+        if !self.tasks.is_empty() {
+            tasks.extend(std::mem::take(&mut self.tasks));
+            tasks.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
+        }
+        tasks
+    }
+
+    /// Tasks that were not looked at, in their order, each as it was seen last.
+    pub(crate) fn take_fresh(&mut self) -> Vec<(Place, Shared<Task>)> {
+        let mut fresh = std::mem::take(&mut self.fresh);
+        fresh.sort_by(|(a, _), (b, _)| a.cmp(b));
+        fresh.reverse();
+        fresh.dedup_by(|(a, _), (b, _)| a == b);
+        fresh.reverse();
+        fresh
+    }
+
+    /// Tasks that may not say what they should.
+    pub(crate) fn take_retell(&mut self) -> BTreeSet<Place> {
+        std::mem::take(&mut self.retell)
     }
 
     /// It was looked at, and what the filters said of each node is known.
@@ -101,6 +116,19 @@ impl Group {
     /// It was looked at, and no node has room.
     pub(crate) fn is_stuck(&self) -> bool {
         self.is_known() && !self.tally.any_fits()
+    }
+
+    /// The nodes that had room when it was last looked at, if it was: others need not be asked.
+    pub(crate) fn candidates(&self) -> Option<Vec<Slot>> {
+        let fits = |(_, verdict): &(usize, &Verdict)| **verdict == Verdict::Fits;
+        self.is_known().then(|| self.verdicts.iter().enumerate().filter(fits).map(|(slot, _)| slot).collect())
+    }
+
+    /// Takes note of what the filters say of all nodes.
+    pub(crate) fn set_verdicts(&mut self, verdicts: Vec<Verdict>) {
+        self.tally = Tally::default();
+        verdicts.iter().for_each(|verdict| self.tally.add(*verdict));
+        self.verdicts = verdicts;
     }
 
     /// Takes note of what the filters say of a node now; true if that is news.
@@ -123,8 +151,147 @@ impl Group {
     }
 }
 
-pub(crate) fn place(task: &Task) -> Place {
-    (task.slot, task.id.as_str().into())
+/// All groups.
+#[derive(Debug, Default)]
+pub(crate) struct Groups {
+    by_key: BTreeMap<GroupKey, GroupNo>,
+    all: Vec<Option<Group>>,
+    unused: Vec<GroupNo>,
+    /// A task whose group was asked for, and the group: the next one is often of its kind.
+    last: Option<(Shared<Task>, GroupNo)>,
+    /// Groups to be looked at.
+    noted: Vec<GroupNo>,
+    /// Groups that have been looked at, and wait.
+    pub(crate) known: BTreeSet<GroupNo>,
+}
+
+impl Groups {
+    /// The group of a task; made if need be.
+    pub(crate) fn of(&mut self, task: &Shared<Task>, services: &mut Services) -> GroupNo {
+        if let Some((last, no)) = &self.last
+            && are_alike(last, task)
+        {
+            return *no;
+        }
+        let version = task.spec_version.filter(|_| !task.service_id.is_empty()).map(|v| v.index);
+        let requirements = version.is_none().then(|| Arc::new(Requirements::of(task)));
+        let key = GroupKey { service: task.service_id.as_str().into(), version, alike: requirements.clone() };
+        let no = match self.by_key.get(&key) {
+            Some(no) => *no,
+            None => {
+                let group = Group {
+                    requirements: requirements.unwrap_or_else(|| Arc::new(Requirements::of(task))),
+                    service: services.enter(&task.service_id),
+                    key: key.clone(),
+                    tasks: BTreeMap::new(),
+                    fresh: Vec::new(),
+                    retell: BTreeSet::new(),
+                    waiting: 0,
+                    noted: false,
+                    since: created(task),
+                    verdicts: Vec::new(),
+                    tally: Tally::default(),
+                    told: String::new(),
+                };
+                let no = self.unused.pop().unwrap_or_else(|| {
+                    self.all.push(None);
+                    self.all.len() as GroupNo - 1
+                });
+                self.all[no as usize] = Some(group);
+                self.by_key.insert(key, no);
+                no
+            }
+        };
+        self.last = Some((task.clone(), no));
+        no
+    }
+
+    /// The group, unless it is taken out.
+    pub(crate) fn get(&self, no: GroupNo) -> Option<&Group> {
+        self.all.get(no as usize)?.as_ref()
+    }
+
+    /// The same, to be changed.
+    pub(crate) fn get_mut(&mut self, no: GroupNo) -> Option<&mut Group> {
+        self.all.get_mut(no as usize)?.as_mut()
+    }
+
+    /// Takes a group out, to be put back or ended.
+    pub(crate) fn take(&mut self, no: GroupNo) -> Option<Group> {
+        self.all.get_mut(no as usize)?.take()
+    }
+
+    /// Puts a group back, or ends it if none of its tasks waits.
+    pub(crate) fn put_back(&mut self, no: GroupNo, group: Group, services: &mut Services) {
+        if group.is_empty() {
+            return self.end(no, &group, services);
+        }
+        if group.is_known() {
+            self.known.insert(no);
+        }
+        self.all[no as usize] = Some(group);
+    }
+
+    /// Ends a group that is taken out.
+    pub(crate) fn end(&mut self, no: GroupNo, group: &Group, services: &mut Services) {
+        services.leave(group.service);
+        self.by_key.remove(&group.key);
+        self.known.remove(&no);
+        self.last.take_if(|(_, last)| *last == no);
+        self.unused.push(no);
+    }
+
+    /// A group is to be looked at.
+    pub(crate) fn note(&mut self, no: GroupNo) {
+        if let Some(Some(group)) = self.all.get_mut(no as usize)
+            && !std::mem::replace(&mut group.noted, true)
+        {
+            self.noted.push(no);
+        }
+    }
+
+    /// The groups to be looked at.
+    pub(crate) fn take_noted(&mut self) -> Vec<GroupNo> {
+        let mut noted = std::mem::take(&mut self.noted);
+        noted.retain(|no| {
+            let group = self.all.get_mut(*no as usize).and_then(Option::as_mut);
+            group.is_some_and(|group| std::mem::take(&mut group.noted))
+        });
+        noted
+    }
+
+    /// The groups of a service.
+    pub(crate) fn of_service(&self, service: &str) -> Vec<GroupNo> {
+        let first = GroupKey { service: service.into(), version: None, alike: None };
+        self.by_key
+            .range(first..)
+            .take_while(|(key, _)| *key.service == *service)
+            .map(|(_, no)| *no)
+            .collect()
+    }
+}
+
+/// Both tasks are of one group, which is seen without a look at what they ask for.
+fn are_alike(a: &Task, b: &Task) -> bool {
+    if a.service_id != b.service_id || a.spec_version != b.spec_version {
+        return false;
+    }
+    if a.spec_version.is_some() && !a.service_id.is_empty() {
+        return true;
+    }
+    let same_endpoint = match (&a.endpoint, &b.endpoint) {
+        (None, None) => true,
+        (Some(a), Some(b)) => Shared::ptr_eq(a, b),
+        _ => false,
+    };
+    let networks = |task: &Task| -> Vec<usize> {
+        let address = |network: &Shared<_>| std::ptr::from_ref::<swarm_api::v1::Network>(network) as usize;
+        task.networks.iter().map(|n| n.network.as_ref().map_or(0, address)).collect()
+    };
+    same_endpoint
+        && Shared::ptr_eq(&a.spec, &b.spec)
+        && a.networks.len() == b.networks.len()
+        && (a.networks.is_empty() || networks(a) == networks(b))
 }
 
 fn created(task: &Task) -> SystemTime {

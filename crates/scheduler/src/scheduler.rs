@@ -1,35 +1,50 @@
 //! The scheduler as a reconciler.
 
-use std::collections::BTreeSet;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::SystemTime;
 
-use swarm_api::Kind;
 use swarm_api::v1::{GenericResource, Task, TaskState};
-use swarm_placement::{FAILURE_LIMIT, Holding};
-use swarm_reconcile::{Ctx, Decision, Group as Change, Guard, Now, Patch, Reconciler, Write};
+use swarm_api::{Kind, Object, Shared};
+use swarm_placement::Holding;
+use swarm_reconcile::{
+    Assignment, Assignments, Ctx, Decision, Group as Change, Guard, Now, Outcome, Patch, Reconciler, Refused,
+    Settled, Sizer, Write,
+};
 use swarm_store::{Event, Tables};
 
 use crate::filter::Requirements;
 use crate::nodes::{Nodes, Slot};
-use crate::queue::{Group, GroupKey};
-use crate::spread::{Leaf, Rank, Tree};
+use crate::preempt::policy_of;
+use crate::queue::{Group, GroupNo, Place};
+use crate::services::ServiceNo;
+use crate::spread::Chooser;
 use crate::track::{At, Placed, State};
 use crate::verdict::{Tally, Verdict};
+use crate::volumes;
 
 const ASSIGNED: &str = "scheduler assigned task to node";
 const CONFIRMED: &str = "scheduler confirmed task can run on preassigned node";
 
+/// Assignments in one list.
+const LIST: usize = 1024;
+/// Bytes that the assignments of a list take at most, unless one alone takes more.
+const LIST_BYTES: usize = 512 << 10;
+
 /// Puts tasks that wait on nodes.
 ///
-/// Tasks that come with a node are confirmed first. Each assignment is a [group](Change) of its own, guarded by
-/// the node being READY and ACTIVE and the task still waiting, so that one that is refused costs no other; the
-/// task is then seen waiting again, and placed anew.
+/// Tasks that come with a node are confirmed first. Each [assignment](Assignment) is guarded by itself, so that one
+/// that is refused costs no other; the task is then seen waiting again, and placed anew.
 ///
 /// A task whose end was declared by a manager holds what it has until its agent must have stopped it.
 #[derive(Debug, Default)]
 pub struct Scheduler {
     state: State,
-    tag: u64,
+    pass: u32,
+    assignments: Vec<Assignments>,
+    /// Lists whose fate is not known, by pass and number.
+    in_flight: BTreeMap<u64, Arc<[Assignment]>>,
 }
 
 impl Scheduler {
@@ -51,14 +66,20 @@ impl Reconciler for Scheduler {
 
     fn init(&mut self, ctx: &mut Ctx<'_>, tables: &Tables) {
         self.state = State::rebuild(&ctx.now, tables);
+        self.assignments.clear();
+        self.in_flight.clear();
     }
 
     fn observe(&mut self, ctx: &mut Ctx<'_>, events: &[Event], tables: &Tables) {
         for event in events {
             match event.kind() {
-                Kind::Task => self.state.sync_task(&ctx.now, event.id(), tables),
+                Kind::Task => match event.new() {
+                    Some(Object::Task(task)) => self.state.put_task(&ctx.now, task, tables),
+                    _ => self.state.sync_task(&ctx.now, event.id(), tables),
+                },
                 Kind::Node => self.state.sync_node(&ctx.now, event.id(), tables),
                 Kind::Service => self.state.sync_service(event.id(), tables),
+                Kind::Volume => self.state.nodes.volumes.put(event.id(), tables.volumes().get(event.id())),
                 _ => {}
             }
         }
@@ -66,24 +87,105 @@ impl Reconciler for Scheduler {
 
     fn decide(&mut self, ctx: &mut Ctx<'_>, tables: &Tables) -> Decision {
         self.state.release(ctx.now.mono);
-        let mut pass =
-            Pass { state: &mut self.state, now: ctx.now, tables, tag: &mut self.tag, out: Vec::new() };
-        let changed = std::mem::take(&mut pass.state.nodes.changed);
+        let changed = self.state.nodes.take_changed();
+        // Never 0, which stands for none.
+        self.pass = self.pass.wrapping_add(1).max(1);
+        let mut pass = Pass {
+            state: &mut self.state,
+            now: ctx.now,
+            tables,
+            number: self.pass,
+            out: Vec::new(),
+            assigned: Vec::new(),
+            sizer: Sizer::default(),
+            again: false,
+        };
+        pass.forgive();
         pass.end_outdated();
         pass.confirm_bound(&changed);
+        pass.redeem();
         pass.place_waiting(&changed);
-        let groups = pass.out;
-        Decision { groups, wake_at: self.state.holds.first().map(|(until, _)| *until) }
+        pass.release_volumes();
+        let Pass { out, assigned, again, .. } = pass;
+        if !assigned.is_empty() {
+            self.state.in_flight.insert(self.pass, Vec::new());
+            self.assignments = lists(assigned, self.pass, ctx.now.wall, tables);
+            self.in_flight.extend(self.assignments.iter().map(|list| (list.tag, list.list.clone())));
+        }
+        let hold = self.state.holds.first().map(|(until, _)| *until);
+        let soon = again.then_some(ctx.now.mono);
+        let wake_at = [hold, soon, self.state.next_claim(), self.state.gave_up.values().min().copied()];
+        Decision { groups: out, wake_at: wake_at.into_iter().flatten().min() }
+    }
+
+    fn assignments(&mut self) -> Vec<Assignments> {
+        std::mem::take(&mut self.assignments)
+    }
+
+    fn settled(&mut self, ctx: &mut Ctx<'_>, settled: &Settled, tables: &Tables) {
+        let Some(list) = self.in_flight.remove(&settled.tag) else { return };
+        let mut refused = |assignment: &Assignment| self.state.refused(&ctx.now, &assignment.task, tables);
+        match &settled.outcome {
+            Outcome::Committed(_) => {}
+            Outcome::Refused(Refused::Assignments(places)) => {
+                places.iter().filter_map(|at| list.get(*at as usize)).for_each(refused);
+            }
+            _ => list.iter().for_each(&mut refused),
+        }
+        let pass = (settled.tag >> 32) as u32;
+        let of_pass = settled.tag >> 32 << 32..=settled.tag | u64::from(u32::MAX);
+        if self.in_flight.range(of_pass).next().is_none() {
+            self.state.pass_settled(&ctx.now, pass, tables);
+        }
     }
 }
 
+/// Cuts assignments into lists. They are in the order of ids, so that each list touches few places of the store.
+fn lists(
+    mut assigned: Vec<(Assignment, usize)>,
+    pass: u32,
+    at: SystemTime,
+    tables: &Tables,
+) -> Vec<Assignments> {
+    assigned.sort_by_cached_key(|(assignment, _)| beginning(&assignment.task));
+    let nodes = tables.shared_nodes();
+    let mut lists: Vec<Assignments> = Vec::new();
+    let mut assigned = assigned.into_iter().peekable();
+    while assigned.peek().is_some() {
+        let (mut list, mut bytes) = (Vec::with_capacity(LIST), 0);
+        while list.len() < LIST
+            && bytes < LIST_BYTES
+            && let Some((assignment, size)) = assigned.next()
+        {
+            list.push(assignment);
+            bytes += size;
+        }
+        let tag = u64::from(pass) << 32 | lists.len() as u64;
+        lists.push(Assignments { tag, list: list.into(), at, bytes, nodes: nodes.clone() });
+    }
+    lists
+}
+
+/// The beginning of an id, as a number that sorts alike.
+fn beginning(id: &str) -> u64 {
+    let mut bytes = [0; 8];
+    let len = id.len().min(8);
+    bytes[..len].copy_from_slice(&id.as_bytes()[..len]);
+    u64::from_be_bytes(bytes)
+}
+
 /// One look at everything that may be decided.
-struct Pass<'a> {
-    state: &'a mut State,
-    now: Now,
-    tables: &'a Tables,
-    tag: &'a mut u64,
-    out: Vec<Change>,
+pub(crate) struct Pass<'a> {
+    pub(crate) state: &'a mut State,
+    pub(crate) now: Now,
+    pub(crate) tables: &'a Tables,
+    number: u32,
+    pub(crate) out: Vec<Change>,
+    /// With the most bytes that they take in a log entry.
+    assigned: Vec<(Assignment, usize)>,
+    sizer: Sizer,
+    /// There is more to do at once.
+    pub(crate) again: bool,
 }
 
 impl Pass<'_> {
@@ -105,8 +207,16 @@ impl Pass<'_> {
     }
 
     /// Looks at the tasks that wait for nodes of their own: new ones, and those of nodes that changed.
-    fn confirm_bound(&mut self, changed: &BTreeSet<Slot>) {
+    fn confirm_bound(&mut self, changed: &[Slot]) {
         let mut look = std::mem::take(&mut self.state.fresh_bound);
+        if self.state.nodes.volumes.changed {
+            look.extend(
+                self.state
+                    .bound
+                    .iter()
+                    .flat_map(|(node, tasks)| tasks.keys().map(|t| (node.clone(), t.clone()))),
+            );
+        }
         if !self.state.bound.is_empty() {
             for slot in changed {
                 let node = &self.state.nodes.get(*slot).id;
@@ -115,26 +225,23 @@ impl Pass<'_> {
                 }
             }
         }
-        // Tasks of one service ask the same.
-        let mut known: Option<(GroupKey, Requirements)> = None;
         for (node, id) in look {
             let Some(task) = self.state.bound.get(&node).and_then(|tasks| tasks.get(&id)).cloned() else {
                 continue;
             };
             let Some(slot) = self.state.nodes.slot(&node) else { continue };
-            let key = GroupKey::of(&task);
-            let requirements = match &known {
-                Some((k, requirements)) if *k == key => requirements,
-                _ => &known.insert((key, Requirements::of(&task))).1,
-            };
+            let requirements = Requirements::of(&task);
             let nodes = &mut self.state.nodes;
-            let table = nodes.table(&requirements.fixed);
-            let verdict = nodes.verdict(table, requirements, slot);
+            let service = nodes.services.enter(&task.service_id);
+            let needs = self.state.index.needs(&requirements.fixed, nodes);
+            let fixed = needs.verdicts[slot];
+            let verdict = requirements.verdict(fixed, nodes, service, slot);
             if verdict == Verdict::Fits {
-                let generic = enter(nodes, slot, &id, &task, requirements);
+                nodes.services.leave(service);
                 self.state.forget(&id);
-                self.assign(id, Placed { slot, task, generic, active: true, bound: true, until: None });
+                self.put(&id, &task, &requirements, slot);
             } else {
+                nodes.services.leave(service);
                 let mut tally = Tally::default();
                 tally.add(verdict);
                 self.explain(&task, &tally.explanation(requirements.runtime()));
@@ -143,141 +250,185 @@ impl Pass<'_> {
     }
 
     /// Looks at the groups that wait: those with new tasks, and those that a changed node may help.
-    fn place_waiting(&mut self, changed: &BTreeSet<Slot>) {
-        let mut look = std::mem::take(&mut self.state.fresh_groups);
+    fn place_waiting(&mut self, changed: &[Slot]) {
+        let state = &mut *self.state;
+        if std::mem::take(&mut state.nodes.volumes.changed) {
+            let known: Vec<GroupNo> = state.groups.known.iter().copied().collect();
+            for no in known {
+                let Some(group) = state.groups.get_mut(no).filter(|g| !g.requirements.volumes.is_empty())
+                else {
+                    continue;
+                };
+                let needs = state.index.needs(&group.requirements.fixed, &state.nodes);
+                let mut news = false;
+                for (slot, fixed) in needs.verdicts.iter().enumerate() {
+                    let verdict = group.requirements.verdict(*fixed, &state.nodes, group.service, slot);
+                    news |= group.set_verdict(slot, verdict);
+                }
+                if news {
+                    state.groups.note(no);
+                }
+            }
+        }
         if !changed.is_empty() {
-            let State { nodes, groups, .. } = &mut *self.state;
-            for (key, group) in groups.iter_mut().filter(|(_, group)| group.is_known()) {
-                let table = nodes.table(&group.requirements.fixed);
+            let known: Vec<GroupNo> = state.groups.known.iter().copied().collect();
+            for no in known {
+                let Some(group) = state.groups.get_mut(no) else { continue };
+                let needs = state.index.needs(&group.requirements.fixed, &state.nodes);
                 let mut news = false;
                 for slot in changed {
-                    news |= group.set_verdict(*slot, nodes.verdict(table, &group.requirements, *slot));
+                    let fixed = needs.verdicts[*slot];
+                    let verdict = group.requirements.verdict(fixed, &state.nodes, group.service, *slot);
+                    news |= group.set_verdict(*slot, verdict);
                 }
-                if news && !look.contains(key) {
-                    look.insert(key.clone());
+                if news {
+                    state.groups.note(no);
                 }
             }
         }
         let (mut ready, mut stuck) = (Vec::new(), Vec::new());
-        for key in look {
-            match self.state.groups.get(&key) {
-                Some(group) if group.is_stuck() => stuck.push(key),
-                Some(group) => ready.push((group.since, key)),
+        for no in state.groups.take_noted() {
+            match state.groups.get(no) {
+                Some(group) if group.is_stuck() => stuck.push(no),
+                Some(group) => {
+                    let priority = policy_of(self.tables, &group.key.service).priority;
+                    ready.push((Reverse(priority), group.since, group.key.clone(), no));
+                }
                 None => {}
             }
         }
-        for key in stuck {
-            if let Some(group) = self.state.groups.remove(&key) {
-                self.leave_waiting(key, group);
+        for no in stuck {
+            if let Some(group) = self.state.groups.take(no) {
+                self.leave_waiting(no, group, Vec::new());
             }
         }
-        // Who has waited longest goes first.
+        // Of one priority, who has waited longest goes first.
         ready.sort_unstable();
-        for (_, key) in ready {
-            if let Some(group) = self.state.groups.remove(&key) {
-                self.place(key, group);
+        for (.., no) in ready {
+            if let Some(group) = self.state.groups.take(no) {
+                self.place(no, group);
             }
         }
     }
 
     /// Puts as many tasks of a group on nodes as find room.
-    fn place(&mut self, key: GroupKey, mut group: Group) {
-        let nodes = &mut self.state.nodes;
-        let requirements = &group.requirements;
-        let table = nodes.table(&requirements.fixed);
-        let order = nodes.order();
-        let verdicts: Vec<Verdict> =
-            order.iter().map(|slot| nodes.verdict(table, requirements, *slot)).collect();
-        let mut tree = tree(nodes, &self.now, requirements, &order, &verdicts);
-        let (mut placed, mut full) = (Vec::new(), Vec::new());
-        while let Some((place, task)) = group.tasks.pop_first() {
+    fn place(&mut self, no: GroupNo, mut group: Group) {
+        let policy = policy_of(self.tables, &group.key.service);
+        let State { nodes, index, places, loads, .. } = &mut *self.state;
+        let candidates = group.candidates();
+        let old: BTreeSet<_> = group.tasks.keys().cloned().collect();
+        let tasks = group.take_tasks();
+        let requirements = group.requirements.clone();
+        let needs = index.needs(&requirements.fixed, nodes);
+        let mut chooser = Chooser::new(
+            needs,
+            nodes,
+            &requirements,
+            group.service,
+            (policy.strategy, self.now.mono),
+            tasks.len(),
+            candidates.as_deref(),
+        );
+        let (mut placed, mut full, mut fresh, mut with_volumes) = (0, false, Vec::new(), Vec::new());
+        for (place, task) in tasks {
+            let Some(at) = places.get_mut(&place.1) else { continue };
+            if !matches!(at, At::Waiting(known, slot) if (*known, *slot) == (no, place.0)) {
+                continue;
+            }
             let mut chosen = None;
-            tree.place(&mut |slot, rank| {
-                chosen = Some((slot, enter(nodes, slot, &place.1, &task, requirements)));
-                match nodes.verdict(table, requirements, slot) {
-                    Verdict::Fits => {
-                        Some(Rank { of_service: rank.of_service + 1, active: rank.active + 1, ..rank })
-                    }
-                    verdict => {
-                        full.push((slot, verdict));
-                        None
-                    }
-                }
-            });
+            full = full
+                || !chooser.place(nodes, &mut |nodes, slot| {
+                    chosen = Some((slot, enter(nodes, slot, group.service, &place.1, &task, &requirements)));
+                });
             let Some((slot, generic)) = chosen else {
+                if !old.contains(&place) {
+                    fresh.push(place.clone());
+                }
                 group.tasks.insert(place, task);
-                break;
+                continue;
             };
-            group.fresh.remove(&place);
-            placed.push((place.1, Placed { slot, task, generic, active: true, bound: false, until: None }));
+            placed += 1;
+            nodes.services.enter_again(group.service);
+            let load = loads.of(&task.spec, task.endpoint.as_ref());
+            *at = At::Placed(Placed::new(nodes, slot, group.service, load, generic.clone(), self.number));
+            let node = nodes.get(slot).id.clone();
+            let assignment = Assignment { task: place.1, node, bound: false, generic, message: ASSIGNED };
+            if requirements.volumes.is_empty() {
+                let bytes = self.sizer.bytes(&task, &assignment);
+                self.assigned.push((assignment, bytes));
+            } else {
+                with_volumes.push((task, assignment));
+            }
         }
-        for (id, placed) in placed {
-            self.assign(id, placed);
+        group.placed(placed);
+        let waits = !group.is_empty();
+        if waits {
+            group.set_verdicts((0..nodes.all().len()).map(|slot| chooser.verdict(nodes, slot)).collect());
         }
-        if group.tasks.is_empty() {
-            return;
+        chooser.finish(nodes);
+        for (task, assignment) in with_volumes {
+            self.assign(&task, &requirements, assignment);
         }
-        group.forget_verdicts();
-        for (slot, verdict) in order.iter().zip(verdicts) {
-            group.set_verdict(*slot, verdict);
+        if waits {
+            self.leave_waiting(no, group, fresh);
+        } else {
+            self.state.groups.put_back(no, group, &mut self.state.nodes.services);
         }
-        for (slot, verdict) in full {
-            group.set_verdict(slot, verdict);
-        }
-        self.leave_waiting(key, group);
     }
 
     /// The tasks of a group find no node for now: tell the user why, if that is news.
-    fn leave_waiting(&mut self, key: GroupKey, mut group: Group) {
-        if !key.service.is_empty() && self.tables.services().get(&key.service).is_none() {
-            self.state.groups.insert(key.clone(), group);
-            self.state.drop_group(&key);
-            return;
+    fn leave_waiting(&mut self, no: GroupNo, mut group: Group, mut look: Vec<Place>) {
+        let service = group.key.service.clone();
+        if !service.is_empty() && self.tables.services().get(&service).is_none() {
+            self.state.groups.put_back(no, group, &mut self.state.nodes.services);
+            return self.state.drop_group(no);
         }
+        for (place, task) in group.take_fresh() {
+            if matches!(self.state.places.get(&place.1), Some(At::Waiting(known, slot)) if (*known, *slot) == (no, place.0))
+            {
+                look.push(place.clone());
+                group.tasks.insert(place, task);
+            }
+        }
+        look.extend(group.take_retell());
         let text = group.text();
-        let fresh = std::mem::take(&mut group.fresh);
         if group.told != text {
-            tracing::info!(service.id = %key.service, tasks = group.tasks.len(), "{text}");
+            tracing::info!(service.id = %service, tasks = group.tasks.len(), "{text}");
             group.told = text;
             for task in group.tasks.values() {
                 self.explain(task, &group.told);
             }
         } else {
-            for task in fresh.iter().filter_map(|place| group.tasks.get(place)) {
+            for task in look.iter().filter_map(|place| group.tasks.get(place)) {
                 self.explain(task, &group.told);
             }
         }
-        self.state.groups.insert(key, group);
+        self.state.groups.put_back(no, group, &mut self.state.nodes.services);
+        self.preempt(no);
     }
 
-    /// A task is in its node's account: say so.
-    fn assign(&mut self, id: Arc<str>, placed: Placed) {
-        let (node, task) = (String::from(&*self.state.nodes.get(placed.slot).id), String::from(&*id));
-        tracing::info!(
-            task.id = %task, node.id = %node, service.id = %placed.task.service_id,
-            "{}", if placed.bound { "task confirmed on its node" } else { "task assigned to node" }
-        );
-        let on = if placed.bound { node.clone() } else { String::new() };
-        let guards = vec![
-            Guard::TaskState(task.clone(), TaskState::Pending),
-            Guard::DesiredAtMost(task.clone(), TaskState::Complete),
-            Guard::TaskOnNode(task.clone(), on),
-            Guard::NodeUsable(node.clone()),
-        ];
-        let write = Write::Assign {
-            task,
-            node,
-            generic: placed.generic.clone(),
-            volumes: Vec::new(),
-            message: if placed.bound { CONFIRMED } else { ASSIGNED }.to_owned(),
-            at: self.now.wall,
-        };
-        self.state.places.insert(id, At::Placed(placed));
-        self.emit(guards, write);
+    /// Puts a task that waits nowhere on a node that fits.
+    pub(crate) fn put(
+        &mut self,
+        id: &Arc<str>,
+        task: &Shared<Task>,
+        requirements: &Requirements,
+        slot: Slot,
+    ) {
+        let state = &mut *self.state;
+        let service = state.nodes.services.enter(&task.service_id);
+        let generic = enter(&mut state.nodes, slot, service, id, task, requirements);
+        let load = state.loads.of(&task.spec, task.endpoint.as_ref());
+        let placed = Placed::new(&state.nodes, slot, service, load, generic.clone(), self.number);
+        let bound = !task.node_id.is_empty();
+        state.places.insert(id.clone(), At::Placed(Placed { bound, ..placed }));
+        let message = if bound { CONFIRMED } else { ASSIGNED };
+        let node = state.nodes.get(slot).id.clone();
+        self.assign(task, requirements, Assignment { task: id.clone(), node, bound, generic, message });
     }
 
     /// Tells the user why a task waits, unless that is what it says already.
-    fn explain(&mut self, task: &Task, err: &str) {
+    pub(crate) fn explain(&mut self, task: &Task, err: &str) {
         if task.status.err == err {
             return;
         }
@@ -285,44 +436,70 @@ impl Pass<'_> {
         self.emit(guards, Write::Explain { task: task.id.clone(), err: err.to_owned(), at: self.now.wall });
     }
 
+    /// A task is in its node's account: say so. Volumes are taken in the same group.
+    fn assign(&mut self, task: &Task, requirements: &Requirements, assignment: Assignment) {
+        if requirements.volumes.is_empty() {
+            let bytes = self.sizer.bytes(task, &assignment);
+            self.assigned.push((assignment, bytes));
+            return;
+        }
+        if let Some(At::Placed(placed)) = self.state.places.get_mut(&assignment.task) {
+            placed.pass = 0;
+        }
+        let volumes = self.state.nodes.volumes.of(&assignment.task).to_vec();
+        let (id, node) = (assignment.task.to_string(), assignment.node.to_string());
+        let on = if assignment.bound { node.clone() } else { String::new() };
+        let mut guards = vec![
+            Guard::TaskState(id.clone(), TaskState::Pending),
+            Guard::DesiredAtMost(id.clone(), TaskState::Complete),
+            Guard::TaskOnNode(id.clone(), on),
+            Guard::NodeUsable(node.clone()),
+        ];
+        guards.extend(volumes.iter().map(|volume| Guard::VolumeUsable(volume.id.clone())));
+        let published = volumes.iter().map(|volume| Patch::new(volumes::publish(&volume.id, &node)));
+        let published: Vec<Patch> = published.collect();
+        let write = Write::Assign {
+            task: id,
+            node,
+            generic: assignment.generic,
+            volumes,
+            message: assignment.message.to_owned(),
+            at: self.now.wall,
+        };
+        let patches = std::iter::once(Patch { guards, write }).chain(published).collect();
+        self.out.push(Change { tag: 0, patches });
+    }
+
+    /// Volumes leave nodes where nobody uses them any more.
+    fn release_volumes(&mut self) {
+        for (volume, nodes) in self.state.nodes.volumes.take_idle() {
+            let guards = vec![Guard::Exists(Kind::Volume, volume.clone())];
+            self.emit(guards, volumes::unpublish(&volume, nodes));
+        }
+    }
+
     fn emit(&mut self, guards: Vec<Guard>, write: Write) {
-        *self.tag += 1;
-        self.out.push(Change { tag: *self.tag, patches: vec![Patch { guards, write }] });
+        self.out.push(Change { tag: 0, patches: vec![Patch { guards, write }] });
     }
 }
 
-/// Enters a task in the account of a node that fits, and chooses its generic resources.
+/// Enters a task in the account of a node that fits, and chooses its generic resources and volumes.
 fn enter(
     nodes: &mut Nodes,
     slot: Slot,
+    service: ServiceNo,
     id: &Arc<str>,
     task: &Task,
     requirements: &Requirements,
 ) -> Vec<GenericResource> {
-    let node = nodes.get_mut(slot);
-    let generic = node.info.claim(&requirements.demand).expect("a node that fits has what is asked of it");
-    node.info.add_claimed(Holding { task, generic: &generic, active: true });
-    node.tasks.insert(id.clone());
+    if !requirements.volumes.is_empty() {
+        let node = nodes.get(slot);
+        let volumes = nodes.volumes.choose(&requirements.volumes, node.info.node());
+        let (node, volumes) = (node.id.clone(), volumes.unwrap_or_default());
+        nodes.volumes.enter(id, &node, &task.spec, &volumes);
+    }
+    let info = &mut nodes.get_mut(slot).info;
+    let generic = info.claim(&requirements.demand).expect("a node that fits has what is asked of it");
+    nodes.enter(slot, service, Holding::of(task, &generic), true);
     generic
-}
-
-/// The nodes of a group to choose from.
-fn tree(nodes: &Nodes, now: &Now, requirements: &Requirements, order: &[Slot], verdicts: &[Verdict]) -> Tree {
-    let leaves = order.iter().zip(verdicts).enumerate().filter_map(|(order, (slot, verdict))| {
-        let fits = *verdict == Verdict::Fits;
-        // Without branches, nodes that do not fit have no part in it.
-        if !fits && requirements.spread.is_empty() {
-            return None;
-        }
-        let info = &nodes.get(*slot).info;
-        let failures = info.failures.count(&requirements.service, requirements.version, now.mono);
-        let rank = Rank {
-            failures: if failures >= FAILURE_LIMIT { failures as u32 } else { 0 },
-            of_service: info.active_of(&requirements.service),
-            active: info.active(),
-            order: order as u32,
-        };
-        Some(Leaf { node: info.node(), slot: *slot, rank, fits })
-    });
-    Tree::new(&requirements.spread, &leaves.collect::<Vec<_>>())
 }

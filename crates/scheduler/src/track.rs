@@ -3,50 +3,147 @@
 //! Every change ends in the same question, asked of the tables as they are: where does this task, or this node,
 //! belong? So it does not matter whether changes come one by one, several at once, twice, or all at the beginning.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use swarm_api::Shared;
-use swarm_api::v1::{GenericResource, Node, Service, Task, TaskState, service_spec};
+use swarm_api::hash::FastMap;
+use swarm_api::v1::{Endpoint, GenericResource, Node, Service, Task, TaskSpec, TaskState, service_spec};
 use swarm_placement::{FAILURE_LIMIT, FAILURE_WINDOW, Holding};
 use swarm_reconcile::Now;
 use swarm_store::Tables;
 
 use crate::ended::{failed_ago, held_for};
+use crate::filter::Requirements;
 use crate::nodes::{Nodes, Slot};
-use crate::queue::{Group, GroupKey, Place, place};
+use crate::pools::Index;
+use crate::queue::{GroupNo, Groups};
+use crate::services::ServiceNo;
 
-/// A task in the account of a node.
+/// What tasks take on their nodes beside generic resources; many tasks share one.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Load {
+    pub(crate) spec: Shared<TaskSpec>,
+    pub(crate) endpoint: Option<Shared<Endpoint>>,
+}
+
+/// A task in the account of a node. There may be millions of them.
 #[derive(Debug)]
 pub(crate) struct Placed {
-    pub(crate) slot: Slot,
-    pub(crate) task: Shared<Task>,
-    pub(crate) generic: Vec<GenericResource>,
+    pub(crate) slot: u32,
+    /// The node's; if the slot has another one now, the node is gone.
+    pub(crate) epoch: u32,
+    pub(crate) service: ServiceNo,
+    /// The pass in which it was assigned; 0 if that is written already, or was done by others.
+    pub(crate) pass: u32,
+    pub(crate) load: Arc<Load>,
+    pub(crate) generic: Box<[GenericResource]>,
     pub(crate) active: bool,
     /// It came with its node: its failures do not count against the node.
     pub(crate) bound: bool,
-    /// It has ended by word of a manager, and may run until then.
-    pub(crate) until: Option<Duration>,
+    /// It has ended by word of a manager, and may run for a while.
+    pub(crate) held: bool,
 }
 
 impl Placed {
-    fn holding(&self) -> Holding<'_> {
-        Holding { task: &self.task, generic: &self.generic, active: self.active }
+    /// A task that the scheduler puts on a node.
+    pub(crate) fn new(
+        nodes: &Nodes,
+        slot: Slot,
+        service: ServiceNo,
+        load: Arc<Load>,
+        generic: Vec<GenericResource>,
+        pass: u32,
+    ) -> Placed {
+        let epoch = nodes.get(slot).epoch;
+        Placed {
+            slot: slot as u32,
+            epoch,
+            service,
+            pass,
+            load,
+            generic: generic.into(),
+            active: true,
+            bound: false,
+            held: false,
+        }
+    }
+
+    pub(crate) fn slot(&self) -> Slot {
+        self.slot as Slot
+    }
+
+    /// A manager declared it ended, and it may still run.
+    pub(crate) fn is_held(&self) -> bool {
+        self.held
+    }
+
+    pub(crate) fn holding(&self) -> Holding<'_> {
+        Holding {
+            spec: &self.load.spec,
+            endpoint: self.load.endpoint.as_deref(),
+            generic: &self.generic,
+            active: self.active,
+        }
+    }
+
+    /// The node is still there.
+    pub(crate) fn is_on(&self, nodes: &Nodes) -> bool {
+        nodes.get(self.slot()).epoch == self.epoch
     }
 }
 
 /// Where a task is.
 #[derive(Debug)]
 pub(crate) enum At {
-    /// Waits for a node.
-    Waiting(GroupKey, Place),
+    /// Waits for a node, in this group; its own slot.
+    Waiting(GroupNo, u64),
     /// Waits for its own node.
     Bound(Arc<str>),
     /// Waits no more, and was never on a node; its service.
     Stopping(Arc<str>),
     /// In a node's account.
     Placed(Placed),
+    /// In the account of a node where it will have room when others have stopped.
+    Claimed(Box<(Placed, Shared<Task>, Claim)>),
+}
+
+/// A task's claim on room that is to become free.
+#[derive(Debug)]
+pub(crate) struct Claim {
+    pub(crate) slot: Slot,
+    /// When it is given up.
+    pub(crate) until: Duration,
+    pub(crate) requirements: Arc<Requirements>,
+}
+
+/// Loads that are in use.
+#[derive(Debug, Default)]
+pub(crate) struct Loads {
+    known: FastMap<(usize, usize), Arc<Load>>,
+    purge_at: usize,
+}
+
+impl Loads {
+    /// The load of tasks with this spec and endpoint.
+    pub(crate) fn of(&mut self, spec: &Shared<TaskSpec>, endpoint: Option<&Shared<Endpoint>>) -> Arc<Load> {
+        // The load keeps both alive, so that their addresses are theirs.
+        let key = (
+            std::ptr::from_ref::<TaskSpec>(spec) as usize,
+            endpoint.map_or(0, |endpoint| std::ptr::from_ref::<Endpoint>(endpoint) as usize),
+        );
+        if let Some(load) = self.known.get(&key) {
+            return load.clone();
+        }
+        if self.known.len() >= self.purge_at {
+            self.known.retain(|_, load| Arc::strong_count(load) > 1);
+            self.purge_at = 2 * self.known.len() + 1024;
+        }
+        let load = Arc::new(Load { spec: spec.clone(), endpoint: endpoint.cloned() });
+        self.known.insert(key, load.clone());
+        load
+    }
 }
 
 /// Where a task belongs.
@@ -63,10 +160,12 @@ enum Belongs {
 #[derive(Debug, Default)]
 pub(crate) struct State {
     pub(crate) nodes: Nodes,
-    pub(crate) places: HashMap<Arc<str>, At>,
-    pub(crate) groups: BTreeMap<GroupKey, Group>,
-    /// Groups with tasks that were not looked at.
-    pub(crate) fresh_groups: BTreeSet<GroupKey>,
+    pub(crate) index: Index,
+    pub(crate) places: FastMap<Arc<str>, At>,
+    pub(crate) loads: Loads,
+    pub(crate) groups: Groups,
+    /// Passes of whose assignments not all are settled, with the tasks of theirs that were looked at meanwhile.
+    pub(crate) in_flight: BTreeMap<u32, Vec<Arc<str>>>,
     /// Tasks that wait for their own node, by node.
     pub(crate) bound: BTreeMap<Arc<str>, BTreeMap<Arc<str>, Shared<Task>>>,
     /// Those of them that were not looked at: node and task.
@@ -77,6 +176,11 @@ pub(crate) struct State {
     pub(crate) outdated: BTreeSet<Arc<str>>,
     /// When which task leaves its node.
     pub(crate) holds: BTreeSet<(Duration, Arc<str>)>,
+    until: BTreeMap<Arc<str>, Duration>,
+    /// Tasks with claims.
+    claimed: BTreeSet<Arc<str>>,
+    /// Tasks whose claims came to nothing, and until when they get no other.
+    pub(crate) gave_up: BTreeMap<Arc<str>, Duration>,
 }
 
 impl State {
@@ -86,6 +190,10 @@ impl State {
         for node in tables.nodes().iter() {
             state.nodes.put(node);
         }
+        for volume in tables.volumes().iter() {
+            state.nodes.volumes.put(&volume.id, Some(volume));
+        }
+        state.places.reserve(tables.tasks().len());
         for task in tables.tasks().iter() {
             state.put_task(now, task, tables);
             state.remember_failure(now, task, tables);
@@ -97,13 +205,7 @@ impl State {
     pub(crate) fn sync_node(&mut self, now: &Now, id: &str, tables: &Tables) {
         let node: Option<&Shared<Node>> = tables.nodes().get(id);
         match node {
-            None => {
-                for task in self.nodes.remove(id) {
-                    if let Some(At::Placed(Placed { until: Some(until), .. })) = self.places.remove(&task) {
-                        self.holds.remove(&(until, task));
-                    }
-                }
-            }
+            None => self.nodes.remove(id),
             Some(node) => {
                 if self.nodes.put(node) {
                     for task in tables.tasks().by_node(id) {
@@ -119,15 +221,9 @@ impl State {
         let service: Option<&Shared<Service>> = tables.services().get(id);
         match service {
             None => {
-                let first = GroupKey::first_of(id);
-                let keys: Vec<GroupKey> = self
-                    .groups
-                    .range(first..)
-                    .map(|(key, _)| key)
-                    .take_while(|key| *key.service == *id)
-                    .cloned()
-                    .collect();
-                keys.iter().for_each(|key| self.drop_group(key));
+                for no in self.groups.of_service(id) {
+                    self.drop_group(no);
+                }
             }
             Some(_) => {
                 for task in self.stopping.get(id).cloned().unwrap_or_default() {
@@ -144,12 +240,13 @@ impl State {
         match tables.tasks().get(id) {
             Some(task) => self.put_task(now, task, tables),
             // The container of a task that a manager declared ended may outlive the task's record.
-            None if matches!(self.places.get(id), Some(At::Placed(Placed { until: Some(_), .. }))) => {}
+            None if matches!(self.places.get(id), Some(At::Placed(Placed { held: true, .. }))) => {}
             None => self.forget(id),
         }
     }
 
-    fn put_task(&mut self, now: &Now, task: &Shared<Task>, tables: &Tables) {
+    /// A task is as it says.
+    pub(crate) fn put_task(&mut self, now: &Now, task: &Shared<Task>, tables: &Tables) {
         match belongs(now, task) {
             Belongs::Nowhere => {
                 self.note_failure(now, task);
@@ -163,20 +260,107 @@ impl State {
         }
     }
 
-    fn put_waiting(&mut self, task: &Shared<Task>) {
-        if !matches!(self.places.get(task.id.as_str()), Some(At::Waiting(..))) {
-            self.forget(&task.id);
-            let at = At::Waiting(GroupKey::of(task), place(task));
-            self.places.insert(task.id.as_str().into(), at);
+    /// The task is on its way to a node, of which the tables do not know. It is looked at again when that is settled.
+    fn is_on_its_way(&mut self, id: &str) -> bool {
+        if self.in_flight.is_empty() {
+            return false;
         }
-        let key = GroupKey::of(task);
-        let group = self.groups.entry(key.clone()).or_insert_with(|| Group::new(task));
-        if group.put(task) {
-            self.fresh_groups.insert(key);
+        let Some((id, At::Placed(placed))) = self.places.get_key_value(id) else { return false };
+        match self.in_flight.get_mut(&placed.pass) {
+            Some(looked_at) if placed.is_on(&self.nodes) => {
+                looked_at.push(id.clone());
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// A task that waits claims room on a node, without generic resources.
+    pub(crate) fn claim(&mut self, id: Arc<str>, task: &Shared<Task>, claim: Claim) {
+        self.forget(&id);
+        let load = self.loads.of(&task.spec, task.endpoint.as_ref());
+        let service = self.nodes.services.enter(&task.service_id);
+        let placed = Placed::new(&self.nodes, claim.slot, service, load, Vec::new(), 0);
+        self.nodes.enter(claim.slot, service, placed.holding(), false);
+        self.claimed.insert(id.clone());
+        self.places.insert(id, At::Claimed(Box::new((placed, task.clone(), claim))));
+    }
+
+    /// Tasks with claims.
+    pub(crate) fn claims(&self) -> Vec<Arc<str>> {
+        self.claimed.iter().cloned().collect()
+    }
+
+    /// When the next claim is given up.
+    pub(crate) fn next_claim(&self) -> Option<Duration> {
+        let until = |id: &Arc<str>| match self.places.get(id) {
+            Some(At::Claimed(claimed)) => Some(claimed.2.until),
+            _ => None,
+        };
+        self.claimed.iter().filter_map(until).min()
+    }
+
+    /// Ends a claim, and gives back the task, which is nowhere now.
+    pub(crate) fn take_claim(&mut self, id: &str) -> Option<(Shared<Task>, Claim)> {
+        let (id, at) = self.places.remove_entry(id)?;
+        self.claimed.remove(&id);
+        let At::Claimed(claimed) = at else {
+            self.places.insert(id, at);
+            return None;
+        };
+        let (placed, task, claim) = *claimed;
+        if placed.is_on(&self.nodes) {
+            self.nodes.leave(placed.slot(), placed.service, placed.holding());
+        }
+        self.nodes.services.leave(placed.service);
+        Some((task, claim))
+    }
+
+    /// An assignment came to nothing.
+    pub(crate) fn refused(&mut self, now: &Now, id: &str, tables: &Tables) {
+        if let Some(At::Placed(placed)) = self.places.get_mut(id) {
+            placed.pass = 0;
+        }
+        self.sync_task(now, id, tables);
+    }
+
+    /// All assignments of a pass are settled.
+    pub(crate) fn pass_settled(&mut self, now: &Now, pass: u32, tables: &Tables) {
+        for id in self.in_flight.remove(&pass).unwrap_or_default() {
+            self.sync_task(now, &id, tables);
+        }
+    }
+
+    fn put_waiting(&mut self, task: &Shared<Task>) {
+        if self.is_on_its_way(&task.id) {
+            return;
+        }
+        if let Some(At::Claimed(claimed)) = self.places.get_mut(task.id.as_str()) {
+            claimed.1 = task.clone();
+            return;
+        }
+        let no = self.groups.of(task, &mut self.nodes.services);
+        let (id, is_new) = match self.places.get_key_value(task.id.as_str()) {
+            Some((id, At::Waiting(known, slot))) if (*known, *slot) == (no, task.slot) => (id.clone(), false),
+            known => {
+                if known.is_some() {
+                    self.forget(&task.id);
+                }
+                let id: Arc<str> = task.id.as_str().into();
+                self.places.insert(id.clone(), At::Waiting(no, task.slot));
+                (id, true)
+            }
+        };
+        if let Some(group) = self.groups.get_mut(no) {
+            group.put((task.slot, id), task, is_new);
+            self.groups.note(no);
         }
     }
 
     fn put_bound(&mut self, task: &Shared<Task>) {
+        if self.is_on_its_way(&task.id) {
+            return;
+        }
         let (node, id): (Arc<str>, Arc<str>) = (task.node_id.as_str().into(), task.id.as_str().into());
         if !matches!(self.places.get(&id), Some(At::Bound(known)) if *known == node) {
             self.forget(&id);
@@ -210,68 +394,78 @@ impl State {
     fn put_placed(&mut self, task: &Shared<Task>, until: Option<Duration>, tables: &Tables) {
         let Some(slot) = self.nodes.slot(&task.node_id) else { return self.forget(&task.id) };
         let active = until.is_none() && task.desired_state <= TaskState::Complete as i32;
-        if let Some((id, At::Placed(known))) = self.places.get_key_value(task.id.as_str()) {
-            let same = known.slot == slot
-                && known.generic == task.assigned_generic_resources
-                && known.task.spec == task.spec
-                && known.task.endpoint == task.endpoint;
-            if same {
-                let id = id.clone();
-                return self.update_placed(id, task, active, until);
-            }
-        }
-        let bound = match self.places.get(task.id.as_str()) {
+        let known = self.places.get_mut(task.id.as_str());
+        let bound = match &known {
             Some(At::Bound(_)) => true,
             Some(At::Placed(known)) => known.bound,
             _ => is_global(task, tables),
         };
-        self.forget(&task.id);
-        let id: Arc<str> = task.id.as_str().into();
-        if let Some(until) = until {
-            self.holds.insert((until, id.clone()));
+        if let Some(At::Placed(known)) = known {
+            let same = known.slot() == slot
+                && known.is_on(&self.nodes)
+                && *known.generic == *task.assigned_generic_resources
+                && known.load.spec == task.spec
+                && known.load.endpoint == task.endpoint
+                && *self.nodes.volumes.of(&task.id) == *task.volumes;
+            if same {
+                known.pass = 0;
+                if known.active != active {
+                    known.active = active;
+                    self.nodes.set_active(slot, known.service, active);
+                }
+                return self.set_until(&task.id, until);
+            }
         }
+        self.forget(&task.id);
+        let load = self.loads.of(&task.spec, task.endpoint.as_ref());
+        let service = self.nodes.services.enter(&task.service_id);
         let generic = task.assigned_generic_resources.clone();
-        let placed = Placed { slot, task: task.clone(), generic, active, bound, until };
-        let node = self.nodes.get_mut(slot);
-        node.info.add(placed.holding());
-        node.tasks.insert(id.clone());
+        let placed = Placed { active, bound, ..Placed::new(&self.nodes, slot, service, load, generic, 0) };
+        self.nodes.enter(slot, service, placed.holding(), false);
+        let id: Arc<str> = task.id.as_str().into();
+        let node = self.nodes.get(slot).id.clone();
+        self.nodes.volumes.enter(&id, &node, &task.spec, &task.volumes);
         self.places.insert(id, At::Placed(placed));
+        self.set_until(&task.id, until);
     }
 
-    /// A task that stays where it is has changed.
-    fn update_placed(&mut self, id: Arc<str>, task: &Shared<Task>, active: bool, until: Option<Duration>) {
-        let Some(At::Placed(placed)) = self.places.get_mut(&id) else { return };
-        placed.task = task.clone();
-        if placed.active != active {
-            placed.active = active;
-            self.nodes.get_mut(placed.slot).info.set_active(&task.service_id, active);
-            if !active {
-                self.nodes.changed.insert(placed.slot);
-            }
+    /// A task is held until then, or not any more. Seen again later, a hold must not end later: the first look counts.
+    fn set_until(&mut self, task: &str, until: Option<Duration>) {
+        let Some((id, _)) = self.places.get_key_value(task) else { return };
+        let id = id.clone();
+        let Some(At::Placed(placed)) = self.places.get_mut(task) else { return };
+        if placed.held == until.is_some() {
+            return;
         }
-        // Seen again later, a hold must not end later: the first look counts.
-        if placed.until.is_some() != until.is_some() {
-            if let Some(old) = placed.until {
-                self.holds.remove(&(old, id.clone()));
+        placed.held = until.is_some();
+        match until {
+            Some(until) => {
+                self.until.insert(id.clone(), until);
+                self.holds.insert((until, id));
             }
-            if let Some(new) = until {
-                self.holds.insert((new, id));
-            }
-            placed.until = until;
+            None => self.end_hold(id),
+        }
+    }
+
+    fn end_hold(&mut self, id: Arc<str>) {
+        if let Some(until) = self.until.remove(&id) {
+            self.holds.remove(&(until, id));
         }
     }
 
     /// The task is nowhere any more.
     pub(crate) fn forget(&mut self, id: &str) {
+        if matches!(self.places.get(id), Some(At::Claimed(_))) {
+            self.take_claim(id);
+            return;
+        }
         let Some((id, at)) = self.places.remove_entry(id) else { return };
         match at {
-            At::Waiting(key, place) => {
-                if let Some(group) = self.groups.get_mut(&key) {
-                    group.remove(&place);
-                    if group.tasks.is_empty() {
-                        self.groups.remove(&key);
-                        self.fresh_groups.remove(&key);
-                    }
+            At::Claimed(_) => {}
+            At::Waiting(no, slot) => {
+                if let Some(mut group) = self.groups.take(no) {
+                    group.remove(&(slot, id));
+                    self.groups.put_back(no, group, &mut self.nodes.services);
                 }
             }
             At::Bound(node) => self.unbind(&node, &id),
@@ -285,12 +479,13 @@ impl State {
                 }
             }
             At::Placed(placed) => {
-                let node = self.nodes.get_mut(placed.slot);
-                node.info.remove(placed.holding());
-                node.tasks.remove(&id);
-                self.nodes.changed.insert(placed.slot);
-                if let Some(until) = placed.until {
-                    self.holds.remove(&(until, id));
+                if placed.is_on(&self.nodes) {
+                    self.nodes.leave(placed.slot(), placed.service, placed.holding());
+                }
+                self.nodes.services.leave(placed.service);
+                self.nodes.volumes.leave(&id);
+                if placed.held {
+                    self.end_hold(id);
                 }
             }
         }
@@ -307,11 +502,14 @@ impl State {
     }
 
     /// The tasks of the group wait no more.
-    pub(crate) fn drop_group(&mut self, key: &GroupKey) {
-        self.fresh_groups.remove(key);
-        for (_, id) in self.groups.remove(key).map(|group| group.tasks.into_keys()).into_iter().flatten() {
-            self.places.remove(&id);
+    pub(crate) fn drop_group(&mut self, no: GroupNo) {
+        let Some(mut group) = self.groups.take(no) else { return };
+        for ((_, id), _) in group.take_tasks() {
+            if matches!(self.places.get(&id), Some(At::Waiting(known, _)) if *known == no) {
+                self.places.remove(&id);
+            }
         }
+        self.groups.end(no, &group, &mut self.nodes.services);
     }
 
     /// Takes tasks off their nodes whose time is over.
@@ -320,18 +518,19 @@ impl State {
             && until <= now
         {
             self.forget(&id);
-            self.holds.remove(&(until, id));
+            self.end_hold(id);
         }
     }
 
     /// If the task has just failed, its node is avoided for others of its kind when that happens too often.
     fn note_failure(&mut self, now: &Now, task: &Task) {
         let Some(At::Placed(placed)) = self.places.get(task.id.as_str()) else { return };
-        if placed.bound || placed.until.is_some() {
+        if placed.bound || placed.held || !placed.is_on(&self.nodes) {
             return;
         }
+        let slot = placed.slot();
         if let Some(ago) = failed_ago(task, now) {
-            self.record_failure(now, task, placed.slot, ago);
+            self.record_failure(now, task, slot, ago);
         }
     }
 

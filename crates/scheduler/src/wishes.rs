@@ -16,9 +16,12 @@ impl Wishes {
         Wishes(Requirements::of(task))
     }
 
-    /// Whether the scheduler would put such a task on the node, which has this account.
-    pub fn fit(&self, info: &NodeInfo) -> bool {
-        self.0.verdict(self.0.fixed.verdict(info.node()), info) == Verdict::Fits
+    /// Whether the scheduler would put such a task on the node, which has this account and so many tasks of the service.
+    /// One that needs cluster volumes had better stay where they are.
+    pub fn fit(&self, info: &NodeInfo, of_service: u32) -> bool {
+        let fixed = self.0.fixed.verdict(info.node());
+        self.0.volumes.is_empty()
+            && self.0.verdict_without_volumes(fixed, info, || of_service) == Verdict::Fits
     }
 
     /// The branches on which the node stands, outermost first: one for each placement preference.

@@ -288,7 +288,7 @@ fn processes_go_only_to_nodes_that_say_they_can() {
 }
 
 #[test]
-fn cluster_volumes_find_no_node_yet() {
+fn a_cluster_volume_that_is_not_there_finds_no_node() {
     let reason = "cannot fulfill requested CSI volume mounts on 1 node";
     check(|_| {}, |t| volume(t, mount::Type::Cluster, ""), reason);
 }

@@ -20,6 +20,8 @@ const MOST: usize = 1_000;
 struct Spot<'a> {
     branches: Vec<&'a str>,
     info: NodeInfo,
+    /// Tasks of the service in that account that are wanted.
+    of_service: u32,
     /// Tasks of the service that are wanted there.
     count: usize,
     /// Those that may move, the last of them first.
@@ -48,13 +50,15 @@ pub(super) fn moves(tables: &Tables, service: &Service, moving: &BTreeSet<Place>
     let mut by_node = BTreeMap::new();
     for node in tables.nodes().iter().filter(|n| is_usable(n)) {
         by_node.insert(&node.id[..], spots.len());
-        let mut info = NodeInfo::new(node.clone());
+        let (mut info, mut of_service) = (NodeInfo::new(node.clone()), 0);
         for task in tables.tasks().by_node(&node.id).filter(|t| may_run(t)) {
             let generic = &task.assigned_generic_resources;
-            info.add(Holding { task, generic, active: is_live(task) });
+            info.add(Holding { active: is_live(task), ..Holding::of(task, generic) });
+            of_service += u32::from(is_live(task) && task.service_id == service.id);
         }
-        let fits = wishes.fit(&info);
-        spots.push(Spot { branches: wishes.branches(node), info, count: 0, movable: Vec::new(), fits });
+        let fits = wishes.fit(&info, of_service);
+        let branches = wishes.branches(node);
+        spots.push(Spot { branches, info, of_service, count: 0, movable: Vec::new(), fits });
     }
     let mut waiting = 0;
     for (place, task) in tasks {
@@ -91,9 +95,10 @@ pub(super) fn moves(tables: &Tables, service: &Service, moving: &BTreeSet<Place>
 impl Spot<'_> {
     fn take(&mut self, wishes: &Wishes, task: &Task) {
         let generic = self.info.claim(&Demand::of(task)).unwrap_or_default();
-        self.info.add_claimed(Holding { task, generic: &generic, active: true });
+        self.info.add_claimed(Holding::of(task, &generic));
+        self.of_service += 1;
         self.count += 1;
-        self.fits = wishes.fit(&self.info);
+        self.fits = wishes.fit(&self.info, self.of_service);
     }
 }
 

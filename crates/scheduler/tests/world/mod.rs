@@ -13,7 +13,7 @@ use swarm_api::v1::{
 };
 use swarm_reconcile::sim::{self, Sim};
 use swarm_reconcile::{Ctx, Decision, Reconciler};
-use swarm_scheduler::{ConstraintEnforcer, Scheduler};
+use swarm_scheduler::{ConstraintEnforcer, Scheduler, VolumeEnforcer};
 use swarm_store::{Event, Tables};
 
 pub(crate) const READY: node_status::State = node_status::State::Ready;
@@ -56,7 +56,11 @@ impl World {
 
     /// A new leader takes over.
     pub(crate) fn lead(&mut self) {
-        self.sim.lead(vec![Box::new(Scheduler::new()), Box::new(ConstraintEnforcer::new())]);
+        self.sim.lead(vec![
+            Box::new(Scheduler::new()),
+            Box::new(ConstraintEnforcer::new()),
+            Box::new(VolumeEnforcer::new()),
+        ]);
         self.sim.think();
     }
 
@@ -175,6 +179,12 @@ impl World {
         let task = self.get(id);
         assert_eq!((task.status.state(), task.node_id.as_str()), (TaskState::Assigned, node), "task {id}");
         assert_eq!(task.status.err, "");
+    }
+
+    /// The task runs.
+    #[track_caller]
+    pub(crate) fn runs(&self, id: &str) {
+        assert_eq!(self.state(id), TaskState::Running, "task {id}");
     }
 
     /// Number of tasks of a service that were assigned, by node.

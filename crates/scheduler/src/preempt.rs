@@ -1,0 +1,268 @@
+//! Room for tasks with a higher priority.
+//!
+//! Where the cluster allows it, a task that finds no node takes the place of tasks of services with a lower priority:
+//! of as few as possible, on one node. They are rejected, so that their orchestrator puts others in their place,
+//! elsewhere or later. Until they have stopped the task has a claim: its part of the node is accounted for, so that
+//! nobody else gets it.
+//!
+//! That ends: a task only ever displaces others of strictly lower priority, has one claim at a time, and if that
+//! comes to nothing waits for a while before the next.
+
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use swarm_api::Shared;
+use swarm_api::extensions::{ClusterPolicy, PlacementPolicy};
+use swarm_api::v1::restart_policy::RestartCondition;
+use swarm_api::v1::{Task, TaskState};
+use swarm_placement::{Demand, Holding, NodeInfo};
+use swarm_reconcile::{Group as Change, Guard, Patch, Write};
+use swarm_store::Tables;
+
+use crate::ended::PREEMPTED;
+use crate::filter::Requirements;
+use crate::nodes::Slot;
+use crate::queue::GroupNo;
+use crate::scheduler::Pass;
+use crate::track::{At, Claim};
+use crate::verdict::Verdict;
+
+/// Nodes that are looked at for one task.
+const MOST_NODES: usize = 512;
+/// Tasks of a group that get room in one pass.
+const MOST_TASKS: usize = 16;
+/// How long after its victims must have stopped a claim is given up, and how long it is until the next.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What the labels of a service say; what can't be read says nothing.
+pub(crate) fn policy_of(tables: &Tables, service: &str) -> PlacementPolicy {
+    let service = tables.services().get(service);
+    service.and_then(|s| PlacementPolicy::read(&s.spec.annotations.labels).ok()).unwrap_or_default()
+}
+
+/// The cluster lets tasks take the place of others.
+pub(crate) fn is_allowed(tables: &Tables) -> bool {
+    let policy = tables.cluster().and_then(|c| ClusterPolicy::read(&c.spec.annotations.labels).ok());
+    policy.is_some_and(|policy| policy.preemption)
+}
+
+/// Who would have to go from a node.
+struct Offer {
+    slot: Slot,
+    victims: Vec<Shared<Task>>,
+    /// The highest priority among them, and all together.
+    priorities: (i32, i64),
+}
+
+impl Pass<'_> {
+    /// Makes room for tasks of a group that found none.
+    pub(crate) fn preempt(&mut self, no: GroupNo) {
+        let Some(group) = self.state.groups.get(no).filter(|_| is_allowed(self.tables)) else { return };
+        let requirements = group.requirements.clone();
+        let tasks: Vec<_> = group.tasks.iter().map(|((_, id), task)| (id.clone(), task.clone())).collect();
+        let priority = policy_of(self.tables, &requirements.service).priority;
+        let (mut known, mut claims) = (BTreeMap::new(), 0);
+        for (id, task) in tasks {
+            if self.state.gave_up.contains_key(&id) {
+                continue;
+            }
+            if claims == MOST_TASKS {
+                // Another pass goes on.
+                self.state.groups.note(no);
+                self.again = true;
+                return;
+            }
+            let Some(offer) = self.best_offer(&requirements, &task, priority, &mut known) else { return };
+            self.claim(id, &task, &requirements, offer);
+            claims += 1;
+        }
+    }
+
+    /// Tasks whose claims came to nothing some time ago may have others.
+    pub(crate) fn forgive(&mut self) {
+        let now = self.now.mono;
+        let over: Vec<Arc<str>> =
+            self.state.gave_up.iter().filter(|(_, at)| **at <= now).map(|(id, _)| id.clone()).collect();
+        for id in over {
+            self.state.gave_up.remove(&id);
+            if let Some(At::Waiting(no, _)) = self.state.places.get(&id) {
+                self.state.groups.note(*no);
+            }
+        }
+    }
+
+    fn best_offer(
+        &mut self,
+        requirements: &Requirements,
+        task: &Task,
+        priority: i32,
+        known: &mut BTreeMap<String, i32>,
+    ) -> Option<Offer> {
+        let state = &mut *self.state;
+        let service = state.nodes.services.enter(&requirements.service);
+        let needs = state.index.needs(&requirements.fixed, &state.nodes);
+        let lacks_room = |slot: &Slot| {
+            let verdict = requirements.verdict(needs.verdicts[*slot], &state.nodes, service, *slot);
+            // Those that lack resources might lack more.
+            matches!(verdict, Verdict::Ports | Verdict::Resources) && needs.verdicts[*slot] == Verdict::Fits
+        };
+        let slots: Vec<Slot> = (0..needs.verdicts.len()).filter(lacks_room).take(MOST_NODES).collect();
+        state.nodes.services.leave(service);
+        let mut priority_of = |service: &str| match known.get(service) {
+            Some(priority) => *priority,
+            None => {
+                let priority = policy_of(self.tables, service).priority;
+                known.insert(service.to_owned(), priority);
+                priority
+            }
+        };
+        let offers = slots.into_iter().filter_map(|slot| {
+            let node = self.state.nodes.get(slot);
+            let may_go = |t: &&Shared<Task>| may_go(t) && priority_of(&t.service_id) < priority;
+            let mut lower: Vec<Shared<Task>> =
+                self.tables.tasks().by_node(&node.id).filter(may_go).cloned().collect();
+            let mut info = node.info.clone();
+            // Who is going anyway.
+            for gone in self.tables.tasks().by_node(&node.id) {
+                if let Some(At::Placed(placed)) = self.state.places.get(gone.id.as_str())
+                    && placed.is_held()
+                {
+                    info.remove(placed.holding());
+                }
+            }
+            let demand = Demand::of(task);
+            let victims = fewest(info, &demand, &mut lower, &mut priority_of)?;
+            let priorities: Vec<i32> = victims.iter().map(|t| priority_of(&t.service_id)).collect();
+            let highest = priorities.iter().copied().max().unwrap_or(i32::MIN);
+            let sum = priorities.into_iter().map(i64::from).sum();
+            Some(Offer { slot, victims, priorities: (highest, sum) })
+        });
+        offers.min_by_key(|offer| (offer.victims.len(), offer.priorities, offer.slot))
+    }
+
+    fn claim(&mut self, id: Arc<str>, task: &Shared<Task>, requirements: &Arc<Requirements>, offer: Offer) {
+        let node = self.state.nodes.get(offer.slot).id.to_string();
+        let service = &task.service_annotations.name;
+        tracing::info!(
+            task.id = %id, node.id = %node, victims = offer.victims.len(),
+            "a task takes the place of others with a lower priority"
+        );
+        let grace = offer.victims.iter().map(|t| t.spec.stop_grace_period()).max().unwrap_or_default();
+        let patches = offer.victims.iter().map(|victim| Patch {
+            guards: vec![
+                Guard::TaskOnNode(victim.id.clone(), node.clone()),
+                Guard::DesiredAtMost(victim.id.clone(), TaskState::Complete),
+                Guard::TaskBelow(victim.id.clone(), TaskState::Complete),
+            ],
+            write: Write::RaiseState {
+                task: victim.id.clone(),
+                state: TaskState::Rejected,
+                message: PREEMPTED.to_owned(),
+                err: format!("made room for a task of service {service}, which has a higher priority"),
+                at: self.now.wall,
+            },
+        });
+        let patches: Vec<Patch> = patches.collect();
+        if !patches.is_empty() {
+            self.out.push(Change { tag: 0, patches });
+        }
+        // What is decided here is not told to who decided it.
+        for mut victim in offer.victims {
+            let status = &mut victim.status;
+            status.state = TaskState::Rejected as i32;
+            status.message = PREEMPTED.to_owned();
+            status.timestamp = Some(self.now.wall.into());
+            self.state.put_task(&self.now, &victim, self.tables);
+        }
+        let until = self.now.mono + grace + PATIENCE;
+        self.state.claim(id, task, Claim { slot: offer.slot, until, requirements: requirements.clone() });
+        self.explain(task, &format!("waits for tasks with a lower priority to stop on node {node}"));
+    }
+
+    /// Looks at claims: those whose room is there are redeemed, those that come to nothing are given up.
+    pub(crate) fn redeem(&mut self) {
+        for id in self.state.claims() {
+            let Some((task, claim)) = self.state.take_claim(&id) else { continue };
+            let requirements = claim.requirements.clone();
+            let state = &mut *self.state;
+            let service = state.nodes.services.enter(&requirements.service);
+            let needs = state.index.needs(&requirements.fixed, &state.nodes);
+            let fixed = needs.verdicts[claim.slot];
+            let verdict = requirements.verdict(fixed, &state.nodes, service, claim.slot);
+            state.nodes.services.leave(service);
+            let waits = fixed == Verdict::Fits && matches!(verdict, Verdict::Resources | Verdict::Ports);
+            if verdict == Verdict::Fits {
+                self.put(&id, &task, &requirements, claim.slot);
+            } else if waits && claim.until > self.now.mono {
+                self.state.claim(id, &task, claim);
+            } else {
+                self.state.gave_up.insert(id, self.now.mono + PATIENCE);
+                self.state.put_task(&self.now, &task, self.tables);
+            }
+        }
+    }
+}
+
+/// The task may be displaced: its service puts another one in its place.
+fn may_go(task: &Task) -> bool {
+    let restarts = task.spec.restart.as_ref().is_none_or(|r| r.condition() != RestartCondition::None);
+    !task.service_id.is_empty()
+        && task.job_iteration.is_none()
+        && restarts
+        && task.desired_state <= TaskState::Running as i32
+        && task.status.reached(TaskState::Assigned)
+        && task.status.state <= TaskState::Running as i32
+}
+
+/// The fewest of these tasks without which there is room, as far as trying the largest first finds them; none if there
+/// is no room even without all of them.
+fn fewest(
+    mut info: NodeInfo,
+    demand: &Demand,
+    lower: &mut [Shared<Task>],
+    priority_of: &mut dyn FnMut(&str) -> i32,
+) -> Option<Vec<Shared<Task>>> {
+    let fits = |info: &NodeInfo| info.has_resources(demand) && info.has_ports(demand);
+    // What a task holds of what is wanted, as a share of that; its ports count as much as everything.
+    let share = |task: &Task| {
+        let held = Demand::of(task);
+        let of =
+            |held: i64, wanted: i64| if wanted > 0 { held.min(wanted) as f64 / wanted as f64 } else { 0.0 };
+        let port = held.ports.iter().any(|port| demand.ports.contains(port));
+        let generic = !task.assigned_generic_resources.is_empty() && !demand.generic.is_empty();
+        of(held.nano_cpus, demand.nano_cpus)
+            + of(held.memory_bytes, demand.memory_bytes)
+            + f64::from(u8::from(port)) * 4.0
+            + f64::from(u8::from(generic))
+    };
+    lower.sort_by(|a, b| {
+        let key = |t: &Task| (share(t), t.service_id.clone(), t.id.clone());
+        let ((x, s, a), (y, t, b)) = (key(a), key(b));
+        y.total_cmp(&x).then_with(|| priority_of(&s).cmp(&priority_of(&t))).then_with(|| b.cmp(&a))
+    });
+    let mut victims: Vec<Shared<Task>> = Vec::new();
+    for task in lower.iter() {
+        if fits(&info) {
+            break;
+        }
+        info.remove(Holding::of(task, &task.assigned_generic_resources));
+        victims.push(task.clone());
+    }
+    if !fits(&info) {
+        return None;
+    }
+    // Some may stay after all: those with the highest priority first.
+    victims.sort_by_key(|t| Reverse(priority_of(&t.service_id)));
+    victims.retain(|task| {
+        let mut with = info.clone();
+        with.add(Holding::of(task, &task.assigned_generic_resources));
+        let stays = fits(&with);
+        if stays {
+            info = with;
+        }
+        !stays
+    });
+    Some(victims)
+}

@@ -1,0 +1,316 @@
+//! Cluster volumes: who gets which, and what becomes of them.
+#![allow(clippy::unwrap_used)]
+
+mod world;
+
+use swarm_api::v1::volume_access_mode::{Scope, Sharing};
+use swarm_api::v1::volume_publish_status::State as Published;
+use swarm_api::v1::volume_spec::VolumeAvailability;
+use swarm_api::v1::{
+    Driver, Mount, Node, NodeCsiInfo, Task, TaskState, Topology, Volume, VolumeAccessMode, VolumeInfo, mount,
+};
+use world::{World, container, description};
+
+const WHY: &str = "no suitable node (cannot fulfill requested CSI volume mounts on 1 node)";
+
+fn volume(world: &mut World, id: &str, change: impl Fn(&mut Volume) + Send + Sync) {
+    world.sim.write(|tx| {
+        let mut volume = Volume { id: id.into(), ..Default::default() };
+        volume.spec.annotations.name = format!("name-of-{id}");
+        volume.spec.driver = Some(Driver { name: "plugin".into(), ..Default::default() });
+        let mode = VolumeAccessMode {
+            scope: Scope::MultiNode as i32,
+            sharing: Sharing::All as i32,
+            access_type: None,
+        };
+        volume.spec.access_mode = Some(mode);
+        volume.volume_info = Some(VolumeInfo { volume_id: format!("csi-{id}"), ..Default::default() });
+        change(&mut volume);
+        drop(tx.create(volume).unwrap());
+    });
+    world.sim.think();
+}
+
+fn edit(world: &mut World, id: &str, change: impl Fn(&mut Volume) + Send + Sync) {
+    world.sim.write(|tx| {
+        let mut volume = tx.volumes().get(id).unwrap().clone();
+        change(&mut volume);
+        drop(tx.update(volume).unwrap());
+    });
+    world.sim.think();
+}
+
+fn mounts(task: &mut Task, source: &str, target: &str, read_only: bool) {
+    container(task).mounts.push(Mount {
+        r#type: mount::Type::Cluster as i32,
+        source: source.into(),
+        target: target.into(),
+        readonly: read_only,
+        ..Default::default()
+    });
+}
+
+fn writes(task: &mut Task, source: &str) {
+    mounts(task, source, "/data", false);
+}
+
+fn reads(task: &mut Task, source: &str) {
+    mounts(task, source, "/data", true);
+}
+
+/// Nodes on which a volume is or is to be, with the state.
+fn published(world: &World, id: &str) -> Vec<(String, Published)> {
+    let volume = world.sim.view().volumes().get(id).unwrap().clone();
+    volume.publish_status.iter().map(|s| (s.node_id.clone(), s.state())).collect()
+}
+
+fn sharing(scope: Scope, sharing: Sharing) -> impl Fn(&mut Volume) + Send + Sync {
+    move |v| {
+        v.spec.access_mode =
+            Some(VolumeAccessMode { scope: scope as i32, sharing: sharing as i32, access_type: None });
+    }
+}
+
+#[test]
+fn an_assignment_takes_its_volume_along() {
+    let mut world = World::new();
+    world.nodes(&["n1"]);
+    volume(&mut world, "v1", |_| {});
+    world.task("s", "t1", |t| writes(t, "name-of-v1"));
+    world.runs_on("t1", "n1");
+    let task = world.get("t1");
+    let [attachment] = &task.volumes[..] else { panic!("one volume") };
+    assert_eq!((&*attachment.id, &*attachment.source, &*attachment.target), ("v1", "name-of-v1", "/data"));
+    assert_eq!(published(&world, "v1"), [("n1".to_owned(), Published::PendingPublish)]);
+    // A second user changes nothing of that.
+    world.task("s", "t2", |t| writes(t, "name-of-v1"));
+    world.runs_on("t2", "n1");
+    assert_eq!(published(&world, "v1").len(), 1);
+}
+
+#[test]
+fn a_task_waits_until_its_volume_can_be_had() {
+    let mut world = World::new();
+    world.nodes(&["n1"]);
+    world.task("s", "t1", |t| writes(t, "name-of-v1"));
+    world.waits("t1", WHY);
+    // Not made by its plug-in yet, then paused.
+    volume(&mut world, "v1", |v| {
+        v.volume_info = None;
+        v.spec.availability = VolumeAvailability::Pause as i32;
+    });
+    world.waits("t1", WHY);
+    edit(&mut world, "v1", |v| {
+        v.volume_info = Some(VolumeInfo { volume_id: "csi".into(), ..Default::default() });
+    });
+    world.waits("t1", WHY);
+    edit(&mut world, "v1", |v| v.spec.availability = VolumeAvailability::Active as i32);
+    world.runs_on("t1", "n1");
+}
+
+#[test]
+fn every_mount_must_be_fulfilled() {
+    let mut world = World::new();
+    world.nodes(&["n1"]);
+    volume(&mut world, "v1", |_| {});
+    world.task("s", "t1", |t| {
+        writes(t, "name-of-v1");
+        mounts(t, "name-of-v2", "/more", false);
+    });
+    world.waits("t1", WHY);
+    volume(&mut world, "v2", |_| {});
+    world.runs_on("t1", "n1");
+    assert_eq!(world.get("t1").volumes.len(), 2);
+}
+
+#[test]
+fn global_tasks_get_volumes_too() {
+    let mut world = World::new();
+    world.nodes(&["n1"]);
+    world.task("s", "t1", |t| {
+        t.node_id = "n1".into();
+        writes(t, "name-of-v1");
+    });
+    world.waits("t1", "cannot fulfill requested CSI volume mounts on 1 node");
+    volume(&mut world, "v1", |_| {});
+    world.runs_on("t1", "n1");
+    assert_eq!(world.get("t1").volumes.len(), 1);
+}
+
+/// Whether a second task finds a place beside a first one, which is on one of two nodes.
+#[track_caller]
+fn check(mode: impl Fn(&mut Volume) + Send + Sync, first_reads: bool, second_reads: bool, expected: &[&str]) {
+    let mut world = World::new();
+    world.nodes(&["n1", "n2"]);
+    volume(&mut world, "v1", mode);
+    world.task("a", "t1", |t| mounts(t, "name-of-v1", "/data", first_reads));
+    let on = world.on("t1");
+    world.task("b", "t2", |t| mounts(t, "name-of-v1", "/data", second_reads));
+    let got: &[&str] = match world.on("t2") {
+        node if node.is_empty() => &[],
+        node if node == on => &["same"],
+        _ => &["other"],
+    };
+    assert_eq!(got, expected);
+}
+
+#[test]
+fn volumes_are_shared_as_their_mode_says() {
+    use Scope::{MultiNode, SingleNode};
+    // The emptier node is preferred, where the volume may be on both.
+    check(sharing(MultiNode, Sharing::All), false, false, &["other"]);
+    check(sharing(SingleNode, Sharing::All), false, false, &["same"]);
+    check(sharing(MultiNode, Sharing::None), false, false, &[]);
+    check(sharing(MultiNode, Sharing::None), true, true, &[]);
+    check(sharing(MultiNode, Sharing::OneWriter), false, false, &[]);
+    check(sharing(MultiNode, Sharing::OneWriter), false, true, &["other"]);
+    check(sharing(MultiNode, Sharing::OneWriter), true, false, &["other"]);
+    check(sharing(SingleNode, Sharing::OneWriter), true, false, &["same"]);
+    check(sharing(MultiNode, Sharing::ReadOnly), true, true, &["other"]);
+    check(sharing(MultiNode, Sharing::ReadOnly), true, false, &[]);
+}
+
+fn plugin(node: &mut Node, zone: Option<&str>, most: i64) {
+    let place = zone.map(|zone| Topology { segments: [("zone".to_owned(), zone.to_owned())].into() });
+    description(node).csi_info.push(NodeCsiInfo {
+        plugin_name: "plugin".into(),
+        node_id: "as the plug-in calls it".into(),
+        max_volumes_per_node: most,
+        accessible_topology: place,
+    });
+}
+
+#[test]
+fn a_volume_is_had_only_where_it_reaches() {
+    let mut world = World::new();
+    world.node("n1", |n| plugin(n, Some("a"), 0));
+    world.node("n2", |n| plugin(n, Some("b"), 0));
+    let in_zone = |zone: &str| Topology { segments: [("zone".to_owned(), zone.to_owned())].into() };
+    volume(&mut world, "v1", |v| v.volume_info.as_mut().unwrap().accessible_topology = vec![in_zone("b")]);
+    world.replicas("s", 3, |t| writes(t, "name-of-v1"));
+    assert_eq!(world.spread("s"), [("n2".to_owned(), 3)].into());
+    // One that reaches nowhere in particular is had anywhere, and so is any on a node that says nothing.
+    volume(&mut world, "v2", |_| {});
+    world.replicas("t", 2, |t| writes(t, "name-of-v2"));
+    assert_eq!(world.shares("t"), [1, 1]);
+    world.nodes(&["n3"]);
+    world.replicas("u", 1, |t| writes(t, "name-of-v1"));
+    assert_eq!(world.spread("u"), [("n3".to_owned(), 1)].into());
+}
+
+#[test]
+fn a_plug_in_publishes_no_more_volumes_on_a_node_than_it_can() {
+    let mut world = World::new();
+    world.node("n1", |n| plugin(n, None, 1));
+    volume(&mut world, "v1", |_| {});
+    volume(&mut world, "v2", |_| {});
+    world.task("s", "t1", |t| writes(t, "name-of-v1"));
+    world.task("s", "t2", |t| writes(t, "name-of-v1"));
+    world.runs_on("t2", "n1");
+    world.task("u", "t3", |t| writes(t, "name-of-v2"));
+    world.waits("t3", WHY);
+}
+
+#[test]
+fn a_group_gives_one_of_its_volumes() {
+    let mut world = World::new();
+    world.nodes(&["n1"]);
+    for id in ["v1", "v2", "v3"] {
+        volume(&mut world, id, |v| {
+            sharing(Scope::MultiNode, Sharing::None)(v);
+            v.spec.group = if id == "v3" { "others" } else { "ours" }.into();
+        });
+    }
+    for id in ["t1", "t2", "t3"] {
+        world.task("s", id, |t| writes(t, "group:ours"));
+    }
+    let got: Vec<String> = ["t1", "t2"].iter().map(|id| world.get(id).volumes[0].id.clone()).collect();
+    assert_eq!(got, ["v1", "v2"]);
+    assert_eq!(world.get("t1").volumes[0].source, "group:ours");
+    world.waits("t3", WHY);
+    // When one is free again, who waits gets it.
+    world.report("t1", TaskState::Running);
+    world.report("t1", TaskState::Complete);
+    assert_eq!(world.get("t3").volumes[0].id, "v1");
+}
+
+#[test]
+fn a_volume_leaves_a_node_with_its_last_user_there() {
+    let mut world = World::new();
+    world.nodes(&["n1"]);
+    volume(&mut world, "v1", |_| {});
+    for id in ["t1", "t2"] {
+        world.task("s", id, |t| reads(t, "name-of-v1"));
+        world.report(id, TaskState::Running);
+    }
+    edit(&mut world, "v1", |v| v.publish_status[0].state = Published::Published as i32);
+    world.report("t1", TaskState::Failed);
+    assert_eq!(published(&world, "v1")[0].1, Published::Published);
+    world.remove_task("t2");
+    assert_eq!(published(&world, "v1")[0].1, Published::PendingNodeUnpublish);
+}
+
+#[test]
+fn a_new_leader_knows_who_has_which_volume() {
+    let mut world = World::new();
+    world.nodes(&["n1"]);
+    volume(&mut world, "v1", sharing(Scope::MultiNode, Sharing::None));
+    world.task("s", "t1", |t| writes(t, "name-of-v1"));
+    world.report("t1", TaskState::Running);
+    edit(&mut world, "v1", |v| v.publish_status[0].state = Published::Published as i32);
+    world.task("s", "t2", |t| writes(t, "name-of-v1"));
+    world.lead();
+    world.waits("t2", WHY);
+    assert_eq!(published(&world, "v1")[0].1, Published::Published);
+    // One whose user is gone is known to be free.
+    world.report("t1", TaskState::Complete);
+    world.lead();
+    world.runs_on("t2", "n1");
+}
+
+#[test]
+fn a_volume_that_is_drained_meanwhile_is_not_taken() {
+    let mut world = World::new();
+    world.node("n1", |n| world::has(n, 1, 0, vec![]));
+    volume(&mut world, "v1", |_| {});
+    world.service("s", &Default::default());
+    let mut task = world::task("s", "t1", 1);
+    world::wants(&mut task, 1, 0, vec![]);
+    writes(&mut task, "name-of-v1");
+    world.sim.write(|tx| drop(tx.create(task.clone()).unwrap()));
+    let batches = world.sim.decide();
+    // Between the decision and its transaction.
+    world.sim.write(|tx| {
+        let mut volume = tx.volumes().get("v1").unwrap().clone();
+        volume.spec.availability = VolumeAvailability::Drain as i32;
+        drop(tx.update(volume).unwrap());
+    });
+    batches.into_iter().for_each(|batch| world.sim.commit(batch));
+    world.sim.think();
+    world.waits("t1", WHY);
+    assert_eq!(published(&world, "v1"), []);
+    // What the decision had taken is free for others.
+    world.task("u", "t2", |t| world::wants(t, 1, 0, vec![]));
+    world.runs_on("t2", "n1");
+}
+
+#[test]
+fn tasks_lose_a_volume_that_is_drained_and_not_one_that_is_paused() {
+    let mut world = World::new();
+    world.nodes(&["n1"]);
+    volume(&mut world, "v1", |_| {});
+    for id in ["t1", "t2"] {
+        world.task("s", id, |t| writes(t, "name-of-v1"));
+        world.report(id, TaskState::Running);
+    }
+    world.report("t2", TaskState::Complete);
+    edit(&mut world, "v1", |v| v.spec.availability = VolumeAvailability::Pause as i32);
+    assert_eq!(world.state("t1"), TaskState::Running);
+    edit(&mut world, "v1", |v| v.spec.availability = VolumeAvailability::Drain as i32);
+    let task = world.get("t1");
+    assert_eq!(task.status.state(), TaskState::Rejected);
+    assert_eq!(task.status.message, "task rejected by volume enforcer");
+    assert_eq!(task.status.err, "attached to volume which is being drained");
+    assert_eq!(task.desired_state(), TaskState::Running);
+    assert_eq!(world.state("t2"), TaskState::Complete);
+}
