@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use swarm_api::v1::{Task, TaskState};
 use swarm_api::{Kind, Object};
-use swarm_reconcile::{Ctx, Decision, Group, Guard, Patch, Reconciler, Settled, Write};
+use swarm_reconcile::{Assignments, Ctx, Decision, Group, Patch, Reconciler, Settled, Write};
 use swarm_store::{Event, Tables};
 
 use crate::acts::plan;
@@ -17,6 +17,15 @@ struct Faulty {
     change: fn(&mut Decision, &mut Ctx<'_>, &Tables),
     /// Changes what it sees.
     view: fn(&Tables) -> Option<Tables>,
+    /// Changes what it assigns beside its decisions.
+    assign: fn(&mut Vec<Assignments>, &Tables),
+    assigned: Vec<Assignments>,
+}
+
+impl Faulty {
+    fn new(inner: Box<dyn Reconciler>) -> Faulty {
+        Faulty { inner, change: |_, _, _| {}, view: |_| None, assign: |_, _| {}, assigned: Vec::new() }
+    }
 }
 
 impl Reconciler for Faulty {
@@ -33,7 +42,12 @@ impl Reconciler for Faulty {
         let seen = (self.view)(tables);
         let mut decision = self.inner.decide(ctx, seen.as_ref().unwrap_or(tables));
         (self.change)(&mut decision, ctx, tables);
+        self.assigned = self.inner.assignments();
+        (self.assign)(&mut self.assigned, tables);
         decision
+    }
+    fn assignments(&mut self) -> Vec<Assignments> {
+        std::mem::take(&mut self.assigned)
     }
     fn settled(&mut self, ctx: &mut Ctx<'_>, settled: &Settled, tables: &Tables) {
         self.inner.settled(ctx, settled, tables);
@@ -48,7 +62,7 @@ fn faulty(
     if reconciler.name() != name {
         return reconciler;
     }
-    Box::new(Faulty { inner: reconciler, change, view: |_| None })
+    Box::new(Faulty { change, ..Faulty::new(reconciler) })
 }
 
 /// Every replicated task is made twice.
@@ -81,7 +95,7 @@ fn haste(r: Box<dyn Reconciler>) -> Box<dyn Reconciler> {
         }
         Some(seen)
     };
-    Box::new(Faulty { inner: r, change: |_, _, _| {}, view })
+    Box::new(Faulty { view, ..Faulty::new(r) })
 }
 
 /// The third slot of a service is overlooked.
@@ -94,15 +108,18 @@ fn omissions(r: Box<dyn Reconciler>) -> Box<dyn Reconciler> {
 
 /// Every task goes to the first node, come what may.
 fn crowding(r: Box<dyn Reconciler>) -> Box<dyn Reconciler> {
-    faulty(r, "scheduler", |decision, _, tables| {
+    if r.name() != "scheduler" {
+        return r;
+    }
+    let assign = |assigned: &mut Vec<Assignments>, tables: &Tables| {
         let Some(first) = tables.nodes().iter().next() else { return };
-        for patch in decision.groups.iter_mut().flat_map(|g| &mut g.patches) {
-            if let Write::Assign { node, .. } = &mut patch.write {
-                node.clone_from(&first.id);
-                patch.guards.retain(|g| !matches!(g, Guard::NodeUsable(_)));
-            }
+        for assignments in assigned {
+            let mut list = assignments.list.to_vec();
+            list.iter_mut().for_each(|a| a.node = first.id.as_str().into());
+            assignments.list = list.into();
         }
-    })
+    };
+    Box::new(Faulty { assign, ..Faulty::new(r) })
 }
 
 /// Tasks to be removed are forgotten before they have stopped.

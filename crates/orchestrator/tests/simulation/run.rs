@@ -56,7 +56,7 @@ fn logged(plan: &[Step], fault: Option<Fault>, log: &Arc<Mutex<Log>>) -> Result<
 fn history(plan: &[Step], fault: Option<Fault>, log: &Arc<Mutex<Log>>) -> Result<Done, String> {
     let leader = || -> Vec<Box<dyn Reconciler>> {
         let faulty = |r| if let Some(fault) = fault { fault(r) } else { r };
-        let watch = |inner| Box::new(Watched { inner, log: log.clone() }) as Box<dyn Reconciler>;
+        let watch = |inner| Box::new(Watched::new(inner, log.clone())) as Box<dyn Reconciler>;
         leader().into_iter().map(faulty).map(watch).collect()
     };
     let mut world = World::new(&leader);

@@ -10,7 +10,7 @@ use swarm_api::v1::update_status::UpdateState;
 use swarm_api::v1::{Service, Task, TaskState, UpdateConfig, node_spec, node_status};
 use swarm_api::{Kind, Object, Shared};
 use swarm_placement::{all_hold, constraints_of};
-use swarm_reconcile::{Ctx, Decision, Group, Guard, Reconciler, Settled, Write};
+use swarm_reconcile::{Assignments, Ctx, Decision, Group, Guard, Reconciler, Settled, Write};
 use swarm_store::{Event, Tables};
 
 use crate::checks::{is_current, is_live, may_run, place};
@@ -46,6 +46,14 @@ pub(crate) struct Update {
 pub(crate) struct Watched {
     pub(crate) inner: Box<dyn Reconciler>,
     pub(crate) log: Arc<Mutex<Log>>,
+    /// What the inner one assigned beside its last decision.
+    assigned: Vec<Assignments>,
+}
+
+impl Watched {
+    pub(crate) fn new(inner: Box<dyn Reconciler>, log: Arc<Mutex<Log>>) -> Watched {
+        Watched { inner, log, assigned: Vec::new() }
+    }
 }
 
 impl Reconciler for Watched {
@@ -66,13 +74,16 @@ impl Reconciler for Watched {
 
     fn decide(&mut self, ctx: &mut Ctx<'_>, tables: &Tables) -> Decision {
         let decision = self.inner.decide(ctx, tables);
+        self.assigned = self.inner.assignments();
         let mut log = self.log.lock().unwrap();
         if let Some(trace) = &mut log.trace {
             let patches = decision.groups.iter().flat_map(|g| &g.patches);
             trace.extend(patches.map(|p| format!("    {}: {:?}", self.inner.name(), p.write)));
+            let assigned = self.assigned.iter().flat_map(|a| &*a.list);
+            trace.extend(assigned.map(|a| format!("    {}: {:?}", self.inner.name(), a)));
         }
         let checked = match self.inner.name() {
-            "scheduler" => placements(tables, &decision.groups),
+            "scheduler" => placements(tables, &decision.groups, &self.assigned),
             "replicated" => log.update_pace(ctx.now.mono, tables, &decision.groups),
             "jobs" => nothing_done_twice(tables, &decision.groups),
             "reaper" => nothing_running_forgotten(tables, &decision.groups),
@@ -80,6 +91,10 @@ impl Reconciler for Watched {
         };
         log.faults.extend(checked.err());
         decision
+    }
+
+    fn assignments(&mut self) -> Vec<Assignments> {
+        std::mem::take(&mut self.assigned)
     }
 
     fn settled(&mut self, ctx: &mut Ctx<'_>, settled: &Settled, tables: &Tables) {
@@ -98,14 +113,18 @@ fn host_ports(task: &Task) -> impl Iterator<Item = u32> + '_ {
 }
 
 /// Every task goes to a node that takes tasks, satisfies its constraints, and has room and ports for it.
-fn placements(tables: &Tables, groups: &[Group]) -> Result<(), String> {
+fn placements(tables: &Tables, groups: &[Group], assigned: &[Assignments]) -> Result<(), String> {
     let mut placed: BTreeMap<&str, Vec<&Shared<Task>>> = BTreeMap::new();
-    for patch in groups.iter().flat_map(|g| &g.patches) {
-        let Write::Assign { task: id, node: to, .. } = &patch.write else { continue };
+    let singly = groups.iter().flat_map(|g| &g.patches).filter_map(|patch| match &patch.write {
+        Write::Assign { task, node, .. } => Some((&**task, &**node)),
+        _ => None,
+    });
+    let listed = assigned.iter().flat_map(|a| &*a.list).map(|a| (&*a.task, &*a.node));
+    for (id, to) in singly.chain(listed) {
         let task = tables.tasks().get(id).ok_or("a task that is gone is placed")?;
         let fault = |what: &str| Err(format!("{id} of {} goes to {to}: {what}", task.service_id));
         let Some(node) = tables.nodes().get(to) else { return fault("there is no such node") };
-        if !Guard::NodeUsable(to.clone()).holds(tables) {
+        if !Guard::NodeUsable(to.to_owned()).holds(tables) {
             return fault("it takes no tasks");
         }
         if !all_hold(&constraints_of(task.spec.placement.as_ref()), node) {
