@@ -187,6 +187,8 @@ async fn the_best_log_takes_over() {
     // One is cut off from the leader's writes: its way there leads nowhere, and so does the leader's to it.
     let nowhere = closed_port();
     a.transport.members(&rewired(&a, b.id(), nowhere.local_addr().unwrap()));
+    // The connection to where it was is open until then.
+    eventually("the new way to fail", || !a.manager.raft.is_reachable(b.id())).await;
     a.manager.write("not there").await;
     same(&[&a, &c, &d, &e], || a.manager.raft.tick()).await;
     assert!(!b.manager.has("not there"));
