@@ -19,6 +19,7 @@ pub mod extensions;
 pub mod hash;
 pub mod id;
 pub mod naming;
+mod node_state;
 pub mod object;
 mod redact;
 mod shared;

@@ -2,20 +2,14 @@
 //! store (without a log) included.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+#[path = "../tests/common/mod.rs"]
+mod common;
+
 use std::time::Duration;
 
 use swarm_api::v1::{NodeDescription, Resources, TaskState, node_status};
-use swarm_reconcile::Reconciler;
-use swarm_reconcile::sim::{Sim, node, service};
 
-fn leader() -> Vec<Box<dyn Reconciler>> {
-    let mut all = swarm_orchestrator::reconcilers();
-    all.push(Box::<swarm_allocator::Allocator>::default());
-    all.push(Box::<swarm_scheduler::Scheduler>::default());
-    all.push(Box::<swarm_scheduler::ConstraintEnforcer>::default());
-    all.push(Box::<swarm_orchestrator::Reaper>::default());
-    all
-}
+use common::{Sim, leader, node, service};
 
 /// CPU time of the only thread.
 fn cpu() -> Duration {

@@ -11,16 +11,13 @@ use swarm_store::{Event, Tables};
 
 use crate::dirty::is_dirty;
 use crate::place::{Place, by_place, fills};
-use crate::plan::Plan;
+use crate::plan::{MOST, Plan};
 use crate::restart::{Restarter, shut_down};
 use crate::spec::{
     Mode, has_ended, is_down, is_drained, is_live, is_paused, is_stranded, loses_tasks, mode, node_matters,
     service_matters,
 };
 use crate::update::{Updates, remove, thin_out};
-
-/// Groups in one turn after which nothing further is begun.
-const MOST: usize = 10_000;
 
 /// Creates, restarts, updates and removes the tasks of global services.
 ///

@@ -13,17 +13,14 @@ use swarm_reconcile::{Ctx, Decision, Patch, Reconciler};
 use swarm_store::{Event, Tables};
 
 use crate::place::{Place, by_place};
-use crate::plan::Plan;
+use crate::plan::{MOST, Plan};
 use crate::restart::{Restarter, should_restart, shut_down};
 use crate::spec::{
-    Mode, has_ended, heard_at, is_live, is_stranded, is_usable, iteration, loses_tasks, mode, node_matters,
+    Mode, has_ended, heard_at, is_live, is_stranded, iteration, loses_tasks, mode, node_matters,
     service_matters,
 };
 use crate::update::remove;
 use tally::Tally;
-
-/// Groups in one turn after which nothing further is begun.
-const MOST: usize = 10_000;
 
 /// Creates, restarts and removes the tasks of jobs.
 ///
@@ -230,7 +227,7 @@ impl Jobs {
                 self.short.insert(id.to_owned());
             }
             (Some(Job::Global(constraints)), Place::Node(node)) if standing == Standing::Free => {
-                let usable = tables.nodes().get(node).is_some_and(|n| is_usable(n));
+                let usable = tables.nodes().get(node).is_some_and(|n| n.is_usable());
                 if usable && serves(&tables, constraints, node) {
                     let create = self.create(ctx, &tables, service, place);
                     plan.push(id, place, vec![create]);

@@ -8,6 +8,9 @@ use swarm_store::Tables;
 
 use crate::place::Place;
 
+/// Groups in one turn after which nothing further is begun.
+pub(crate) const MOST: usize = 10_000;
+
 /// Groups decided in this turn. What later steps of the same turn must see of them is staged only when they
 /// look at the same service.
 pub(crate) struct Plan<'a> {

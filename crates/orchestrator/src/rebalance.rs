@@ -17,7 +17,7 @@ use crate::create::Recipe;
 use crate::place::Place;
 use crate::plan::Plan;
 use crate::restart::{Restarter, shut_down};
-use crate::spec::{has_ended, is_live, is_usable};
+use crate::spec::{has_ended, is_live};
 use crate::status;
 use crate::update::{PLACEMENT_LIMIT, Pace};
 
@@ -285,5 +285,5 @@ impl Balance {
 
 /// A change of a node after which it may take tasks that it did not take before.
 pub(crate) fn comes(old: Option<&Object>, new: &Node) -> bool {
-    is_usable(new) && !matches!(old, Some(Object::Node(old)) if is_usable(old))
+    new.is_usable() && !matches!(old, Some(Object::Node(old)) if old.is_usable())
 }

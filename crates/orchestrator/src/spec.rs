@@ -102,12 +102,6 @@ pub(crate) fn is_paused(node: &Node) -> bool {
     node.spec.availability() == node_spec::Availability::Pause
 }
 
-/// Takes new tasks.
-pub(crate) fn is_usable(node: &Node) -> bool {
-    node.status.state() == node_status::State::Ready
-        && node.spec.availability() == node_spec::Availability::Active
-}
-
 /// Tasks can't stay on such a node: it is gone, DOWN, or drained. UNKNOWN, DISCONNECTED and paused ones keep theirs.
 pub(crate) fn loses_tasks(node: Option<&Shared<Node>>) -> bool {
     node.is_none_or(|n| is_down(n) || is_drained(n))

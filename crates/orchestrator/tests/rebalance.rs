@@ -12,17 +12,7 @@ use swarm_api::v1::{
     NodeDescription, Placement, PlacementPreference, ResourceRequirements, Resources, Service, SpreadOver,
     UpdateConfig, node_spec, node_status,
 };
-use swarm_reconcile::Reconciler;
 use swarm_reconcile::sim::healthy;
-
-/// What a manager runs.
-fn leader() -> Vec<Box<dyn Reconciler>> {
-    let mut all = swarm_orchestrator::reconcilers();
-    all.push(Box::<swarm_allocator::Allocator>::default());
-    all.push(Box::<swarm_scheduler::Scheduler>::default());
-    all.push(Box::<swarm_orchestrator::Reaper>::default());
-    all
-}
 
 fn automatic(replicas: u64, update: UpdateConfig) -> Service {
     let mut web = service("web", replicas);

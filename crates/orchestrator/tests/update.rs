@@ -553,17 +553,7 @@ fn roll_back(sim: &mut Sim) {
     let now = sim.now().wall;
     sim.write(|tx| {
         let mut web = tx.services().get("web").unwrap().clone();
-        let previous = web.previous_spec.take().unwrap();
-        web.previous_spec = Some(std::mem::replace(&mut web.spec, previous));
-        let version = web.spec_version;
-        web.spec_version = web.previous_spec_version;
-        web.previous_spec_version = version;
-        web.update_status = Some(UpdateStatus {
-            state: UpdateState::RollbackStarted as i32,
-            message: "manually requested rollback".into(),
-            started_at: Some(now.into()),
-            completed_at: None,
-        });
+        rolled_back(&mut web, now);
         tx.update(web).unwrap();
     });
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use swarm_api::Shared;
-use swarm_api::v1::{GenericResource, Node, node_spec, node_status};
+use swarm_api::v1::{GenericResource, Node};
 
 use crate::demand::{Demand, Holding, HostPort, host_ports, reserved};
 use crate::failures::Failures;
@@ -60,8 +60,7 @@ impl NodeInfo {
 
     /// Takes new tasks: READY and ACTIVE.
     pub fn is_ready(&self) -> bool {
-        self.node.status.state() == node_status::State::Ready
-            && self.node.spec.availability() == node_spec::Availability::Active
+        self.node.is_usable()
     }
 
     /// What is free satisfies the reservations.
@@ -170,7 +169,7 @@ mod tests {
     use super::*;
     use crate::generic::{discrete, named};
     use swarm_api::v1::{
-        Endpoint, NodeDescription, PortConfig, ResourceRequirements, Resources, Task,
+        Endpoint, NodeDescription, PortConfig, ResourceRequirements, Resources, Task, node_spec, node_status,
         port_config::PublishMode,
     };
 

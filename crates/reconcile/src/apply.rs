@@ -37,8 +37,10 @@ impl Batch {
     /// Writes everything in it: one result per group, then one per list of assignments. To be called in the closure of
     /// [`swarm_store::Store::update`].
     ///
+    /// Meanwhile the transaction's changes of a task are several; in its entry they are one.
+    ///
     /// # Errors
-    /// As [`apply_groups`].
+    /// Only if the store refuses a change that passed its evaluation: then the whole transaction must end.
     pub fn apply(&self, tx: &mut Tx) -> Result<Vec<Result<(), Refused>>, swarm_store::Error> {
         let mut results = write_groups(tx, &self.groups)?;
         for assignments in &self.assignments {
@@ -52,19 +54,8 @@ impl Batch {
     }
 }
 
-/// Evaluates each group on the transaction's tables and writes it, as a whole or not at all; groups do not
-/// depend on each other's fate. To be called in the closure of [`swarm_store::Store::update`].
-///
-/// A task that was created, allocated and assigned by one batch is one change in the log.
-///
-/// # Errors
-/// Only if the store refuses a change that passed its evaluation: then the whole transaction must end.
-pub fn apply_groups(tx: &mut Tx, groups: &[Group]) -> Result<Vec<Result<(), Refused>>, swarm_store::Error> {
-    let results = write_groups(tx, groups)?;
-    tx.merge_task_changes();
-    Ok(results)
-}
-
+/// Evaluates each group on the transaction's tables and writes it, as a whole or not at all; groups do not depend on each
+/// other's fate.
 fn write_groups(tx: &mut Tx, groups: &[Group]) -> Result<Vec<Result<(), Refused>>, swarm_store::Error> {
     let mut results = Vec::with_capacity(groups.len());
     for group in groups {

@@ -9,7 +9,7 @@ use std::time::SystemTime;
 
 use prost::Message as _;
 use swarm_api::hash::FastMap;
-use swarm_api::v1::{GenericResource, Node, Task, TaskState, TaskStatus, node_spec, node_status};
+use swarm_api::v1::{GenericResource, Node, Task, TaskState, TaskStatus};
 use swarm_store::{Event, Table, Tx};
 
 /// A task is put on a node.
@@ -80,10 +80,7 @@ pub(crate) fn is_outcome<'a>(events: &[Event], lists: impl Iterator<Item = &'a A
 
 /// The node takes new tasks.
 pub(crate) fn is_usable(nodes: &Table<Node>, node: &str) -> bool {
-    nodes.get(node).is_some_and(|n| {
-        n.status.state() == node_status::State::Ready
-            && n.spec.availability() == node_spec::Availability::Active
-    })
+    nodes.get(node).is_some_and(|n| n.is_usable())
 }
 
 /// Says how much an assigned task takes in a log entry, at most. What tasks share is measured once.

@@ -8,7 +8,7 @@
 //! - [`Assignments`]: many tasks put on nodes at once, each for itself.
 //! - [`Decision`] and [`Settled`]: what goes in and what came of it.
 //! - [`Brain`]: all reconcilers of a leader, what they know, and what they decided that is not settled yet.
-//! - [`apply_groups`]: writes groups inside a transaction of the store.
+//! - [`Batch::apply`]: writes what was decided inside a transaction of the store.
 //!
 //! Reconcilers run in a fixed order in one thread. Each sees the tables as they will be when everything
 //! decided before it is written, so a task may be created, allocated and assigned in one log entry.
@@ -23,7 +23,6 @@ mod patch;
 #[cfg(feature = "sim")]
 pub mod sim;
 
-pub use apply::apply_groups;
 pub use assign::{Assignment, Assignments, Sizer};
 pub use brain::{Batch, Brain, Fate, MAX_IN_FLIGHT};
 pub use ctx::{Ctx, IdSource, Now, RandomIds, SequentialIds};

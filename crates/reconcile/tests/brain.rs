@@ -358,14 +358,15 @@ fn a_change_that_changes_nothing_is_settled_without_a_transaction() {
 #[test]
 fn groups_are_written_whole_or_not_at_all() {
     let store = Store::local();
-    let groups = [
+    let groups = vec![
         group(0, [create("a"), create("b")]),
         group(1, [create("c"), create("a")]),
         group(2, [explain("b", "x"), explain("nobody", "x")]),
         group(3, [create("d"), explain("d", "in the same group")]),
         group(4, [Patch::new(Write::Remove(Kind::Task, "b".into())), explain("a", "y")]),
     ];
-    let write = store.update(|tx| swarm_reconcile::apply_groups(tx, &groups));
+    let batch = Batch { id: 0, groups, assignments: Vec::new() };
+    let write = store.update(|tx| batch.apply(tx));
     let (results, _) = futures::executor::block_on(write).unwrap();
     assert_eq!(results.iter().map(Result::is_ok).collect::<Vec<_>>(), [true, false, false, true, true]);
     let view = store.view();

@@ -11,7 +11,7 @@ use swarm_store::Tables;
 
 use crate::dirty::is_dirty;
 use crate::place::{Place, by_place};
-use crate::spec::{is_live, is_usable, may_run};
+use crate::spec::{is_live, may_run};
 
 /// Most moves that are worked out at once.
 const MOST: usize = 1_000;
@@ -48,7 +48,7 @@ pub(super) fn moves(tables: &Tables, service: &Service, moving: &BTreeSet<Place>
     let wishes = Wishes::of(sample);
     let mut spots: Vec<Spot<'_>> = Vec::new();
     let mut by_node = BTreeMap::new();
-    for node in tables.nodes().iter().filter(|n| is_usable(n)) {
+    for node in tables.nodes().iter().filter(|n| n.is_usable()) {
         by_node.insert(&node.id[..], spots.len());
         let (mut info, mut of_service) = (NodeInfo::new(node.clone()), 0);
         for task in tables.tasks().by_node(&node.id).filter(|t| may_run(t)) {

@@ -2,11 +2,12 @@
 #![allow(clippy::unwrap_used)]
 #![allow(dead_code, missing_docs, unreachable_pub)]
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use swarm_api::Shared;
 use swarm_api::v1::restart_policy::RestartCondition;
-use swarm_api::v1::{RestartPolicy, Service, Task, TaskSpec, TaskState, TaskStatus};
+use swarm_api::v1::update_status::UpdateState;
+use swarm_api::v1::{RestartPolicy, Service, Task, TaskSpec, TaskState, TaskStatus, UpdateStatus};
 use swarm_orchestrator::Reaper;
 use swarm_reconcile::Reconciler;
 use swarm_reconcile::sim::{AnyAllocator, AnyScheduler};
@@ -27,6 +28,30 @@ pub fn everything() -> Vec<Box<dyn Reconciler>> {
     all.push(Box::<AnyScheduler>::default());
     all.push(Box::<Reaper>::default());
     all
+}
+
+/// What a manager runs.
+pub fn leader() -> Vec<Box<dyn Reconciler>> {
+    let mut all = alone();
+    all.push(Box::<swarm_allocator::Allocator>::default());
+    all.push(Box::<swarm_scheduler::Scheduler>::default());
+    all.push(Box::<swarm_scheduler::ConstraintEnforcer>::default());
+    all.push(Box::<swarm_scheduler::VolumeEnforcer>::default());
+    all.push(Box::<Reaper>::default());
+    all
+}
+
+/// What `UpdateService` makes of a service when it is asked to roll it back. It must have a spec to go back to.
+pub fn rolled_back(service: &mut Service, now: SystemTime) {
+    let previous = service.previous_spec.take().unwrap();
+    service.previous_spec = Some(std::mem::replace(&mut service.spec, previous));
+    std::mem::swap(&mut service.spec_version, &mut service.previous_spec_version);
+    service.update_status = Some(UpdateStatus {
+        state: UpdateState::RollbackStarted as i32,
+        message: "manually requested rollback".into(),
+        started_at: Some(now.into()),
+        completed_at: None,
+    });
 }
 
 /// The orchestrators alone: nobody allocates, schedules, runs or forgets their tasks.

@@ -7,7 +7,7 @@ use swarm_reconcile::Reconciler;
 
 use crate::acts::Step;
 use crate::checks::{Checks, converged};
-use crate::common::secs;
+use crate::common::{leader, secs};
 use crate::watched::{Log, Watched};
 use crate::world::World;
 
@@ -22,16 +22,6 @@ pub(crate) struct Done {
 
 /// Puts a fault into a reconciler.
 pub(crate) type Fault = fn(Box<dyn Reconciler>) -> Box<dyn Reconciler>;
-
-/// What a manager runs.
-pub(crate) fn leader() -> Vec<Box<dyn Reconciler>> {
-    let mut all = swarm_orchestrator::reconcilers();
-    all.push(Box::<swarm_allocator::Allocator>::default());
-    all.push(Box::<swarm_scheduler::Scheduler>::default());
-    all.push(Box::<swarm_scheduler::ConstraintEnforcer>::default());
-    all.push(Box::<swarm_orchestrator::Reaper>::default());
-    all
-}
 
 /// Lets a plan happen, then everything heal, and waits for what was asked for and for rest.
 pub(crate) fn run(plan: &[Step], fault: Option<Fault>) -> Result<Done, String> {

@@ -6,18 +6,16 @@ use swarm_api::extensions::{REBALANCE, REBALANCE_NOW};
 use swarm_api::v1::port_config::PublishMode;
 use swarm_api::v1::restart_policy::RestartCondition;
 use swarm_api::v1::update_config::{FailureAction, UpdateOrder};
-use swarm_api::v1::update_status::UpdateState;
 use swarm_api::v1::{
     ContainerSpec, EndpointSpec, GlobalJob, GlobalService, JobStatus, Node, NodeDescription, Placement,
     PortConfig, ReplicatedJob, ReplicatedService, ResourceRequirements, Resources, RestartPolicy, Service,
-    ServiceSpec, Task, TaskSpec, TaskState, UpdateConfig, UpdateStatus, node_spec, node_status, service_spec,
-    task_spec,
+    ServiceSpec, Task, TaskSpec, TaskState, UpdateConfig, node_spec, node_status, service_spec, task_spec,
 };
 use swarm_api::{Shared, StoreObject};
 use swarm_reconcile::{Batch, Fate, Reconciler};
 
 use crate::acts::{Act, Step};
-use crate::common::{Sim, millis, node, secs, service, wire};
+use crate::common::{Sim, millis, node, rolled_back, secs, service, wire};
 use crate::dice::Dice;
 
 pub(crate) const NODES: usize = 5;
@@ -358,16 +356,10 @@ impl<'a> World<'a> {
         let now = self.sim.now().wall;
         self.sim.write(|tx| {
             let mut service = tx.services().get(&id).unwrap().clone();
-            let Some(previous) = service.previous_spec.take() else { return };
-            service.previous_spec = Some(std::mem::replace(&mut service.spec, previous));
-            let version = service.spec_version;
-            service.spec_version = service.previous_spec_version;
-            service.previous_spec_version = version;
-            service.update_status = Some(UpdateStatus {
-                state: UpdateState::RollbackStarted as i32,
-                started_at: Some(now.into()),
-                ..Default::default()
-            });
+            if service.previous_spec.is_none() {
+                return;
+            }
+            rolled_back(&mut service, now);
             if let Some(status) = &mut service.job_status {
                 status.job_iteration.index += 1;
             }

@@ -1,8 +1,8 @@
 //! Members talking to each other over gRPC: the contract's `Raft` service.
 //!
 //! - [`GrpcTransport`]: a queue and a connection per member, and who can be reached.
-//! - `peer`: what a member's queue is emptied by. Snapshots go over a connection of their own, so that no message
-//!   waits behind one.
+//! - `queue`: what waits for a member, and `peer`: what empties it. Snapshots go over a connection of their own, so that
+//!   no message waits behind one.
 //! - [`RaftService`]: what other members call.
 //! - `attend`: a call to each member that stays open, and whose end shows that its process ended. `doubt`: asking the
 //!   others then whether the leader is gone. [`PeersService`]: the other side of both.
@@ -11,6 +11,7 @@ mod attend;
 mod doubt;
 mod peer;
 mod peers;
+mod queue;
 mod service;
 mod snapshot;
 
