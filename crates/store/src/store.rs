@@ -47,8 +47,8 @@ impl std::fmt::Debug for Store {
 }
 
 impl Store {
-    fn build(local: bool) -> Arc<Store> {
-        let current = Arc::new(ArcSwap::from_pointee(View::default()));
+    fn build(local: bool, view: View) -> Arc<Store> {
+        let current = Arc::new(ArcSwap::from_pointee(view));
         Arc::new(Store {
             state: Mutex::new(State::new(local, current.clone())),
             current,
@@ -58,15 +58,21 @@ impl Store {
         })
     }
 
-    /// A store of its own, without a log: updates are committed at once. For tests and tools.
+    /// A store of its own, without a log: updates are committed at once, without waiting. For tests and tools.
     pub fn local() -> Arc<Store> {
-        Store::build(true)
+        Store::build(true, View::default())
+    }
+
+    /// A store of its own that begins with a view of another one, in O(1): what is written to either does not show in
+    /// the other. Without a log, as [`Store::local`].
+    pub fn fork(view: View) -> Arc<Store> {
+        Store::build(true, view)
     }
 
     /// The store of a manager. It follows what [`StateMachine`](crate::StateMachine) is told; it can be written
     /// to once a proposer is [attached](Store::attach) and leadership has begun.
     pub fn new() -> Arc<Store> {
-        Store::build(false)
+        Store::build(false, View::default())
     }
 
     /// Gives the store what it proposes to. Raft needs the store first, so this comes after both exist.
