@@ -9,6 +9,7 @@
 //! - [`Decision`] and [`Settled`]: what goes in and what came of it.
 //! - [`Brain`]: all reconcilers of a leader, what they know, and what they decided that is not settled yet.
 //! - [`Batch::apply`]: writes what was decided inside a transaction of the store.
+//! - [`Stage`]: a brain on a store of its own, in simulated time.
 //!
 //! Reconcilers run in a fixed order in one thread. Each sees the tables as they will be when everything
 //! decided before it is written, so a task may be created, allocated and assigned in one log entry.
@@ -22,11 +23,13 @@ mod overlay;
 mod patch;
 #[cfg(feature = "sim")]
 pub mod sim;
+mod stage;
 
 pub use assign::{Assignment, Assignments, Sizer};
 pub use brain::{Batch, Brain, Fate, MAX_IN_FLIGHT};
 pub use ctx::{Ctx, IdSource, Now, RandomIds, SequentialIds};
 pub use patch::{Edit, Effect, Guard, Patch, Refused, Write};
+pub use stage::Stage;
 
 use swarm_store::{Event, Tables};
 

@@ -1,22 +1,19 @@
-//! A cluster in simulated time around a brain: a store of its own, a clock that only the test moves, agents
-//! and a scheduler of a few lines. For the tests of reconcilers; like a test it panics where it is misused.
+//! A cluster in simulated time around a brain: a stage, agents and a scheduler of a few lines. For the tests of
+//! reconcilers; like a test it panics where it is misused.
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
-use std::sync::atomic::Ordering::Relaxed;
+use std::ops::{Deref, DerefMut};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use futures::executor::block_on;
 use swarm_api::v1::{
     Cluster, Node, ReplicatedService, Service, ServiceSpec, Task, TaskSpec, TaskState, Version, node_spec,
     node_status, service_spec,
 };
 use swarm_api::{Shared, defaults};
-use swarm_store::{Event, Received, Store, Subscription, Tables, Tx, View};
+use swarm_store::{Event, Store, Tables, Tx};
 
-use crate::{Batch, Brain, Ctx, Decision, Fate, Group, Guard, Now, Patch, Reconciler, SequentialIds, Write};
+use crate::{Batch, Ctx, Decision, Group, Guard, Patch, Reconciler, SequentialIds, Stage, Write};
 
 /// Wall time at which simulations begin, after the epoch.
 const BEGIN: Duration = Duration::from_secs(1_700_000_000);
@@ -24,30 +21,33 @@ const BEGIN: Duration = Duration::from_secs(1_700_000_000);
 /// How an agent treats a task that is wanted on: the state it goes to next, with an error text; `None` leaves it.
 pub type Behaviour = Box<dyn FnMut(&Task) -> Option<(TaskState, &'static str)> + Send>;
 
-/// A brain with a store, and the world around it.
+/// A brain on a [`Stage`], and the world around it.
 pub struct Sim {
-    store: Arc<Store>,
-    commits: Subscription,
-    brain: Option<Brain>,
-    ids: SequentialIds,
-    mono: Duration,
+    stage: Stage,
     /// What agents do with tasks that are wanted on. Tasks that are not, they stop.
     pub behaviour: Behaviour,
     /// Nodes whose agents do nothing.
     pub silent: Vec<String>,
     /// Whether agents stop tasks that are not wanted any more.
     pub agents_stop_tasks: bool,
-    /// Transactions that the brain wrote.
-    pub decisions: usize,
-    /// Groups in them that were refused.
-    pub refused: usize,
-    /// Milliseconds, for the store's own stamps.
-    clock: Arc<AtomicU64>,
 }
 
 impl std::fmt::Debug for Sim {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Sim").field("mono", &self.mono).finish_non_exhaustive()
+        f.debug_struct("Sim").field("stage", &self.stage).finish_non_exhaustive()
+    }
+}
+
+impl Deref for Sim {
+    type Target = Stage;
+    fn deref(&self) -> &Stage {
+        &self.stage
+    }
+}
+
+impl DerefMut for Sim {
+    fn deref_mut(&mut self) -> &mut Stage {
+        &mut self.stage
     }
 }
 
@@ -60,23 +60,11 @@ pub fn healthy(task: &Task) -> Option<(TaskState, &'static str)> {
 impl Sim {
     /// A cluster in this state, without a leader yet.
     pub fn new(setup: impl FnMut(&mut Tx) + Send) -> Sim {
-        let store = Store::local();
-        let clock = Arc::new(AtomicU64::new(0));
-        let millis = clock.clone();
-        store.set_clock(move || UNIX_EPOCH + BEGIN + Duration::from_millis(millis.load(Relaxed)));
-        let (_, commits) = store.view_and_subscribe();
         let mut sim = Sim {
-            store,
-            commits,
-            brain: None,
-            ids: SequentialIds::default(),
-            mono: Duration::ZERO,
+            stage: Stage::new(Store::local(), UNIX_EPOCH + BEGIN, Box::<SequentialIds>::default()),
             behaviour: Box::new(healthy),
             silent: Vec::new(),
             agents_stop_tasks: true,
-            decisions: 0,
-            refused: 0,
-            clock,
         };
         sim.write(|tx| {
             let mut cluster = Cluster { id: "cluster".into(), ..Default::default() };
@@ -88,111 +76,25 @@ impl Sim {
         sim
     }
 
-    /// Leadership begins, with these reconcilers; a leader before it is forgotten with all it knew.
-    pub fn lead(&mut self, reconcilers: Vec<Box<dyn Reconciler>>) {
-        let (view, commits) = self.store.view_and_subscribe();
-        self.commits = commits;
-        let mut brain = Brain::new(reconcilers);
-        brain.start(&mut Ctx { now: self.now(), ids: &mut self.ids }, view);
-        self.brain = Some(brain);
-    }
-
-    /// The time on both clocks.
-    pub fn now(&self) -> Now {
-        Now { mono: self.mono, wall: UNIX_EPOCH + BEGIN + self.mono }
-    }
-
-    /// The committed tables.
-    pub fn view(&self) -> View {
-        self.store.view()
-    }
-
     /// Writes as any API would.
     pub fn write(&mut self, mut change: impl FnMut(&mut Tx) + Send) {
-        block_on(self.store.update::<(), swarm_store::Error, _>(|tx| {
-            change(tx);
-            Ok(())
-        }))
-        .unwrap();
-    }
-
-    /// One turn of the brain; its batches are written at once, in order. Returns whether there were any.
-    pub fn turn(&mut self) -> bool {
-        let batches = self.decide();
-        let wrote = !batches.is_empty();
-        batches.into_iter().for_each(|batch| self.commit(batch));
-        wrote
-    }
-
-    /// One turn of the brain. What it wants written is returned; somebody else may write before it is.
-    pub fn decide(&mut self) -> Vec<Batch> {
-        let now = self.now();
-        let Some(brain) = &mut self.brain else { return Vec::new() };
-        while let Some(received) = self.commits.try_next() {
-            match received {
-                Received::Commit(commit) => brain.committed(&commit.events, &commit.view),
-                Received::Lagged(view) => brain.lagged(&view),
-                Received::Closed => break,
-            }
-        }
-        brain.turn(&mut Ctx { now, ids: &mut self.ids })
+        self.stage
+            .write(|tx| {
+                change(tx);
+                Ok(())
+            })
+            .unwrap();
     }
 
     /// Writes a batch of a leader that is forgotten.
     pub fn commit_late(&mut self, batch: Batch) {
-        let written = block_on(self.store.update(|tx| batch.apply(tx)));
-        self.refused += written.unwrap().0.iter().filter(|r| r.is_err()).count();
-    }
-
-    /// Writes a batch, and tells the brain what became of it.
-    pub fn commit(&mut self, batch: Batch) {
-        let written = block_on(self.store.update(|tx| batch.apply(tx)));
-        self.decisions += 1;
-        let fate = match written {
-            Ok((results, committed)) => {
-                self.refused += results.iter().filter(|r| r.is_err()).count();
-                Fate::Written(committed.index, results)
-            }
-            Err(error) => Fate::Failed(error),
-        };
-        if let Some(brain) = &mut self.brain {
-            brain.settle(batch.id, fate);
-        }
-    }
-
-    /// Tells the brain what became of a batch that the test did not commit.
-    pub fn settle_batch(&mut self, batch: u64, fate: Fate) {
-        if let Some(brain) = &mut self.brain {
-            brain.settle(batch, fate);
-        }
-    }
-
-    /// The brain misses every commit that it has not taken in yet, and gets the view in their place.
-    pub fn lag(&mut self) {
-        while self.commits.try_next().is_some() {}
-        let view = self.store.view();
-        if let Some(brain) = &mut self.brain {
-            brain.lagged(&view);
-        }
-    }
-
-    /// Commits from here on, for a test that watches them.
-    pub fn watch(&self) -> Subscription {
-        self.store.view_and_subscribe().1
-    }
-
-    /// Lets the clock go on while nobody acts.
-    pub fn pass(&mut self, time: Duration) {
-        self.mono += time;
-        self.clock.store(self.mono.as_millis() as u64, Relaxed);
+        self.stage.commit_late(batch).unwrap();
     }
 
     /// Turns until nothing is left to do at this time, agents standing still.
     pub fn think(&mut self) {
         for _ in 0..10_000 {
-            let wrote = self.turn();
-            let due = |b: &Brain| b.is_busy() || b.wake_at().is_some_and(|at| at <= self.mono);
-            if !wrote && !self.brain.as_ref().is_some_and(due) {
+            if !self.turn() && !self.is_due() {
                 return;
             }
         }
@@ -212,13 +114,13 @@ impl Sim {
 
     /// Lets time pass; everybody acts whenever there is something to do.
     pub fn advance(&mut self, time: Duration) {
-        let end = self.mono + time;
+        let end = self.now().mono + time;
         self.settle();
-        while let Some(at) = self.brain.as_ref().and_then(Brain::wake_at).filter(|at| *at <= end) {
-            self.pass(at.saturating_sub(self.mono));
+        while let Some(at) = self.wake_at().filter(|at| *at <= end) {
+            self.pass_until(at);
             self.settle();
         }
-        self.pass(end - self.mono);
+        self.pass_until(end);
         self.settle();
     }
 
