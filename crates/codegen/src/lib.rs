@@ -143,6 +143,8 @@ pub fn generate(root: &Path) -> Result<BTreeMap<PathBuf, String>> {
         let code = std::fs::read_to_string(out.join(source)).with_context(|| source.to_owned())?;
         // The packages are sibling modules of one crate, not nested as their names would have it.
         let code = code.replace("super::super::super::raftpb::", "crate::raftpb::");
+        let code = code.replace("super::super::super::docker::swarmkit::v1::", "crate::v1::");
+        let code = code.replace("super::super::docker::swarmkit::v1::", "crate::v1::");
         files.insert(dir.join(target), shared::wrap(&code));
     }
     files.insert(dir.join("authorization.rs"), authorization_table(&method_roles(&pool)?));

@@ -30,6 +30,9 @@ pub enum Error {
     /// Nobody may do this.
     #[error("{0}")]
     PermissionDenied(String),
+    /// Too much is asked for at once; nothing was done.
+    #[error("{0}")]
+    Busy(String),
     /// The contract or this version does not have it.
     #[error("{0}")]
     Unimplemented(String),
@@ -76,6 +79,7 @@ impl Error {
             Error::AlreadyExists(_) => Code::AlreadyExists,
             Error::FailedPrecondition(_) => Code::FailedPrecondition,
             Error::PermissionDenied(_) => Code::PermissionDenied,
+            Error::Busy(_) => Code::ResourceExhausted,
             Error::Unimplemented(_) => Code::Unimplemented,
             Error::Internal(_) => Code::Internal,
             Error::Store(swarm_store::Error::Dropped) => Code::Unavailable,
@@ -104,6 +108,7 @@ mod tests {
             (Error::AlreadyExists("twice".into()), Code::AlreadyExists, "twice"),
             (Error::precondition("not now"), Code::FailedPrecondition, "not now"),
             (Error::PermissionDenied("no".into()), Code::PermissionDenied, "no"),
+            (Error::Busy("later".into()), Code::ResourceExhausted, "later"),
             (Error::unimplemented("never"), Code::Unimplemented, "never"),
             (Error::Internal("oh".into()), Code::Internal, "oh"),
             (Store::Sequence.into(), Code::Unknown, "update out of sequence"),

@@ -1,5 +1,7 @@
-//! The generated service's methods, each a line: unwrap the request, make the call, wrap the answer.
+//! The generated services' methods, each a line: unwrap the request, make the call, wrap the answer.
 
+use swarm_api::swarmd::services_server::Services;
+use swarm_api::swarmd::{DryRunRequest, DryRunResponse, RebalanceRequest, RebalanceResponse};
 use swarm_api::v1::control_server;
 use swarm_api::v1::*;
 use tonic::{Request, Response, Status};
@@ -256,5 +258,17 @@ impl control_server::Control for Control {
         let r = request.into_inner();
         self.remove_volume(&r.volume_id, r.force).await?;
         answer(RemoveVolumeResponse {})
+    }
+}
+
+#[tonic::async_trait]
+impl Services for Control {
+    async fn rebalance(&self, request: Request<RebalanceRequest>) -> Answer<RebalanceResponse> {
+        let r = request.into_inner();
+        answer(RebalanceResponse { tasks: self.rebalance(&r.service_id).await? })
+    }
+
+    async fn dry_run(&self, request: Request<DryRunRequest>) -> Answer<DryRunResponse> {
+        answer(self.dry_run(request.into_inner()).await?)
     }
 }

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use swarm_dispatcher::Dispatcher;
-use swarm_reconcile::Reconciler;
 use swarm_store::Store;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -62,7 +61,7 @@ impl Leader {
         {
             let (store, cancel) = (self.store.clone(), cancel.clone());
             parts.spawn(async move {
-                if let Err(error) = brain_thread(store, reconcilers(), cancel).await {
+                if let Err(error) = brain_thread(store, swarm_dry_run::reconcilers(), cancel).await {
                     info!(%error, "the reconcilers ended");
                 }
             });
@@ -86,15 +85,4 @@ impl Leader {
             }
         }
     }
-}
-
-/// In the order in which they see each other's decisions within one turn.
-fn reconcilers() -> Vec<Box<dyn Reconciler>> {
-    let mut all = swarm_orchestrator::reconcilers();
-    all.push(Box::<swarm_allocator::Allocator>::default());
-    all.push(Box::new(swarm_scheduler::Scheduler::new()));
-    all.push(Box::new(swarm_scheduler::ConstraintEnforcer::new()));
-    all.push(Box::new(swarm_scheduler::VolumeEnforcer::new()));
-    all.push(Box::new(swarm_orchestrator::Reaper::default()));
-    all
 }

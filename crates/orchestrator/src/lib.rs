@@ -33,7 +33,7 @@ pub use reaper::Reaper;
 pub use removal::Removal;
 pub use replicated::Replicated;
 
-use swarm_api::v1::{Service, Task};
+use swarm_api::v1::{Service, Task, UpdateConfig};
 use swarm_reconcile::Reconciler;
 use swarm_store::Tables;
 
@@ -50,6 +50,11 @@ pub fn reconcilers() -> Vec<Box<dyn Reconciler>> {
 /// Whether a task is what its service asks for now, so that an update would keep it.
 pub fn is_up_to_date(tables: &Tables, service: &Service, task: &Task) -> bool {
     !dirty::is_dirty(tables, service, task)
+}
+
+/// How an update of the service, or its rollback if it goes back, replaces tasks.
+pub fn pace(service: &Service) -> UpdateConfig {
+    update::config_of(service)
 }
 
 /// How many tasks of a service would move if it were rebalanced now; none of one that is not replicated.

@@ -37,12 +37,16 @@ pub(crate) struct Pace {
     order: UpdateOrder,
 }
 
+/// What says the pace of the service's update, or of its rollback if it goes back.
+pub(crate) fn config_of(service: &Service) -> UpdateConfig {
+    let spec = &service.spec;
+    let config = if is_rolling_back(service) { spec.rollback } else { spec.update };
+    config.unwrap_or(UpdateConfig { parallelism: 1, ..Default::default() })
+}
+
 impl Pace {
     pub(crate) fn of(service: &Service) -> Pace {
-        let spec = &service.spec;
-        let config = if is_rolling_back(service) { &spec.rollback } else { &spec.update };
-        let absent = UpdateConfig { parallelism: 1, ..Default::default() };
-        let config = config.as_ref().unwrap_or(&absent);
+        let config = config_of(service);
         Pace {
             parallelism: usize::try_from(config.parallelism).ok().filter(|p| *p > 0),
             delay: duration::to_std(&config.delay),

@@ -34,6 +34,7 @@ mod volumes;
 mod wishes;
 
 pub use enforcer::ConstraintEnforcer;
+pub use preempt::is_displaced_by;
 pub use scheduler::Scheduler;
 pub use volume_enforcer::VolumeEnforcer;
 pub use wishes::Wishes;

@@ -160,7 +160,7 @@ impl Pass<'_> {
                 task: victim.id.clone(),
                 state: TaskState::Rejected,
                 message: PREEMPTED.to_owned(),
-                err: format!("made room for a task of service {service}, which has a higher priority"),
+                err: made_room(service),
                 at: self.now.wall,
             },
         });
@@ -203,6 +203,17 @@ impl Pass<'_> {
             }
         }
     }
+}
+
+fn made_room(service: &str) -> String {
+    format!("made room for a task of service {service}, which has a higher priority")
+}
+
+/// The task was displaced by one of the service of this name.
+pub fn is_displaced_by(task: &Task, service: &str) -> bool {
+    task.status.state() == TaskState::Rejected
+        && task.status.message == PREEMPTED
+        && task.status.err == made_room(service)
 }
 
 /// The task may be displaced: its service puts another one in its place.

@@ -72,5 +72,6 @@ pub const METHODS: &[super::Method] = &[
     super::Method { path: "/swarmd.v1.Peers/Doubt", allowed: super::Allowed::Roles(&["swarm-manager"]) },
     super::Method { path: "/swarmd.v1.Peers/Relay", allowed: super::Allowed::Roles(&["swarm-manager"]) },
     super::Method { path: "/swarmd.v1.Recovery/Backup", allowed: super::Allowed::Roles(&["swarm-manager"]) },
+    super::Method { path: "/swarmd.v1.Services/DryRun", allowed: super::Allowed::Roles(&["swarm-manager"]) },
     super::Method { path: "/swarmd.v1.Services/Rebalance", allowed: super::Allowed::Roles(&["swarm-manager"]) },
 ];

@@ -1304,6 +1304,281 @@ impl ::prost::Name for RebalanceResponse {
         "/swarmd.v1.RebalanceResponse".into()
     }
 }
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct DryRunRequest {
+    /// Neither → INVALID_ARGUMENT.
+    #[prost(oneof = "dry_run_request::Call", tags = "1, 2")]
+    pub call: ::core::option::Option<dry_run_request::Call>,
+}
+/// Nested message and enum types in `DryRunRequest`.
+pub mod dry_run_request {
+    /// Neither → INVALID_ARGUMENT.
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    pub enum Call {
+        #[prost(message, tag = "1")]
+        Create(crate::v1::CreateServiceRequest),
+        #[prost(message, tag = "2")]
+        Update(crate::v1::UpdateServiceRequest),
+    }
+}
+impl ::prost::Name for DryRunRequest {
+    const NAME: &'static str = "DryRunRequest";
+    const PACKAGE: &'static str = "swarmd.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "swarmd.v1.DryRunRequest".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/swarmd.v1.DryRunRequest".into()
+    }
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct DryRunResponse {
+    /// Log index of the state that it was made from: what was written later is not in it.
+    #[prost(uint64, tag = "1")]
+    pub index: u64,
+    /// What differs from the present spec; nothing for a new service.
+    #[prost(message, repeated, tag = "2")]
+    pub differences: ::prost::alloc::vec::Vec<dry_run_response::Difference>,
+    /// How tasks are replaced; absent if none are.
+    #[prost(message, optional, tag = "3")]
+    pub pace: ::core::option::Option<crate::v1::UpdateConfig>,
+    /// By node id; nodes without a task of the service are left out.
+    #[prost(message, repeated, tag = "4")]
+    pub nodes: ::prost::alloc::vec::Vec<dry_run_response::OnNode>,
+    /// In the order in which they are replaced; the first 1,000.
+    #[prost(message, repeated, tag = "5")]
+    pub replacements: ::prost::alloc::vec::Vec<dry_run_response::Replacement>,
+    /// Most frequent first.
+    #[prost(message, repeated, tag = "6")]
+    pub refusals: ::prost::alloc::vec::Vec<dry_run_response::Refusal>,
+    /// The first 1,000.
+    #[prost(message, repeated, tag = "7")]
+    pub preemptions: ::prost::alloc::vec::Vec<dry_run_response::Preemption>,
+    /// How many tasks there are of each sort.
+    #[prost(uint64, tag = "8")]
+    pub placed: u64,
+    #[prost(uint64, tag = "9")]
+    pub replaced: u64,
+    #[prost(uint64, tag = "10")]
+    pub kept: u64,
+    /// Stopped without another one in their place.
+    #[prost(uint64, tag = "11")]
+    pub stopped: u64,
+    #[prost(uint64, tag = "12")]
+    pub refused: u64,
+    #[prost(uint64, tag = "13")]
+    pub preempted: u64,
+    #[prost(enumeration = "dry_run_response::Ending", tag = "14")]
+    pub ending: i32,
+    /// Why, if it is not SETTLED.
+    #[prost(string, tag = "15")]
+    pub message: ::prost::alloc::string::String,
+    /// How long it would take if tasks started and stopped at once.
+    #[prost(message, optional, tag = "16")]
+    pub takes: ::core::option::Option<::prost_types::Duration>,
+}
+/// Nested message and enum types in `DryRunResponse`.
+pub mod dry_run_response {
+    /// What becomes of the tasks of the service on one node.
+    #[derive(Clone, PartialEq, ::prost::Message)]
+    pub struct OnNode {
+        #[prost(string, tag = "1")]
+        pub node_id: ::prost::alloc::string::String,
+        /// New tasks, in places that had none.
+        #[prost(uint64, tag = "2")]
+        pub placed: u64,
+        /// New tasks in the place of others, which may have been elsewhere.
+        #[prost(uint64, tag = "3")]
+        pub replacing: u64,
+        /// Tasks that go on as they are.
+        #[prost(uint64, tag = "4")]
+        pub kept: u64,
+        /// Tasks that are stopped, replaced or not.
+        #[prost(uint64, tag = "5")]
+        pub stopped: u64,
+        /// Slots of the new tasks; none for services that have a task per node.
+        #[prost(message, repeated, tag = "6")]
+        pub slots: ::prost::alloc::vec::Vec<Range>,
+    }
+    impl ::prost::Name for OnNode {
+        const NAME: &'static str = "OnNode";
+        const PACKAGE: &'static str = "swarmd.v1";
+        fn full_name() -> ::prost::alloc::string::String {
+            "swarmd.v1.DryRunResponse.OnNode".into()
+        }
+        fn type_url() -> ::prost::alloc::string::String {
+            "/swarmd.v1.DryRunResponse.OnNode".into()
+        }
+    }
+    /// Slots, both ends included.
+    #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+    pub struct Range {
+        #[prost(uint64, tag = "1")]
+        pub first: u64,
+        #[prost(uint64, tag = "2")]
+        pub last: u64,
+    }
+    impl ::prost::Name for Range {
+        const NAME: &'static str = "Range";
+        const PACKAGE: &'static str = "swarmd.v1";
+        fn full_name() -> ::prost::alloc::string::String {
+            "swarmd.v1.DryRunResponse.Range".into()
+        }
+        fn type_url() -> ::prost::alloc::string::String {
+            "/swarmd.v1.DryRunResponse.Range".into()
+        }
+    }
+    /// A task that another one takes the place of.
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+    pub struct Replacement {
+        #[prost(string, tag = "1")]
+        pub task_id: ::prost::alloc::string::String,
+        #[prost(uint64, tag = "2")]
+        pub slot: u64,
+        /// Node of the old task, and of the new one: empty if it had, or finds, none.
+        #[prost(string, tag = "3")]
+        pub node_id: ::prost::alloc::string::String,
+        #[prost(string, tag = "4")]
+        pub new_node_id: ::prost::alloc::string::String,
+        /// When the new task is made, from the beginning, in simulated time.
+        #[prost(message, optional, tag = "5")]
+        pub at: ::core::option::Option<::prost_types::Duration>,
+    }
+    impl ::prost::Name for Replacement {
+        const NAME: &'static str = "Replacement";
+        const PACKAGE: &'static str = "swarmd.v1";
+        fn full_name() -> ::prost::alloc::string::String {
+            "swarmd.v1.DryRunResponse.Replacement".into()
+        }
+        fn type_url() -> ::prost::alloc::string::String {
+            "/swarmd.v1.DryRunResponse.Replacement".into()
+        }
+    }
+    /// Tasks that find no node.
+    #[derive(Clone, PartialEq, ::prost::Message)]
+    pub struct Refusal {
+        /// As the tasks themselves would say.
+        #[prost(string, tag = "1")]
+        pub reason: ::prost::alloc::string::String,
+        #[prost(uint64, tag = "2")]
+        pub tasks: u64,
+        #[prost(message, repeated, tag = "3")]
+        pub slots: ::prost::alloc::vec::Vec<Range>,
+        /// If the service has a task per node: which nodes.
+        #[prost(string, repeated, tag = "4")]
+        pub node_ids: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    }
+    impl ::prost::Name for Refusal {
+        const NAME: &'static str = "Refusal";
+        const PACKAGE: &'static str = "swarmd.v1";
+        fn full_name() -> ::prost::alloc::string::String {
+            "swarmd.v1.DryRunResponse.Refusal".into()
+        }
+        fn type_url() -> ::prost::alloc::string::String {
+            "/swarmd.v1.DryRunResponse.Refusal".into()
+        }
+    }
+    /// A task of another service that makes room.
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+    pub struct Preemption {
+        #[prost(string, tag = "1")]
+        pub task_id: ::prost::alloc::string::String,
+        #[prost(string, tag = "2")]
+        pub service_id: ::prost::alloc::string::String,
+        #[prost(uint64, tag = "3")]
+        pub slot: u64,
+        #[prost(string, tag = "4")]
+        pub node_id: ::prost::alloc::string::String,
+        /// Where the task that its service makes instead finds room; empty if nowhere.
+        #[prost(string, tag = "5")]
+        pub new_node_id: ::prost::alloc::string::String,
+    }
+    impl ::prost::Name for Preemption {
+        const NAME: &'static str = "Preemption";
+        const PACKAGE: &'static str = "swarmd.v1";
+        fn full_name() -> ::prost::alloc::string::String {
+            "swarmd.v1.DryRunResponse.Preemption".into()
+        }
+        fn type_url() -> ::prost::alloc::string::String {
+            "/swarmd.v1.DryRunResponse.Preemption".into()
+        }
+    }
+    /// Something of the spec that changes.
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+    pub struct Difference {
+        #[prost(string, tag = "1")]
+        pub what: ::prost::alloc::string::String,
+        /// How many of the present tasks it alone would have replaced; of none it is a change in place.
+        #[prost(uint64, tag = "2")]
+        pub replaces: u64,
+    }
+    impl ::prost::Name for Difference {
+        const NAME: &'static str = "Difference";
+        const PACKAGE: &'static str = "swarmd.v1";
+        fn full_name() -> ::prost::alloc::string::String {
+            "swarmd.v1.DryRunResponse.Difference".into()
+        }
+        fn type_url() -> ::prost::alloc::string::String {
+            "/swarmd.v1.DryRunResponse.Difference".into()
+        }
+    }
+    #[derive(
+        Clone,
+        Copy,
+        Debug,
+        PartialEq,
+        Eq,
+        Hash,
+        PartialOrd,
+        Ord,
+        ::prost::Enumeration
+    )]
+    #[repr(i32)]
+    pub enum Ending {
+        /// Everything came to rest.
+        Settled = 0,
+        /// The update, or the rollback, would be paused.
+        Paused = 1,
+        /// The update would go back to the spec before.
+        RolledBack = 2,
+        /// It was not followed to its end.
+        CutOff = 3,
+    }
+    impl Ending {
+        /// String value of the enum field names used in the ProtoBuf definition.
+        ///
+        /// The values are not transformed in any way and thus are considered stable
+        /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+        pub fn as_str_name(&self) -> &'static str {
+            match self {
+                Self::Settled => "SETTLED",
+                Self::Paused => "PAUSED",
+                Self::RolledBack => "ROLLED_BACK",
+                Self::CutOff => "CUT_OFF",
+            }
+        }
+        /// Creates an enum from field names used in the ProtoBuf definition.
+        pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+            match value {
+                "SETTLED" => Some(Self::Settled),
+                "PAUSED" => Some(Self::Paused),
+                "ROLLED_BACK" => Some(Self::RolledBack),
+                "CUT_OFF" => Some(Self::CutOff),
+                _ => None,
+            }
+        }
+    }
+}
+impl ::prost::Name for DryRunResponse {
+    const NAME: &'static str = "DryRunResponse";
+    const PACKAGE: &'static str = "swarmd.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "swarmd.v1.DryRunResponse".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/swarmd.v1.DryRunResponse".into()
+    }
+}
 /// Generated client implementations.
 pub mod services_client {
     #![allow(
@@ -1412,6 +1687,30 @@ pub mod services_client {
                 .insert(GrpcMethod::new("swarmd.v1.Services", "Rebalance"));
             self.inner.unary(req, path, codec).await
         }
+        /// Says what a call of CreateService or UpdateService would come to, and writes nothing. What the call would be refused
+        /// for, this one is refused for, with the same code and text. Else the leader's own reconcilers decide on a copy of the
+        /// state, in simulated time, with agents whose tasks start and stop at once and never fail; other services stand still.
+        /// It is given up after a minute, or with too many new tasks, and then says how far it came.
+        pub async fn dry_run(
+            &mut self,
+            request: impl tonic::IntoRequest<super::DryRunRequest>,
+        ) -> std::result::Result<tonic::Response<super::DryRunResponse>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/swarmd.v1.Services/DryRun",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("swarmd.v1.Services", "DryRun"));
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -1437,6 +1736,14 @@ pub mod services_server {
             tonic::Response<super::RebalanceResponse>,
             tonic::Status,
         >;
+        /// Says what a call of CreateService or UpdateService would come to, and writes nothing. What the call would be refused
+        /// for, this one is refused for, with the same code and text. Else the leader's own reconcilers decide on a copy of the
+        /// state, in simulated time, with agents whose tasks start and stop at once and never fail; other services stand still.
+        /// It is given up after a minute, or with too many new tasks, and then says how far it came.
+        async fn dry_run(
+            &self,
+            request: tonic::Request<super::DryRunRequest>,
+        ) -> std::result::Result<tonic::Response<super::DryRunResponse>, tonic::Status>;
     }
     /// Served by the leader; other managers pass calls on to it.
     #[derive(Debug)]
@@ -1545,6 +1852,49 @@ pub mod services_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = RebalanceSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/swarmd.v1.Services/DryRun" => {
+                    #[allow(non_camel_case_types)]
+                    struct DryRunSvc<T: Services>(pub Arc<T>);
+                    impl<T: Services> tonic::server::UnaryService<super::DryRunRequest>
+                    for DryRunSvc<T> {
+                        type Response = super::DryRunResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::DryRunRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Services>::dry_run(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = DryRunSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

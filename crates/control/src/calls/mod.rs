@@ -10,6 +10,7 @@ mod resource;
 mod secret;
 mod service;
 mod service_defaults;
+mod service_dry_run;
 mod service_list;
 mod service_rebalance;
 mod service_rules;
@@ -37,6 +38,7 @@ pub struct Control {
     store: Arc<Store>,
     membership: Arc<dyn Membership>,
     drivers: Arc<BTreeSet<String>>,
+    dry_runs: Arc<service_dry_run::Room>,
 }
 
 impl fmt::Debug for Control {
@@ -48,7 +50,7 @@ impl fmt::Debug for Control {
 impl Control {
     /// The calls on a store.
     pub fn new(store: Arc<Store>, membership: Arc<dyn Membership>) -> Control {
-        Control { store, membership, drivers: Arc::default() }
+        Control { store, membership, drivers: Arc::default(), dry_runs: Arc::default() }
     }
 
     /// Names of the network drivers that networks may ask for; none unless told.

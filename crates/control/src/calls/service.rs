@@ -10,6 +10,16 @@ use crate::validate;
 
 impl Control {
     pub(crate) async fn create_service(&self, spec: Option<ServiceSpec>) -> Result<Shared<Service>> {
+        let service = self.write_new_service(spec).await?;
+        tracing::info!(
+            service.id = service.id,
+            service.name = service.spec.annotations.name,
+            "service created"
+        );
+        Ok(service)
+    }
+
+    pub(super) async fn write_new_service(&self, spec: Option<ServiceSpec>) -> Result<Shared<Service>> {
         let mut spec = spec.ok_or_else(Error::invalid)?;
         validate::service(&spec)?;
         validate::complete(&mut spec);
@@ -36,11 +46,6 @@ impl Control {
                 pending.create(tx, |service| name_taken("service", &service.spec.annotations.name))
             })
             .await?;
-        tracing::info!(
-            service.id = service.id,
-            service.name = service.spec.annotations.name,
-            "service created"
-        );
         Ok(service)
     }
 

@@ -1,12 +1,9 @@
 //! Rebalancing a service once.
 
 use swarm_api::extensions::REBALANCE_NOW;
-use swarm_api::swarmd::services_server::Services;
-use swarm_api::swarmd::{RebalanceRequest, RebalanceResponse};
 use swarm_api::v1::Service;
 use swarm_api::v1::service_spec::Mode;
 use swarm_api::v1::update_status::UpdateState;
-use tonic::{Request, Response, Status};
 
 use super::{Control, get};
 use crate::error::{Error, Result};
@@ -14,7 +11,7 @@ use crate::error::{Error, Result};
 impl Control {
     /// Puts the request on record, in the service itself: nothing else of it changes, so that neither the spec before
     /// the last change nor the state of an update is lost. It is taken off again when it is done.
-    async fn rebalance(&self, id: &str) -> Result<u64> {
+    pub(crate) async fn rebalance(&self, id: &str) -> Result<u64> {
         let (tasks, _) = self
             .update(|tx| {
                 let mut service = get::<Service>(tx, "service", id)?.clone();
@@ -39,16 +36,5 @@ impl Control {
             .await?;
         tracing::info!(service.id = id, tasks, "service is to be rebalanced");
         Ok(tasks)
-    }
-}
-
-#[tonic::async_trait]
-impl Services for Control {
-    async fn rebalance(
-        &self,
-        request: Request<RebalanceRequest>,
-    ) -> Result<Response<RebalanceResponse>, Status> {
-        let tasks = Control::rebalance(self, &request.into_inner().service_id).await?;
-        Ok(Response::new(RebalanceResponse { tasks }))
     }
 }

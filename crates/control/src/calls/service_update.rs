@@ -14,18 +14,24 @@ use crate::validate;
 impl Control {
     pub(crate) async fn update_service(&self, request: UpdateServiceRequest) -> Result<Shared<Service>> {
         let rollback = request.rollback() == Rollback::Previous;
-        let UpdateServiceRequest { service_id, service_version, spec, .. } = request;
-        let base = version(&service_id, service_version)?;
-        let mut spec = spec.ok_or_else(Error::invalid)?;
-        validate::service(&spec)?;
-        validate::complete(&mut spec);
-        let (service, _) = self.update(|tx| write(tx, &service_id, base, &spec, rollback)).await?;
+        let service = self.write_service(request).await?;
         tracing::info!(
             service.id = service.id,
             service.name = service.spec.annotations.name,
             rollback,
             "service updated"
         );
+        Ok(service)
+    }
+
+    pub(super) async fn write_service(&self, request: UpdateServiceRequest) -> Result<Shared<Service>> {
+        let rollback = request.rollback() == Rollback::Previous;
+        let UpdateServiceRequest { service_id, service_version, spec, .. } = request;
+        let base = version(&service_id, service_version)?;
+        let mut spec = spec.ok_or_else(Error::invalid)?;
+        validate::service(&spec)?;
+        validate::complete(&mut spec);
+        let (service, _) = self.update(|tx| write(tx, &service_id, base, &spec, rollback)).await?;
         Ok(service)
     }
 }

@@ -1,6 +1,7 @@
 //! The calls through the service's own door, on a store of its own.
 
 mod cluster;
+mod dry_run;
 mod node;
 mod other;
 mod refusals;
