@@ -49,9 +49,9 @@ impl Client {
         LockClient::new(self.channel.clone())
     }
 
-    /// What operators ask for once of services.
+    /// What operators ask for once of services. Answers may be as large as the cluster is.
     pub(crate) fn services(&self) -> ServicesClient<Channel> {
-        ServicesClient::new(self.channel.clone())
+        ServicesClient::new(self.channel.clone()).max_decoding_message_size(usize::MAX)
     }
 
     /// Backups.

@@ -19,7 +19,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory as _, Parser as _};
 
 use cli::{Cli, Command};
-use commands::{Context, cluster, config, network, node, secret, service, task};
+use commands::{Answer, Context, cluster, config, network, node, secret, service, task};
 use error::Result;
 
 fn main() -> ExitCode {
@@ -29,18 +29,18 @@ fn main() -> ExitCode {
         Ok(runtime) => runtime.block_on(run(cli)),
         Err(error) => Err(error::Error::plain(format!("can't start: {error}"))),
     };
-    let printed = result.and_then(|text| {
+    let printed = result.and_then(|answer| {
         let mut out = std::io::stdout().lock();
-        match out.write_all(&text).and_then(|()| out.flush()) {
+        match out.write_all(&answer.text).and_then(|()| out.flush()) {
             // Whoever reads may have seen enough.
             Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
                 Err(error::Error::plain(format!("can't write the answer: {error}")))
             }
-            _ => Ok(()),
+            _ => Ok(answer.code),
         }
     });
     match printed {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => ExitCode::from(code),
         Err(error) => {
             eprintln!("{}", error.report());
             ExitCode::from(error.exit_code())
@@ -49,14 +49,14 @@ fn main() -> ExitCode {
 }
 
 /// Runs the command and returns what it prints.
-async fn run(cli: Cli) -> Result<Vec<u8>> {
+async fn run(cli: Cli) -> Result<Answer> {
     let context = async || Context::new(&cli.socket, !cli.no_resolve).await;
     let text = match cli.command {
         Some(Command::Cluster { command: Some(command) }) => {
             cluster::run(&mut context().await?, command).await?
         }
         Some(Command::Config { command: Some(command) }) => {
-            return config::run(&mut context().await?, command).await;
+            return config::run(&mut context().await?, command).await.map(Answer::from);
         }
         Some(Command::Network { command: Some(command) }) => {
             network::run(&mut context().await?, command).await?
@@ -66,7 +66,7 @@ async fn run(cli: Cli) -> Result<Vec<u8>> {
             secret::run(&mut context().await?, command).await?
         }
         Some(Command::Service { command: Some(command) }) => {
-            service::run(&mut context().await?, command).await?
+            return service::run(&mut context().await?, command).await;
         }
         Some(Command::Task { command: Some(command) }) => task::run(&mut context().await?, command).await?,
         Some(Command::Version) => {
@@ -75,7 +75,7 @@ async fn run(cli: Cli) -> Result<Vec<u8>> {
         }
         other => help(other.as_ref()),
     };
-    Ok(text.into_bytes())
+    Ok(text.into())
 }
 
 /// The help of a group, or of the whole.

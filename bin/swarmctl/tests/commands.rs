@@ -153,6 +153,48 @@ fn an_even_spread_is_asked_for() {
 }
 
 #[test]
+fn a_dry_run_shows_what_would_happen_and_makes_nothing() {
+    let swarm = Swarm::start();
+    let web = ["service", "create", "--name", "web", "--image", "redis:6", "--replicas", "3"];
+    let dry = [&web[..], &["--dry-run"]].concat();
+    let refused = |words: &[&str], text: &str| {
+        let output = swarm.run(words);
+        let page = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert_eq!(output.status.code(), Some(3), "{words:?}: {output:?}");
+        assert!(page.contains(text) && output.stderr.is_empty(), "{page}");
+    };
+    refused(&dry, "3 tasks  1-3             no suitable node\n");
+    swarm.node("n1", "one");
+    let page = swarm.ok(&dry);
+    assert!(page.starts_with("Dry run of service web, from the state at index "), "{page}");
+    assert!(page.contains("\none   3    0          0     0        1-3\n"), "{page}");
+    assert!(page.ends_with("\nTasks: 3 placed.\n"), "{page}");
+    assert_eq!(swarm.ok(&["service", "ls", "-q"]), "");
+
+    swarm.ok(&web);
+    let update = ["service", "update", "web", "--image", "redis:7", "--replicas", "4"];
+    let page = swarm.ok(&[&update[..], &["--dry-run"]].concat());
+    assert!(page.contains("\nimage: redis:6 → redis:7"), "{page}");
+    assert!(page.contains("\nnumber of tasks: 3 → 4    in place\n"), "{page}");
+    let nowhere = ["--constraint", "node.id==two", "--dry-run"];
+    refused(&[&update[..], &nowhere[..]].concat(), "scheduling constraints not satisfied on 1 node");
+    assert!(swarm.ok(&["service", "inspect", "web"]).contains(": redis:6\n"));
+
+    // What is wrong is as wrong as without it.
+    swarm.fails(&dry, 1, "name conflicts with an existing object: service web already exists");
+    swarm.fails(&["service", "create", "--image", "x", "--dry-run"], 2, "--name must be given");
+    swarm.fails(&["service", "update", "web", "--dry-run"], 1, "Error: no changes detected");
+    swarm.fails(&["service", "update", "nobody", "--dry-run", "--force"], 1, "service \"nobody\" not found");
+    swarm.fails(&["service", "update", "web", "--rollback", "--dry-run"], 1, "does not have a previous spec");
+    swarm.fails(&["service", "update", "web", "--name", "b", "--dry-run"], 1, "renaming services is not");
+    swarm.fails(&["service", "rm", "web", "--dry-run"], 2, "--dry-run");
+    swarm.ok(&["service", "update", "web", "--image", "redis:7"]);
+    let page = swarm.ok(&["service", "update", "web", "--rollback", "--dry-run"]);
+    assert!(page.contains("image: redis:7 → redis:6"), "{page}");
+    assert!(swarm.ok(&["service", "inspect", "web"]).contains(": redis:7\n"));
+}
+
+#[test]
 fn a_job_is_a_service_too() {
     let swarm = Swarm::start();
     let job = &["--mode", "replicated-job", "--total-completions", "9", "--max-concurrent", "2"];

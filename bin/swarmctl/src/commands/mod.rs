@@ -3,6 +3,7 @@
 mod backup;
 pub(crate) mod cluster;
 pub(crate) mod config;
+mod dry_run;
 pub(crate) mod network;
 pub(crate) mod node;
 pub(crate) mod secret;
@@ -22,6 +23,25 @@ use tonic::transport::Channel;
 use crate::client::Client;
 use crate::error::{Error, Result};
 use crate::output::Names;
+
+/// What a command prints, and the exit code that says what came of it.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) text: Vec<u8>,
+    pub(crate) code: u8,
+}
+
+impl From<Vec<u8>> for Answer {
+    fn from(text: Vec<u8>) -> Answer {
+        Answer { text, code: 0 }
+    }
+}
+
+impl From<String> for Answer {
+    fn from(text: String) -> Answer {
+        text.into_bytes().into()
+    }
+}
 
 /// What every command works with.
 pub(crate) struct Context {

@@ -2,6 +2,7 @@
 
 use clap::{Args, Subcommand};
 use swarm_api::swarmd::RebalanceRequest;
+use swarm_api::swarmd::dry_run_request::Call;
 use swarm_api::v1::update_service_request::Rollback;
 use swarm_api::v1::{
     CreateServiceRequest, ListConfigsRequest, ListNodesRequest, ListSecretsRequest, ListServicesRequest,
@@ -9,7 +10,7 @@ use swarm_api::v1::{
     list_secrets_request, list_tasks_request,
 };
 
-use super::{Context, ids, service_view, task_view};
+use super::{Answer, Context, dry_run, ids, service_view, task_view};
 use crate::error::{Error, Result};
 use crate::resolve;
 use crate::spec::{Changes, CreateFlags, Found, ServiceFlags, UpdateFlags, apply, new_spec};
@@ -66,39 +67,45 @@ pub(crate) struct One {
     service: String,
 }
 
-pub(crate) async fn run(context: &mut Context, command: Command) -> Result<String> {
-    match command {
+pub(crate) async fn run(context: &mut Context, command: Command) -> Result<Answer> {
+    let text = match command {
         Command::Ls { quiet } => {
             let request = ListServicesRequest::default();
             let services = context.control.list_services(request).await?.into_inner().services;
             if quiet {
-                return Ok(ids(services.iter().map(|service| service.id.as_str())));
+                return Ok(ids(services.iter().map(|service| service.id.as_str())).into());
             }
             let nodes = context.control.list_nodes(ListNodesRequest::default()).await?.into_inner().nodes;
             let tasks = context.control.list_tasks(ListTasksRequest::default()).await?.into_inner().tasks;
-            Ok(service_view::list(&services, &nodes, &tasks))
+            service_view::list(&services, &nodes, &tasks)
         }
-        Command::Inspect { service, all } => inspect(context, &service.service, all).await,
+        Command::Inspect { service, all } => inspect(context, &service.service, all).await?,
         Command::Create { create, flags } => {
             let changes = Changes::of_create(&create)?;
             let mut spec = new_spec(&create, &flags)?;
             let found = find(context, &changes, &flags).await?;
             apply(&mut spec, &flags, &changes, &found)?;
+            if flags.dry_run {
+                let name = spec.annotations.name.clone();
+                let call = Call::Create(CreateServiceRequest { spec: Some(spec) });
+                return dry_run::show(context, &name, dry_run::ask(context, call).await?).await;
+            }
             let request = CreateServiceRequest { spec: Some(spec) };
             let service = context.control.create_service(request).await?.into_inner().service;
-            Ok(format!("{}\n", service.ok_or(Error::Incomplete("service"))?.id))
+            format!("{}\n", service.ok_or(Error::Incomplete("service"))?.id)
         }
         Command::Update { service, update, flags } => {
-            self::update(context, &service.service, &update, &flags).await
+            return self::update(context, &service.service, &update, &flags).await;
         }
-        Command::Rebalance(One { service }) => rebalance(context, &service).await,
-        Command::Rollback(One { service }) => rollback(context, &service).await,
+        Command::Rebalance(One { service }) => rebalance(context, &service).await?,
+        Command::Rollback(One { service }) => return rollback(context, &service, false).await,
         Command::Remove(One { service: given }) => {
             let service = resolve::service(&mut context.control, &given).await?;
             context.control.remove_service(RemoveServiceRequest { service_id: service.id.clone() }).await?;
-            Ok(format!("{given}\n"))
+            format!("{given}\n")
         }
-    }
+    };
+    Ok(text.into())
 }
 
 async fn inspect(context: &mut Context, given: &str, all: bool) -> Result<String> {
@@ -121,13 +128,13 @@ async fn update(
     given: &str,
     update: &UpdateFlags,
     flags: &ServiceFlags,
-) -> Result<String> {
+) -> Result<Answer> {
     if update.rollback == Some(true) {
-        return rollback(context, given).await;
+        return rollback(context, given, flags.dry_run).await;
     }
     let changes = Changes::of_update(update)?;
     let found = find(context, &changes, flags).await?;
-    write(context, given, Rollback::None, |service| {
+    write(context, given, Rollback::None, flags.dry_run, |service| {
         let mut spec = service.spec.clone();
         if update.force == Some(true) {
             spec.task.force_update += 1;
@@ -139,8 +146,8 @@ async fn update(
 }
 
 /// Back to the previous spec, which the manager has.
-async fn rollback(context: &mut Context, given: &str) -> Result<String> {
-    write(context, given, Rollback::Previous, |service| Ok(service.spec.clone())).await
+async fn rollback(context: &mut Context, given: &str, dry_run: bool) -> Result<Answer> {
+    write(context, given, Rollback::Previous, dry_run, |service| Ok(service.spec.clone())).await
 }
 
 /// Asks for an even spread, once. Says how many tasks are to move.
@@ -160,13 +167,15 @@ async fn rebalance(context: &mut Context, given: &str) -> Result<String> {
     }
 }
 
-/// Updates a service. When somebody else changed it meanwhile, the change is made to what it is then.
+/// Updates a service, or shows what that would come to. When somebody else changed it meanwhile, the change is made to
+/// what it is then.
 async fn write(
     context: &mut Context,
     given: &str,
     rollback: Rollback,
+    dry_run: bool,
     change: impl Fn(&Service) -> Result<ServiceSpec>,
-) -> Result<String> {
+) -> Result<Answer> {
     let mut tries = TRIES;
     loop {
         let service = resolve::service(&mut context.control, given).await?;
@@ -177,8 +186,15 @@ async fn write(
             rollback: rollback as i32,
         };
         tries -= 1;
-        match context.control.update_service(request).await {
-            Ok(_) => return Ok(format!("{}\n", service.id)),
+        let done = match dry_run {
+            true => dry_run::ask(context, Call::Update(request)).await.map(Some),
+            false => context.control.update_service(request).await.map(|_| None),
+        };
+        match done {
+            Ok(Some(answer)) => {
+                return dry_run::show(context, &service.spec.annotations.name, answer).await;
+            }
+            Ok(None) => return Ok(format!("{}\n", service.id).into()),
             Err(status) if tries > 0 && status.message().contains("update out of sequence") => {}
             Err(status) => return Err(status.into()),
         }

@@ -76,6 +76,10 @@ pub(crate) enum Restart {
 /// Flags that create and update have in common.
 #[derive(Debug, Default, Args)]
 pub(crate) struct ServiceFlags {
+    /// Show what would be placed, replaced and refused, and where and why; write nothing. Exit code 3 if not everything
+    /// would find its place
+    #[arg(long)]
+    pub(crate) dry_run: bool,
     /// Name of the service
     #[arg(long, value_name = "NAME")]
     pub(crate) name: Option<String>,

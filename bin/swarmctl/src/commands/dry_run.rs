@@ -1,0 +1,282 @@
+//! `--dry-run`: what a change of a service would come to.
+
+use swarm_api::swarmd::dry_run_request::Call;
+use swarm_api::swarmd::dry_run_response::{Difference, Ending, Preemption, Range, Refusal, Replacement};
+use swarm_api::swarmd::{DryRunRequest, DryRunResponse};
+use swarm_api::v1::UpdateConfig;
+use swarm_api::v1::update_config::{FailureAction, UpdateOrder};
+use tonic::{Code, Status};
+
+use super::{Answer, Context};
+use crate::error::Result;
+use crate::output::{Names, Table};
+use crate::values::duration;
+
+/// Exit code if not everything would find its place, or it can't be told.
+const NOT_ALL: u8 = 3;
+
+/// Asks what the call would come to.
+pub(super) async fn ask(context: &Context, call: Call) -> Result<DryRunResponse, Status> {
+    let request = DryRunRequest { call: Some(call) };
+    match context.client.services().dry_run(request).await {
+        Ok(answer) => Ok(answer.into_inner()),
+        Err(status) if status.code() == Code::Unimplemented && status.message().is_empty() => Err(
+            Status::unimplemented("the manager that leads knows no dry runs: it is no swarmd, or too old"),
+        ),
+        Err(status) => Err(status),
+    }
+}
+
+/// What is printed of the answer, for the service of this name.
+pub(super) async fn show(context: &mut Context, service: &str, answer: DryRunResponse) -> Result<Answer> {
+    let names = context.names().await?;
+    let all = answer.refused == 0 && answer.ending() == Ending::Settled;
+    Ok(Answer { text: page(service, &answer, &names).into_bytes(), code: if all { 0 } else { NOT_ALL } })
+}
+
+fn page(service: &str, answer: &DryRunResponse, names: &Names) -> String {
+    let head = format!(
+        "Dry run of service {service}, from the state at index {}: nothing is written.\n",
+        answer.index
+    );
+    let mut parts = vec![head];
+    let mut part = |text: String| {
+        if !text.is_empty() {
+            parts.push(text);
+        }
+    };
+    part(differences(&answer.differences));
+    part(nodes(answer, names));
+    part(replacements(answer, names));
+    part(refusals(&answer.refusals, names));
+    part(preemptions(answer, names));
+    part(summary(answer));
+    parts.join("\n")
+}
+
+fn differences(all: &[Difference]) -> String {
+    let mut table = Table::list();
+    table.header(&["Change", "Effect"]);
+    for difference in all {
+        let effect = match difference.replaces {
+            0 => "in place".to_owned(),
+            n => format!("replaces {}", tasks(n)),
+        };
+        table.line(format!("{}\t{effect}", difference.what));
+    }
+    if all.is_empty() { String::new() } else { table.finish() }
+}
+
+fn nodes(answer: &DryRunResponse, names: &Names) -> String {
+    let mut table = Table::list();
+    table.header(&["Node", "New", "Replacing", "Kept", "Stopped", "Slots of new tasks"]);
+    for node in &answer.nodes {
+        let name = names.node(&node.node_id);
+        let (placed, replacing, kept) = (node.placed, node.replacing, node.kept);
+        table.line(format!(
+            "{name}\t{placed}\t{replacing}\t{kept}\t{}\t{}",
+            node.stopped,
+            ranges(&node.slots)
+        ));
+    }
+    if answer.nodes.is_empty() { String::new() } else { table.finish() }
+}
+
+fn replacements(answer: &DryRunResponse, names: &Names) -> String {
+    if answer.replacements.is_empty() {
+        return String::new();
+    }
+    let mut table = Table::list();
+    table.header(&["Replaced", "Slot", "Node", "New Node", "After"]);
+    for Replacement { task_id, slot, node_id, new_node_id, at } in &answer.replacements {
+        let slot = if *slot == 0 { String::new() } else { slot.to_string() };
+        let after = at.as_ref().map(duration::format).unwrap_or_default();
+        let (old, new) = (names.node(node_id), names.node(new_node_id));
+        table.line(format!("{task_id}\t{slot}\t{old}\t{new}\t{after}"));
+    }
+    let rest = answer.replaced.saturating_sub(answer.replacements.len() as u64);
+    let rest = if rest == 0 { String::new() } else { format!("and {} more\n", tasks(rest)) };
+    let pace = answer.pace.as_ref().map(pace).unwrap_or_default();
+    format!("{pace}{}{rest}", table.finish())
+}
+
+fn pace(config: &UpdateConfig) -> String {
+    let how_many = match config.parallelism {
+        0 => "All tasks at once".to_owned(),
+        1 => "One task at a time".to_owned(),
+        n => format!("{n} tasks at a time"),
+    };
+    let order = match config.order() {
+        UpdateOrder::StopFirst => "the old one stopped first",
+        UpdateOrder::StartFirst => "the new one started first",
+    };
+    let failure = match config.failure_action() {
+        FailureAction::Pause => "paused on failure",
+        FailureAction::Continue => "continued on failure",
+        FailureAction::Rollback => "rolled back on failure",
+    };
+    let delay = match duration::format(&config.delay) {
+        none if none == "0s" => String::new(),
+        delay => format!(", {delay} between them"),
+    };
+    format!("{how_many}, {order}{delay}, {failure}:\n")
+}
+
+fn refusals(all: &[Refusal], names: &Names) -> String {
+    let mut table = Table::list();
+    table.header(&["Refused", "Slots or nodes", "Why"]);
+    for refusal in all {
+        let mut places: Vec<&str> = refusal.node_ids.iter().map(|id| names.node(id)).collect();
+        let slots = ranges(&refusal.slots);
+        if !slots.is_empty() {
+            places.push(&slots);
+        }
+        table.line(format!("{}\t{}\t{}", tasks(refusal.tasks), places.join(","), refusal.reason));
+    }
+    if all.is_empty() { String::new() } else { table.finish() }
+}
+
+fn preemptions(answer: &DryRunResponse, names: &Names) -> String {
+    let mut table = Table::list();
+    table.header(&["Makes room", "Task", "Node", "Goes to"]);
+    for Preemption { task_id, service_id, slot, node_id, new_node_id } in &answer.preemptions {
+        let service = names.service(service_id);
+        let name = if *slot == 0 { service.to_owned() } else { format!("{service}.{slot}") };
+        let new = if new_node_id.is_empty() { "(no node)" } else { names.node(new_node_id) };
+        table.line(format!("{name}\t{task_id}\t{}\t{new}", names.node(node_id)));
+    }
+    if answer.preemptions.is_empty() { String::new() } else { table.finish() }
+}
+
+fn summary(answer: &DryRunResponse) -> String {
+    let mut counts = vec![format!("{} placed", answer.placed)];
+    let more = [
+        (answer.replaced, "replaced"),
+        (answer.kept, "kept"),
+        (answer.stopped, "stopped"),
+        (answer.refused, "refused"),
+        (answer.preempted, "of other services preempted"),
+    ];
+    counts.extend(more.iter().filter(|(n, _)| *n > 0).map(|(n, what)| format!("{n} {what}")));
+    let takes = match answer.takes.as_ref().map(duration::format) {
+        Some(takes) if takes != "0s" => format!("It takes at least {takes}.\n"),
+        _ => String::new(),
+    };
+    let message = match answer.message.as_str() {
+        "" => String::new(),
+        message => format!("Not everything comes to its end: {message}.\n"),
+    };
+    format!("Tasks: {}.\n{takes}{message}", counts.join(", "))
+}
+
+fn tasks(n: u64) -> String {
+    if n == 1 { "1 task".to_owned() } else { format!("{n} tasks") }
+}
+
+/// `1-3,7`
+fn ranges(ranges: &[Range]) -> String {
+    let texts = ranges.iter().map(|range| match range.first == range.last {
+        true => range.first.to_string(),
+        false => format!("{}-{}", range.first, range.last),
+    });
+    texts.collect::<Vec<_>>().join(",")
+}
+
+#[cfg(test)]
+mod tests {
+    use swarm_api::swarmd::dry_run_response::OnNode;
+
+    use super::*;
+
+    fn seconds(seconds: i64) -> prost_types::Duration {
+        prost_types::Duration { seconds, nanos: 0 }
+    }
+
+    #[test]
+    fn a_page_shows_what_changes_where_and_why() {
+        let answer = DryRunResponse {
+            index: 42,
+            differences: vec![
+                Difference { what: "image: a → b".into(), replaces: 1 },
+                Difference { what: "labels".into(), replaces: 0 },
+            ],
+            pace: Some(UpdateConfig { parallelism: 1, delay: seconds(10), ..Default::default() }),
+            nodes: vec![OnNode {
+                node_id: "n1".into(),
+                placed: 3,
+                replacing: 1,
+                kept: 2,
+                stopped: 1,
+                slots: vec![Range { first: 1, last: 1 }, Range { first: 4, last: 6 }],
+            }],
+            replacements: vec![Replacement {
+                task_id: "t1".into(),
+                slot: 1,
+                node_id: "n2".into(),
+                new_node_id: "n1".into(),
+                at: Some(seconds(0)),
+            }],
+            refusals: vec![Refusal {
+                reason: "no suitable node".into(),
+                tasks: 2,
+                slots: vec![Range { first: 7, last: 8 }],
+                node_ids: vec![],
+            }],
+            preemptions: vec![Preemption {
+                task_id: "t9".into(),
+                service_id: "low".into(),
+                slot: 2,
+                node_id: "n1".into(),
+                new_node_id: String::new(),
+            }],
+            placed: 3,
+            replaced: 1,
+            kept: 2,
+            refused: 2,
+            preempted: 1,
+            takes: Some(seconds(20)),
+            ending: Ending::Paused as i32,
+            message: "the update would be paused: new tasks find no node".into(),
+            ..Default::default()
+        };
+        let expected = "\
+Dry run of service web, from the state at index 42: nothing is written.
+
+Change        Effect
+------        ------
+image: a → b  replaces 1 task
+labels        in place
+
+Node  New  Replacing  Kept  Stopped  Slots of new tasks
+----  ---  ---------  ----  -------  ------------------
+n1    3    1          2     1        1,4-6
+
+One task at a time, the old one stopped first, 10s between them, paused on failure:
+Replaced  Slot  Node  New Node  After
+--------  ----  ----  --------  -----
+t1        1     n2    n1        0s
+
+Refused  Slots or nodes  Why
+-------  --------------  ---
+2 tasks  7-8             no suitable node
+
+Makes room  Task  Node  Goes to
+----------  ----  ----  -------
+low.2       t9    n1    (no node)
+
+Tasks: 3 placed, 1 replaced, 2 kept, 2 refused, 1 of other services preempted.
+It takes at least 20s.
+Not everything comes to its end: the update would be paused: new tasks find no node.
+";
+        assert_eq!(page("web", &answer, &Names::default()), expected);
+    }
+
+    #[test]
+    fn what_is_empty_is_left_out() {
+        let answer = DryRunResponse { index: 7, placed: 0, ..Default::default() };
+        assert_eq!(
+            page("web", &answer, &Names::default()),
+            "Dry run of service web, from the state at index 7: nothing is written.\n\nTasks: 0 placed.\n"
+        );
+    }
+}
