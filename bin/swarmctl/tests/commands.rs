@@ -153,6 +153,23 @@ fn an_even_spread_is_asked_for() {
 }
 
 #[test]
+fn strategy_and_priority_are_shown() {
+    let swarm = Swarm::start();
+    let policy = ["--placement-strategy", "binpack", "--priority", "5"];
+    swarm.ok(&[&["service", "create", "--name", "web", "--image", "redis"], &policy[..]].concat());
+    let shown = |words: &[&str]| {
+        let page = swarm.ok(&["service", "inspect", "web"]);
+        let words = words.join(" ");
+        assert!(page.split_whitespace().collect::<Vec<_>>().join(" ").contains(&words), "{page}");
+    };
+    shown(&["swarmd.placement-strategy", ":", "binpack", "swarmd.priority", ":", "5"]);
+    swarm.ok(&["service", "update", "web", "--priority", "-1"]);
+    shown(&["swarmd.priority", ":", "-1"]);
+    swarm.fails(&["service", "update", "web", "--priority", "1.5"], 2, "--priority");
+    swarm.fails(&["service", "update", "web", "--placement-strategy", "x"], 2, "expected spread or binpack");
+}
+
+#[test]
 fn a_dry_run_shows_what_would_happen_and_makes_nothing() {
     let swarm = Swarm::start();
     let web = ["service", "create", "--name", "web", "--image", "redis:6", "--replicas", "3"];

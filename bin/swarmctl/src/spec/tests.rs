@@ -148,6 +148,29 @@ fn tasks_move_to_new_nodes_if_the_service_says_so() {
 }
 
 #[test]
+fn strategy_and_priority_are_labels_that_other_labels_leave_alone() {
+    use swarm_api::extensions::{PLACEMENT_STRATEGY, PRIORITY};
+    let labels = |spec: &ServiceSpec| -> Vec<(String, String)> {
+        spec.annotations.labels.clone().into_iter().collect()
+    };
+    let pair = |key: &str, value: &str| (key.to_owned(), value.to_owned());
+    assert_eq!(labels(&web(&[])), []);
+    let spec = web(&["--placement-strategy", "binpack", "--priority", "-7"]);
+    assert_eq!(labels(&spec), [pair(PLACEMENT_STRATEGY, "binpack"), pair(PRIORITY, "-7")]);
+    let spec = update(spec, &["--label", "a=b", "--priority=2147483647"]).unwrap();
+    let expected = [pair("a", "b"), pair(PLACEMENT_STRATEGY, "binpack"), pair(PRIORITY, "2147483647")];
+    assert_eq!(labels(&spec), expected);
+    let spec = update(spec, &["--placement-strategy=spread", "--priority=0"]).unwrap();
+    assert_eq!(labels(&spec), [pair("a", "b")], "what is the default is not written");
+    for words in [["--placement-strategy", "random"], ["--priority", "2147483648"], ["--priority", "high"]] {
+        assert!(Create::try_parse_from([&["x"], WEB, &words[..]].concat()).is_err(), "{words:?}");
+    }
+    let mut spec = web(&[]);
+    spec.annotations.labels.insert(PRIORITY.into(), "much".into());
+    assert!(update(spec, &["--placement-strategy", "binpack"]).is_err(), "what can't be read is not lost");
+}
+
+#[test]
 fn a_flag_that_is_repeated_counts_as_given_last() {
     let spec = web(&["--image", "nginx", "--env", "A=1,B=2", "--env", "\"C=1,2\""]);
     assert_eq!(container(&spec).image, "nginx");
