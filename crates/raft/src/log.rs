@@ -97,6 +97,11 @@ impl Log {
         self.storage.bytes()
     }
 
+    /// See [`LogStorage::oldest`].
+    pub(crate) fn oldest(&self, pieces: usize, bytes: u64) -> u64 {
+        self.storage.oldest(pieces, bytes)
+    }
+
     /// Index of the first entry that is in memory.
     pub(crate) fn first_cached(&self) -> u64 {
         self.cache.front().map_or(self.last + 1, |e| e.index)
@@ -275,6 +280,9 @@ impl LogStorage for NoStorage {
         Ok(Vec::new())
     }
     fn bytes(&self) -> u64 {
+        0
+    }
+    fn oldest(&self, _: usize, _: u64) -> u64 {
         0
     }
     fn reseal(&mut self, _: Arc<dyn Sealer>) -> Result<()> {

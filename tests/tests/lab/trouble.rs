@@ -15,37 +15,39 @@ use crate::common::{ALL, PATIENCE, has, others, write};
 /// rounded to the minute, and these are new.
 const HOUR: i64 = 59 * 60;
 
-/// A leader whose disk is full acknowledges nothing more; the others go on, and it comes back once there is room.
-async fn full(managers: &mut Managers) -> Result<()> {
+/// A manager whose disk is full acknowledges nothing more; the others go on, and it comes back once there is room.
+async fn full(managers: &mut Managers, leads: bool) -> Result<()> {
     write(managers, &ALL, "before").await?;
     same(managers, &ALL).await?;
     let first = leader(managers, &ALL).await?;
-    let rest = others(&first);
-    managers.lab.fill_disk(&first).await?;
+    let full = if leads { first.clone() } else { others(&first)[0].to_owned() };
+    let rest = others(&full);
+    managers.lab.fill_disk(&full).await?;
     // The first write that does not fit is its last; some may still fit.
     let mut number = 0;
-    while managers.lab.runs(&first).await? {
+    while managers.lab.runs(&full).await? {
         number += 1;
         ensure!(number < 10_000, "a manager with a full disk writes on");
         write(managers, &ALL, &format!("while-it-fills-{number}")).await?;
     }
-    ensure!(managers.lab.ended(&first).await? == 1, "a manager that can't write stops");
-    leader(managers, &rest).await?;
+    ensure!(managers.lab.ended(&full).await? == 1, "a manager that can't write stops");
+    let leads_now = leader(managers, &rest).await?;
+    ensure!(leads || leads_now == first, "a follower's full disk cost the leader its office");
     write(managers, &rest, "while-it-was-full").await?;
-    let log = managers.lab.host(&first)?.log();
+    let log = managers.lab.host(&full)?.log();
     ensure!(
         log.lines().last().is_some_and(|line| line.contains("No space left on device")),
         "it does not say why"
     );
     same(managers, &rest).await?;
     // As long as there is no room it does not start, and says why again.
-    managers.lab.start(&first).await?;
-    ensure!(managers.lab.ended(&first).await? == 1);
-    managers.lab.free_disk(&first).await?;
-    managers.lab.start(&first).await?;
+    managers.lab.start(&full).await?;
+    ensure!(managers.lab.ended(&full).await? == 1);
+    managers.lab.free_disk(&full).await?;
+    managers.lab.start(&full).await?;
     same(managers, &ALL).await?;
-    ensure!(has(managers, &first, "while-it-was-full").await? && has(managers, &first, "before").await?);
-    write(managers, &[&first], "after").await
+    ensure!(has(managers, &full, "while-it-was-full").await? && has(managers, &full, "before").await?);
+    write(managers, &[&full], "after").await
 }
 
 /// Has a leader stamp something and fails if its clock is not so many seconds off. Returns the true time, in seconds.
@@ -85,12 +87,21 @@ async fn jumps(managers: &mut Managers) -> Result<()> {
     Ok(())
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn docker_a_leader_with_a_full_disk_stops_and_comes_back_when_there_is_room() -> Result<()> {
+async fn fills_up(leads: bool) -> Result<()> {
     let host = HostOptions { disk: Disk::Small(48), ..HostOptions::default() };
     let mut managers = Managers::start(3, Setup { host, ..Setup::quick() }).await?;
-    let result = full(&mut managers).await;
+    let result = full(&mut managers, leads).await;
     managers.with_logs(result)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn docker_a_leader_with_a_full_disk_stops_and_comes_back_when_there_is_room() -> Result<()> {
+    fills_up(true).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn docker_a_follower_with_a_full_disk_stops_and_its_leader_goes_on() -> Result<()> {
+    fills_up(false).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,6 +1,6 @@
 //! When a snapshot is taken, and how much of the log stays behind it.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
 
 use swarm_api::defaults;
@@ -21,6 +21,11 @@ const MAX_LOG_BYTES: u64 = 256 * 1024 * 1024;
 /// manager that starts applies all that came after its snapshot, which takes several times as long as reading them from one
 /// (decision 0085).
 const MAX_REPLAY_BYTES: u64 = 16 * 1024 * 1024;
+/// Pieces of the log, and bytes, that are removed in one turn. All at once would keep writers waiting.
+const PIECES_AT_ONCE: usize = 64;
+const BYTES_AT_ONCE: u64 = 512 * 1024;
+/// How much a thread that writes a snapshot lets others go first, of 19.
+const NICE: i32 = 10;
 /// Entries until the next try, after a snapshot could not be written.
 const RETRY_AFTER: u64 = 100;
 
@@ -68,6 +73,12 @@ pub(super) struct Compaction {
     before: u64,
     /// Bytes of the newest.
     size: u64,
+    /// Entries up to this one are to be removed, in as many turns as it takes.
+    to: u64,
+    /// `since` when the last were.
+    since_removed: u64,
+    /// The thread that removes old snapshots.
+    collecting: Option<JoinHandle<()>>,
 }
 
 impl Compaction {
@@ -103,7 +114,18 @@ impl Compaction {
     /// One came from the leader, with so many bytes.
     pub(super) fn received(&mut self, index: u64, bytes: usize) {
         self.newest = self.newest.max(index);
-        (self.since, self.size) = (0, bytes as u64);
+        (self.since, self.size, self.to) = (0, bytes as u64, 0);
+    }
+
+    /// There are entries left that are not needed any more.
+    pub(super) fn is_behind(&self) -> bool {
+        self.to > 0
+    }
+
+    /// How many bytes of the log may be removed now: more than were added since.
+    fn allowance(&mut self) -> u64 {
+        let added = self.since.saturating_sub(std::mem::replace(&mut self.since_removed, self.since));
+        BYTES_AT_ONCE + 2 * added
     }
 
     /// The thread has said how it went: the bytes that it wrote, if it did.
@@ -121,11 +143,25 @@ impl Compaction {
         }
     }
 
-    /// Waits for the thread, if there is one.
+    /// Waits for the thread that writes a snapshot, if there is one.
     pub(super) fn wait(&mut self) {
         if let Some(thread) = self.running.take() {
             let _ = thread.join();
         }
+    }
+
+    /// Waits until old snapshots that are being removed are gone.
+    pub(super) fn wait_for_collected(&mut self) {
+        if let Some(thread) = self.collecting.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// This thread lets others go first: it has seconds of work where the cluster is large, and nobody waits for it.
+fn step_back() {
+    if let Err(error) = rustix::process::setpriority_process(None, NICE) {
+        tracing::debug!(%error, "snapshots are written with the usual priority");
     }
 }
 
@@ -155,6 +191,9 @@ impl Turns {
         let points = Points::here();
         let thread = std::thread::Builder::new().name("raft-snapshot".to_owned()).spawn(move || {
             let _entered = points.enter();
+            if !wanted {
+                step_back();
+            }
             let written = snapshots.save(&meta, &membership, &view);
             shared.inbox.request(Request::SnapshotTaken(at, written));
         });
@@ -186,23 +225,73 @@ impl Turns {
         add(&self.shared.counters.snapshots, 1);
         let settings = Settings::of(&self.machine.view());
         let log = self.raw.mut_store();
-        let to = compact_to(at.index, settings, log.bytes(), log.first_cached());
-        let compact = log.term_of(to).map(|term| Position { index: to, term });
+        self.compaction.to = compact_to(at.index, settings, log.bytes(), log.first_cached());
+        tracing::debug!(index = at.index, compact_to = self.compaction.to, "took a raft snapshot");
+        let compact = self.next_to_compact();
         reach(Point::SnapshotSaved);
-        log.write(&Write { snapshot: Some(at), compact, ..Write::default() }, true)?;
+        self.raw.mut_store().write(&Write { snapshot: Some(at), compact, ..Write::default() }, true)?;
         reach(Point::CompactionSynced);
-        tracing::debug!(index = at.index, compacted = to, "took a raft snapshot");
         self.collect(at);
-        reach(Point::SnapshotsCollected);
         Ok(())
     }
 
-    pub(super) fn collect(&self, newest: Position) {
-        let settings = Settings::of(&self.machine.view());
-        if let Err(error) = self.snapshots.collect(newest, settings.keep_old) {
-            tracing::warn!(%error, "old raft snapshots could not be removed");
+    /// Removes some of the entries that are not needed any more, if there are such. Nothing rests on their being gone, so
+    /// that is not synced.
+    pub(super) fn compact_some(&mut self) -> Result<()> {
+        match self.next_to_compact() {
+            Some(at) => self.raw.mut_store().write(&Write { compact: Some(at), ..Write::default() }, false),
+            None => Ok(()),
         }
     }
+
+    fn next_to_compact(&mut self) -> Option<Position> {
+        if !self.compaction.is_behind() {
+            return None;
+        }
+        let bytes = self.compaction.allowance();
+        let (log, to) = (self.raw.store(), self.compaction.to);
+        let next = log.oldest(PIECES_AT_ONCE, bytes).min(to);
+        let at = Position { index: next, term: log.term_of(next).unwrap_or_default() };
+        if next == to || next <= log.base().index {
+            self.compaction.to = 0;
+        }
+        (next > log.base().index).then_some(at)
+    }
+
+    /// Removes snapshots that are not needed any more. Large files are removed by another thread, for that takes a while.
+    pub(super) fn collect(&mut self, newest: Position) {
+        let settings = Settings::of(&self.machine.view());
+        let old = match self.snapshots.collect(newest, settings.keep_old) {
+            Ok(old) => old,
+            Err(error) => return not_collected(&error),
+        };
+        self.compaction.wait_for_collected();
+        let points = Points::here();
+        let remove = move || {
+            let _entered = points.enter();
+            step_back();
+            remove_all(&old);
+            reach(Point::SnapshotsCollected);
+        };
+        match std::thread::Builder::new().name("raft-collect".to_owned()).spawn(remove) {
+            Ok(thread) => self.compaction.collecting = Some(thread),
+            Err(error) => tracing::warn!(%error, "can't start a thread that removes old raft snapshots"),
+        }
+    }
+}
+
+fn remove_all(old: &[PathBuf]) {
+    for path in old {
+        if let Err(error) = std::fs::remove_file(path)
+            && error.kind() != std::io::ErrorKind::NotFound
+        {
+            not_collected(&Error::io("remove", path)(error));
+        }
+    }
+}
+
+fn not_collected(error: &Error) {
+    tracing::warn!(%error, "old raft snapshots could not be removed");
 }
 
 /// The last entry that is no longer needed after a snapshot at `at`; `recent` is the first entry in memory, and
@@ -258,6 +347,18 @@ mod tests {
         assert!(!compaction.due(200, never, 0, false), "the larger the snapshot, the rarer");
         compaction.applied(1);
         assert!(compaction.due(200, never, 0, false));
+    }
+
+    #[test]
+    fn more_of_the_log_is_removed_than_is_added() {
+        let mut compaction = Compaction { to: 9, ..Compaction::default() };
+        assert!(compaction.is_behind());
+        assert_eq!(compaction.allowance(), BYTES_AT_ONCE);
+        compaction.applied(1000);
+        assert_eq!(compaction.allowance(), BYTES_AT_ONCE + 2000);
+        assert_eq!(compaction.allowance(), BYTES_AT_ONCE);
+        compaction.received(20, 0);
+        assert!(!compaction.is_behind(), "a received snapshot begins the log anew");
     }
 
     #[test]

@@ -69,6 +69,7 @@ pub(crate) fn messages(mut script: &[u8], dir: &Path) {
     };
     let ended = run();
     turns.compaction.wait();
+    turns.compaction.wait_for_collected();
     store.close();
     match ended {
         // The leader is believed that this member has lost its log.

@@ -70,7 +70,9 @@ impl Turns {
         reach(Point::ResealCopied);
         log.switch()?;
         reach(Point::ResealCleaned);
-        let removed = self.snapshots.keep_only(log.snapshot_at());
+        let newest = log.snapshot_at();
+        self.compaction.wait_for_collected();
+        let removed = self.snapshots.keep_only(newest);
         reach(Point::Resealed);
         if removed.is_ok() {
             tracing::info!("the raft log and its snapshots are sealed with another key");

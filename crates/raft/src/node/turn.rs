@@ -171,7 +171,8 @@ impl Turns {
             if self.stopping {
                 return Ok(End::Stopped);
             }
-            let due = [self.next_tick, self.tell_commit_at].into_iter().flatten().min();
+            let compact = self.compaction.is_behind().then(Instant::now);
+            let due = [self.next_tick, self.tell_commit_at, compact].into_iter().flatten().min();
             self.shared.inbox.take(due, self.gather(), &mut batch);
             for message in batch.messages.drain(..) {
                 self.step(message)?;
@@ -183,6 +184,7 @@ impl Turns {
             self.tick_if_due()?;
             self.settle()?;
             self.tell_commit()?;
+            self.compact_some()?;
         }
     }
 
@@ -305,6 +307,7 @@ impl Turns {
             }
         }
         self.compaction.wait();
+        self.compaction.wait_for_collected();
         let end = match ended {
             Ok(end) => end,
             Err(error) => return Outcome::Failed(Arc::new(error)),

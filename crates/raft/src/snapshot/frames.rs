@@ -26,6 +26,40 @@ const PAYLOAD: usize = 256 * 1024;
 /// No sealed frame is longer; a length above it is damage.
 const LONGEST: usize = PAYLOAD * 2;
 
+/// A file that is synced while it is written, not all at its end: the log's next sync on the same file system waits for at
+/// most [`UNSYNCED`] of it.
+#[derive(Debug)]
+pub(super) struct SyncedAlong {
+    file: File,
+    unsynced: usize,
+}
+
+/// Bytes that are written before they are synced.
+const UNSYNCED: usize = 1024 * 1024;
+
+impl SyncedAlong {
+    /// Returns when all of it is safe.
+    pub(super) fn sync_all(&self) -> io::Result<()> {
+        self.file.sync_all()
+    }
+}
+
+impl Write for SyncedAlong {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.file.write(bytes)?;
+        self.unsynced += written;
+        if self.unsynced >= UNSYNCED {
+            self.unsynced = 0;
+            self.file.sync_data()?;
+        }
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
 /// Writes a stream as frames.
 pub struct FrameWriter<'a, W> {
     out: W,
@@ -41,15 +75,16 @@ impl<W> std::fmt::Debug for FrameWriter<'_, W> {
     }
 }
 
-impl<'a> FrameWriter<'a, File> {
+impl<'a> FrameWriter<'a, SyncedAlong> {
     /// A snapshot's file.
     pub(super) fn create(
         path: &Path,
         sealer: &'a dyn Sealer,
         meta: &Meta,
-    ) -> io::Result<FrameWriter<'a, File>> {
+    ) -> io::Result<FrameWriter<'a, SyncedAlong>> {
         let mut options = File::options();
-        let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(path)?;
+        let file = options.write(true).create(true).truncate(true).mode(0o600).open(path)?;
+        let mut file = SyncedAlong { file, unsynced: 0 };
         file.write_all(MAGIC)?;
         let mut writer = FrameWriter::new(file, sealer, meta.at.index);
         let metadata = SnapshotMetadata {

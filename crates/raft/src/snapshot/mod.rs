@@ -113,7 +113,7 @@ impl Snapshots {
     fn write(
         &self,
         meta: &Meta,
-        fill: impl FnOnce(&mut FrameWriter<'_, fs::File>) -> std::io::Result<()>,
+        fill: impl FnOnce(&mut FrameWriter<'_, frames::SyncedAlong>) -> std::io::Result<()>,
     ) -> Result<()> {
         let path = self.path(meta.at);
         let temporary = path.with_extension("tmp");
@@ -170,21 +170,23 @@ impl Snapshots {
         crate::disk::sync_dir(&self.dir)
     }
 
-    /// Removes every snapshot but this one and the `keep_old` before it. Nothing is removed if this one is not
+    /// The files of all snapshots before this one but the last `keep_old`; the caller may remove them at any time, for
+    /// nothing is ever written to them again. Later ones are removed at once. Nothing is to be removed if this one is not
     /// there.
-    pub fn collect(&self, newest: Position, keep_old: u64) -> Result<()> {
+    ///
+    /// # Errors
+    /// Those of reading the directory and of removing files.
+    pub fn collect(&self, newest: Position, keep_old: u64) -> Result<Vec<PathBuf>> {
         let all = self.list()?;
         if !all.contains(&newest) {
-            return Ok(());
+            return Ok(Vec::new());
         }
-        let kept = usize::try_from(keep_old).unwrap_or(usize::MAX);
-        let older = all.iter().rev().filter(|at| **at < newest).skip(kept);
-        let newer = all.iter().filter(|at| **at > newest);
-        for at in older.chain(newer) {
+        for at in all.iter().filter(|at| **at > newest) {
             let path = self.path(*at);
             fs::remove_file(&path).map_err(Error::io("remove", &path))?;
         }
-        Ok(())
+        let kept = usize::try_from(keep_old).unwrap_or(usize::MAX);
+        Ok(all.iter().rev().filter(|at| **at < newest).skip(kept).map(|at| self.path(*at)).collect())
     }
 }
 
@@ -211,12 +213,17 @@ mod tests {
         for index in [9, 18, 27, 36] {
             snapshots.save(&at(index), &ClusterSnapshot::default(), &View::default()).unwrap();
         }
-        snapshots.collect(Position { index: 99, term: 3 }, 0).unwrap();
+        let collect = |at, keep_old| {
+            snapshots.collect(at, keep_old).unwrap().iter().for_each(|old| fs::remove_file(old).unwrap());
+        };
+        collect(Position { index: 99, term: 3 }, 0);
         assert_eq!(indexes(&snapshots), [9, 18, 27, 36], "the newest is not there");
-        snapshots.collect(at(36).at, 2).unwrap();
+        collect(at(36).at, 2);
         assert_eq!(indexes(&snapshots), [18, 27, 36]);
-        snapshots.collect(at(36).at, 0).unwrap();
-        assert_eq!(indexes(&snapshots), [36]);
+        collect(at(27).at, 1);
+        assert_eq!(indexes(&snapshots), [18, 27], "a later one is none that was finished");
+        collect(at(27).at, 0);
+        assert_eq!(indexes(&snapshots), [27]);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 use prost::Message as _;
 use raft_proto::eraftpb::{Entry, HardState};
 
-use super::{Identity, LogStorage, Position, Recovered, Write};
+use super::{Identity, LogStorage, Position, Recovered, Write, oldest};
 use crate::{Error, Result, Sealer};
 
 /// What is to go wrong.
@@ -231,6 +231,12 @@ impl LogStorage for MemoryLog {
 
     fn bytes(&self) -> u64 {
         self.disk.0.lock().cached.bytes
+    }
+
+    fn oldest(&self, pieces: usize, bytes: u64) -> u64 {
+        let disk = self.disk.0.lock();
+        let sizes = disk.cached.entries.iter().map(|(index, entry)| (*index, entry.encoded_len() as u64));
+        oldest(sizes, pieces, bytes)
     }
 
     /// Nothing is sealed here.

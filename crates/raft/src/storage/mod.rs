@@ -89,6 +89,10 @@ pub trait LogStorage: Send {
     /// Size of the entries that are kept, in bytes.
     fn bytes(&self) -> u64;
 
+    /// The last entry of the oldest pieces that the log is kept in: no more than so many pieces and bytes, but at least one
+    /// piece. 0 if there is none.
+    fn oldest(&self, pieces: usize, bytes: u64) -> u64;
+
     /// Writes everything once more, sealed with another key, beside what is there. An error leaves the log as it
     /// was, and usable. Only [`LogStorage::switch`] may follow.
     fn reseal(&mut self, sealer: Arc<dyn Sealer>) -> Result<()>;
@@ -96,4 +100,17 @@ pub trait LogStorage: Send {
     /// Goes over to what [`LogStorage::reseal`] made, at once as far as a crash is concerned, and removes what was
     /// there before.
     fn switch(&mut self) -> Result<()>;
+}
+
+/// [`LogStorage::oldest`] of pieces, each with its last entry and its bytes.
+fn oldest(all: impl Iterator<Item = (u64, u64)>, pieces: usize, bytes: u64) -> u64 {
+    let (mut last, mut sum) = (0, 0);
+    for (end, size) in all.take(pieces.max(1)) {
+        sum += size;
+        if last > 0 && sum > bytes {
+            break;
+        }
+        last = end;
+    }
+    last
 }

@@ -28,7 +28,7 @@ use sled::{Batch, IVec};
 use super::record::{self, Numbered, Record};
 use super::sled_dir::{Generations, SledDir};
 use super::watermark::{Mark, Watermark};
-use super::{Identity, LogStorage, Position, Recovered, Write};
+use super::{Identity, LogStorage, Position, Recovered, Write, oldest};
 use crate::points::{Point, reach};
 use crate::{Error, Result, Sealer};
 
@@ -555,6 +555,12 @@ impl LogStorage for SledLog {
 
     fn bytes(&self) -> u64 {
         self.bytes
+    }
+
+    fn oldest(&self, pieces: usize, bytes: u64) -> u64 {
+        let ends = self.records.keys().skip(1).map(|next| next - 1).chain([self.last]);
+        let sizes = self.records.values().map(|stored| u64::from(stored.bytes));
+        oldest(ends.zip(sizes), pieces, bytes)
     }
 
     fn reseal(&mut self, sealer: Arc<dyn Sealer>) -> Result<()> {

@@ -151,6 +151,9 @@ impl LogStorage for Gated {
     fn bytes(&self) -> u64 {
         self.log.bytes()
     }
+    fn oldest(&self, pieces: usize, bytes: u64) -> u64 {
+        self.log.oldest(pieces, bytes)
+    }
     fn reseal(&mut self, sealer: Arc<dyn Sealer>) -> swarm_raft::Result<()> {
         self.log.reseal(sealer)
     }

@@ -98,6 +98,8 @@ struct Matrix {
     members: Vec<Process>,
     acknowledged: Arc<Mutex<BTreeSet<String>>>,
     named: u64,
+    /// What was said of the last write that was not acknowledged.
+    refused: String,
     /// Raft id of the next member that is added, and never there.
     ghost: u64,
 }
@@ -125,6 +127,7 @@ impl Matrix {
             members: Vec::new(),
             acknowledged: Arc::default(),
             named: 0,
+            refused: String::new(),
             ghost: 100,
         };
         let (first, first_id) = matrix.start(0, "new", "").await;
@@ -230,7 +233,10 @@ impl Matrix {
         let mut all = true;
         for _ in 0..count {
             let Some(line) = self.members[i].answer(&["+", "-"]).await else { return false };
-            all &= line.starts_with('+');
+            if !line.starts_with('+') {
+                all = false;
+                self.refused = line;
+            }
         }
         all
     }
@@ -360,7 +366,7 @@ impl Matrix {
         }
         let limit = self.named + MOST_WRITES;
         while !self.members[victim].has_aborted().await {
-            assert!(self.named < limit, "{case}: the point was never passed");
+            assert!(self.named < limit, "{case}: the point was never passed; {}", self.refused);
             // A ghost and a crash are two of four: nobody answers any more.
             match activity {
                 Activity::Membership | Activity::Election => pause().await,
