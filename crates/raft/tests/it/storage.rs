@@ -148,6 +148,33 @@ fn compaction_frees_what_is_before() {
 }
 
 #[test]
+fn a_log_is_compacted_in_pieces() {
+    everywhere(|place| {
+        let (mut log, ..) = reopen(place);
+        assert_eq!(log.oldest(9, u64::MAX), 0, "nothing is there");
+        (1..=10).for_each(|index| append(&mut *log, &[entry(index, 1, 1000)]));
+        assert_eq!(log.oldest(3, u64::MAX), 3);
+        assert_eq!(log.oldest(30, u64::MAX), 10);
+        assert_eq!((log.oldest(0, u64::MAX), log.oldest(9, 0)), (1, 1), "one at least");
+        assert_eq!(log.oldest(9, 3_900), 3, "no more bytes than were asked for");
+        let (mut at, mut steps) = (0, 0);
+        while at < 9 {
+            at = log.oldest(2, u64::MAX).min(9);
+            let compact = Some(Position { index: at, term: 1 });
+            log.write(&Write { compact, ..Write::default() }).unwrap();
+            steps += 1;
+        }
+        assert_eq!(steps, 5);
+        append(&mut *log, &[entry(11, 1, 10)]);
+        drop(log);
+        let (log, recovered, all) = reopen(place);
+        assert_eq!(recovered.base, Position { index: 9, term: 1 });
+        assert_eq!(all, [entry(10, 1, 1000), entry(11, 1, 10)]);
+        assert_eq!(log.oldest(1, u64::MAX), 10);
+    });
+}
+
+#[test]
 fn a_received_snapshot_begins_the_log_anew() {
     everywhere(|place| {
         let (mut log, ..) = reopen(place);

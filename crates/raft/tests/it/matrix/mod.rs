@@ -364,9 +364,14 @@ impl Matrix {
             }
             Activity::Reseal => self.members[victim].tell("reseal").await,
         }
-        let limit = self.named + MOST_WRITES;
+        let (limit, end) = (self.named + MOST_WRITES, tokio::time::Instant::now() + PATIENCE);
         while !self.members[victim].has_aborted().await {
-            assert!(self.named < limit, "{case}: the point was never passed; {}", self.refused);
+            // A new leader refuses what comes before it may write.
+            assert!(
+                self.named < limit || tokio::time::Instant::now() < end,
+                "{case}: the point was never passed; refused last: {}",
+                self.refused
+            );
             // A ghost and a crash are two of four: nobody answers any more.
             match activity {
                 Activity::Membership | Activity::Election => pause().await,
@@ -376,7 +381,7 @@ impl Matrix {
                     self.restart(victim, "").await;
                     return false;
                 }
-                _ => {}
+                _ => pause().await,
             }
         }
         match activity {

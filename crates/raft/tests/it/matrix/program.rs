@@ -174,7 +174,7 @@ async fn act(host: &Host, keys: &Keys, command: &str, first: &str, second: &str)
     match command {
         "write" => match manager.write_sized(first, 40).await {
             Ok(_) => say(&format!("+{first}")),
-            Err(_) => say(&format!("-{first}")),
+            Err(error) => say(&format!("-{first} {error}")),
         },
         "settings" => {
             let (interval, slow) = (first.parse().unwrap(), second.parse().unwrap());
