@@ -11,7 +11,7 @@ use super::turn::Turns;
 use crate::counters::add;
 use crate::inbox::Request;
 use crate::points::{Point, Points, reach};
-use crate::snapshot::Meta;
+use crate::snapshot::{Meta, Snapshots};
 use crate::storage::{Position, Write};
 use crate::{Error, Result};
 
@@ -282,7 +282,7 @@ impl Turns {
 
 fn remove_all(old: &[PathBuf]) {
     for path in old {
-        if let Err(error) = std::fs::remove_file(path)
+        if let Err(error) = Snapshots::remove(path)
             && error.kind() != std::io::ErrorKind::NotFound
         {
             not_collected(&Error::io("remove", path)(error));

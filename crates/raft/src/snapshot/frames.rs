@@ -196,6 +196,8 @@ pub(crate) fn open_frames<R: Read>(
 impl SnapshotReader {
     pub(super) fn open(path: &Path, sealer: Arc<dyn Sealer>) -> Result<(Meta, SnapshotReader)> {
         let file = File::open(path).map_err(Error::io("open", path))?;
+        // For who removes it; see `Snapshots::remove`.
+        let _ = file.try_lock_shared();
         let file = BufReader::with_capacity(64 * 1024, file);
         let (meta, frames) = open_frames(file, sealer).map_err(|e| Error::damaged(path, e.to_string()))?;
         Ok((meta, SnapshotReader { path: path.to_owned(), frames }))

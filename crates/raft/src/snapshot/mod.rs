@@ -25,6 +25,9 @@ use crate::points::{Point, reach};
 use crate::storage::Position;
 use crate::{Error, Result, Sealer};
 
+/// Bytes of a file that are freed at once.
+const FREED_AT_ONCE: u64 = 1024 * 1024;
+
 /// Where a snapshot was taken, and who was a member then.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Meta {
@@ -170,6 +173,20 @@ impl Snapshots {
         crate::disk::sync_dir(&self.dir)
     }
 
+    /// Removes a snapshot's file bit by bit: the file system keeps everybody waiting who syncs while it frees a large file.
+    /// One that is being read, to be sent to a member, is left whole for its reader.
+    pub(crate) fn remove(path: &Path) -> std::io::Result<()> {
+        let file = fs::File::options().write(true).open(path)?;
+        if file.try_lock().is_ok() {
+            let mut length = file.metadata()?.len();
+            while length > FREED_AT_ONCE {
+                length -= FREED_AT_ONCE;
+                file.set_len(length)?;
+            }
+        }
+        fs::remove_file(path)
+    }
+
     /// The files of all snapshots before this one but the last `keep_old`; the caller may remove them at any time, for
     /// nothing is ever written to them again. Later ones are removed at once. Nothing is to be removed if this one is not
     /// there.
@@ -224,6 +241,23 @@ mod tests {
         assert_eq!(indexes(&snapshots), [18, 27], "a later one is none that was finished");
         collect(at(27).at, 0);
         assert_eq!(indexes(&snapshots), [27]);
+    }
+
+    #[test]
+    fn a_snapshot_that_is_being_read_may_be_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let snapshots = Snapshots::open(dir.path(), Arc::new(PlainSealer)).unwrap();
+        let data = vec![7; 3 * FREED_AT_ONCE as usize + 5];
+        snapshots.save_bytes(&at(9), &data).unwrap();
+        snapshots.save_bytes(&at(18), &data).unwrap();
+        let (_, mut reader) = snapshots.read(at(9).at).unwrap();
+        for index in [9, 18] {
+            Snapshots::remove(&snapshots.path(at(index).at)).unwrap();
+        }
+        assert_eq!(indexes(&snapshots), [0u64; 0]);
+        let mut read = Vec::new();
+        std::io::Read::read_to_end(&mut reader, &mut read).unwrap();
+        assert!(read == data, "{} of {} bytes", read.len(), data.len());
     }
 
     #[test]
