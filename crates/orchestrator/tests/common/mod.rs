@@ -32,13 +32,7 @@ pub fn everything() -> Vec<Box<dyn Reconciler>> {
 
 /// What a manager runs.
 pub fn leader() -> Vec<Box<dyn Reconciler>> {
-    let mut all = alone();
-    all.push(Box::<swarm_allocator::Allocator>::default());
-    all.push(Box::<swarm_scheduler::Scheduler>::default());
-    all.push(Box::<swarm_scheduler::ConstraintEnforcer>::default());
-    all.push(Box::<swarm_scheduler::VolumeEnforcer>::default());
-    all.push(Box::<Reaper>::default());
-    all
+    swarm_dry_run::reconcilers()
 }
 
 /// What `UpdateService` makes of a service when it is asked to roll it back. It must have a spec to go back to.
