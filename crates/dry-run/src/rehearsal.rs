@@ -132,7 +132,8 @@ impl Rehearsal<'_> {
             return false;
         }
         let written = self.stage.write(|tx| {
-            tx.update_tasks(reports.iter().map(|(id, _)| id.as_str()), |place, task| {
+            let ids: Vec<&str> = reports.iter().map(|(id, _)| id.as_str()).collect();
+            tx.update_tasks(&ids, |place, task| {
                 let mut task = Task::clone(task);
                 task.status.state = reports[place].1 as i32;
                 task.status.err.clear();

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use swarm_api::{Kind, Object};
 use swarm_store::{Event, Tables, Tx};
 
+use crate::assign;
 use crate::{Batch, Effect, Group, Patch, Refused};
 
 /// Applies a group to plain tables, as a whole or not at all. Returns what changed.
@@ -43,9 +44,12 @@ impl Batch {
     /// Only if the store refuses a change that passed its evaluation: then the whole transaction must end.
     pub fn apply(&self, tx: &mut Tx) -> Result<Vec<Result<(), Refused>>, swarm_store::Error> {
         let mut results = write_groups(tx, &self.groups)?;
-        for assignments in &self.assignments {
-            let refused = assignments.apply(tx);
-            results.push(if refused.is_empty() { Ok(()) } else { Err(Refused::Assignments(refused)) });
+        if !self.assignments.is_empty() {
+            let refused = assign::apply(&self.assignments, tx).into_iter();
+            results.extend(refused.map(|refused| match refused.is_empty() {
+                true => Ok(()),
+                false => Err(Refused::Assignments(refused)),
+            }));
         }
         if !self.groups.is_empty() {
             tx.merge_task_changes();

@@ -45,25 +45,38 @@ pub struct Assignments {
     pub nodes: Arc<Table<Node>>,
 }
 
-impl Assignments {
-    /// Writes those that hold. Returns the places in the list of those that don't.
-    pub(crate) fn apply(&self, tx: &mut Tx) -> Vec<u32> {
-        // Of a node, all assignments of a list share the id.
-        let mut usable: FastMap<*const u8, bool> = FastMap::default();
-        let nodes = tx.shared_nodes();
-        let unchanged = Arc::ptr_eq(&nodes, &self.nodes);
-        let mut done = vec![false; self.list.len()];
-        tx.update_tasks(self.list.iter().map(|a| &*a.task), |at, task| {
-            let assignment = &self.list[at];
-            let usable = unchanged
-                || *usable
-                    .entry(assignment.node.as_ptr())
-                    .or_insert_with(|| is_usable(&nodes, &assignment.node));
-            done[at] = usable && assignment.holds(task);
-            done[at].then(|| assignment.assigned(task, self.at))
-        });
-        done.iter().zip(0..).filter(|(done, _)| !**done).map(|(_, at)| at).collect()
+/// Writes those of these lists that hold, all at once. Returns for each list the places in it of those that don't.
+pub(crate) fn apply(lists: &[Assignments], tx: &mut Tx) -> Vec<Vec<u32>> {
+    let nodes = tx.shared_nodes();
+    let mut all: Vec<(&Assignments, &Assignment, bool)> = Vec::new();
+    for list in lists {
+        if Arc::ptr_eq(&nodes, &list.nodes) {
+            all.extend(list.list.iter().map(|assignment| (list, assignment, true)));
+        } else {
+            // Of a node, all assignments of a list share the id.
+            let mut usable: FastMap<*const u8, bool> = FastMap::default();
+            all.extend(list.list.iter().map(|assignment| {
+                let usable = usable.entry(assignment.node.as_ptr());
+                (list, assignment, *usable.or_insert_with(|| is_usable(&nodes, &assignment.node)))
+            }));
+        }
     }
+    let ids: Vec<&str> = all.iter().map(|(_, assignment, _)| &*assignment.task).collect();
+    let written = tx.update_tasks(&ids, |at, task| {
+        let (list, assignment, usable) = all[at];
+        (usable && assignment.holds(task)).then(|| assignment.assigned(task, list.at))
+    });
+    let (mut written, mut begin) = (written.into_iter().peekable(), 0);
+    let refused = |list: &Assignments| {
+        let at = begin..begin + list.list.len();
+        begin = at.end;
+        at.clone()
+            .zip(0..)
+            .filter(|(at, _)| written.next_if_eq(at).is_none())
+            .map(|(_, place)| place)
+            .collect()
+    };
+    lists.iter().map(refused).collect()
 }
 
 /// Whether these are the changes that a transaction with nothing but these lists made.

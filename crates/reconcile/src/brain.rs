@@ -58,6 +58,8 @@ struct Ready {
 
 struct Flying {
     numbers: Vec<u64>,
+    /// Its commit was seen, and is known to be its own.
+    seen: bool,
     fate: Option<(u64, Vec<Result<(), Refused>>)>,
 }
 
@@ -133,17 +135,19 @@ impl Brain {
 
     /// A commit, in log order.
     pub fn committed(&mut self, events: &[Event], view: &View) {
-        let knows = self.author(events);
+        let knows = self.author(events, view.index());
         self.overlay.commit(events, view, &mut self.journal, knows);
     }
 
-    /// Who decided these changes, if they are those of the oldest batch in flight, and it holds only assignments.
-    fn author(&self, events: &[Event]) -> Option<usize> {
-        let (_, oldest) = self.flying.first_key_value()?;
+    /// Who decided these changes, if they are those of a batch in flight, and it holds only assignments.
+    fn author(&mut self, events: &[Event], index: u64) -> Option<usize> {
+        let may_be = |f: &&mut Flying| !f.seen && f.fate.as_ref().is_none_or(|(at, _)| *at == index);
+        let oldest = self.flying.values_mut().find(may_be)?;
         let owner = self.owners.get(oldest.numbers.first()?)?;
         let lists: Option<Vec<&Assignments>> =
             oldest.numbers.iter().map(|number| self.assigning.get(number)).collect();
-        is_outcome(events, lists?.into_iter()).then_some(*owner)
+        oldest.seen = is_outcome(events, lists?.into_iter());
+        oldest.seen.then_some(*owner)
     }
 
     /// Commits were missed; this view contains them all.
@@ -250,7 +254,7 @@ impl Brain {
         let visible = |f: &Flying| f.fate.as_ref().is_some_and(|(at, _)| *at <= index);
         let batches: Vec<u64> = self.flying.iter().filter(|(_, f)| visible(f)).map(|(id, _)| *id).collect();
         for batch in batches {
-            let Some(Flying { numbers, fate: Some((at, results)) }) = self.flying.remove(&batch) else {
+            let Some(Flying { numbers, fate: Some((at, results)), .. }) = self.flying.remove(&batch) else {
                 continue;
             };
             for (number, result) in numbers.into_iter().zip(results) {
@@ -358,7 +362,7 @@ impl Brain {
             let groups = numbers.iter().filter_map(|n| self.overlay.group(*n).cloned()).collect();
             let assignments = numbers.iter().filter_map(|n| self.assigning.get(n).cloned()).collect();
             batches.push(Batch { id: self.next_batch, groups, assignments });
-            self.flying.insert(self.next_batch, Flying { numbers, fate: None });
+            self.flying.insert(self.next_batch, Flying { numbers, seen: false, fate: None });
             self.next_batch += 1;
         }
         batches

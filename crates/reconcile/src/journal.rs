@@ -154,7 +154,9 @@ fn merge<'a>(events: impl Iterator<Item = &'a Event> + Clone) -> Vec<Event> {
             None => merged.push((event.old(), event.new())),
         }
     }
-    merged.into_iter().filter_map(|(old, new)| difference(old.cloned(), new.cloned())).collect()
+    let mut news = Vec::with_capacity(merged.len());
+    news.extend(merged.into_iter().filter_map(|(old, new)| difference(old.cloned(), new.cloned())));
+    news
 }
 
 #[cfg(test)]

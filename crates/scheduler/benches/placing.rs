@@ -169,13 +169,14 @@ impl Leader {
     fn new(store: Arc<Store>) -> Leader {
         let stop = Arc::new(AtomicBool::new(false));
         let (ready, started) = std::sync::mpsc::channel();
-        let thread = std::thread::spawn({
+        let thread = std::thread::Builder::new().name("leader".to_owned()).spawn({
             let (store, stop) = (store.clone(), stop.clone());
             move || {
                 lead(&store, &stop, &ready);
                 CPU.fetch_add(cpu().as_micros() as u64, Ordering::Relaxed);
             }
         });
+        let thread = thread.unwrap();
         started.recv().unwrap();
         Leader { store, stop, thread: Some(thread) }
     }

@@ -71,6 +71,8 @@ impl Reconciler for Scheduler {
     }
 
     fn observe(&mut self, ctx: &mut Ctx<'_>, events: &[Event], tables: &Tables) {
+        let is_new = |event: &&Event| matches!(event, Event::Created(Object::Task(_)));
+        self.state.places.reserve(events.iter().filter(is_new).count());
         for event in events {
             match event.kind() {
                 Kind::Task => match event.new() {

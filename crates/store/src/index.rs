@@ -48,6 +48,15 @@ impl Key<'_> {
     }
 }
 
+/// What became of a key, told by its hash.
+#[derive(Debug, Clone, Copy)]
+pub enum Moved {
+    /// The object has it no more.
+    Away(u64),
+    /// The object has it now.
+    Here(u64),
+}
+
 /// Takes the keys of an object.
 pub type Emit<'e> = dyn FnMut(Key<'_>) + 'e;
 
@@ -213,24 +222,28 @@ impl Indexed for Task {
         }
     }
     /// What happens to tasks all the time touches two or three keys.
-    fn moved_keys(&self, old: &Task, gone: &mut dyn FnMut(u64), come: &mut dyn FnMut(u64)) -> bool {
+    fn moved_keys(&self, old: &Task, tell: &mut dyn FnMut(Moved)) -> bool {
         let same = Shared::ptr_eq(&self.spec, &old.spec)
             && Shared::ptr_eq(&self.service_annotations, &old.service_annotations)
             && Shared::ptr_eq(&self.annotations, &old.annotations)
             && self.slot == old.slot
             && self.service_id == old.service_id
-            && self.volumes == old.volumes
-            // Where there is no slot, the node is a part of the name.
-            && (self.slot != 0 || !self.annotations.name.is_empty() || self.node_id == old.node_id);
+            && self.volumes == old.volumes;
         if !same {
             return false;
         }
         if self.node_id != old.node_id {
+            // Where there is no slot, the node is a part of the name.
+            if self.slot == 0 && self.annotations.name.is_empty() {
+                let key = |task: &Task| text(ix::NAME, &lower(&naming::task_name(task)));
+                tell(Moved::Away(key(old)));
+                tell(Moved::Here(key(self)));
+            }
             if !old.node_id.is_empty() {
-                gone(text(ix::NODE, &old.node_id));
+                tell(Moved::Away(text(ix::NODE, &old.node_id)));
             }
             if !self.node_id.is_empty() {
-                come(text(ix::NODE, &self.node_id));
+                tell(Moved::Here(text(ix::NODE, &self.node_id)));
             }
         }
         for (index, before, after) in [
@@ -238,8 +251,8 @@ impl Indexed for Task {
             (ix::OBSERVED, old.status.state, self.status.state),
         ] {
             if before != after {
-                gone(number(index, before as u64));
-                come(number(index, after as u64));
+                tell(Moved::Away(number(index, before as u64)));
+                tell(Moved::Here(number(index, after as u64)));
             }
         }
         true

@@ -10,10 +10,12 @@ use std::sync::Arc;
 
 /// Entries in a leaf: less than 1 KiB of them, which is what allocators hand out and take back fastest.
 const LEAF: usize = 40;
+/// So few changes are made one after the other in a leaf.
+const FEW: usize = 4;
 /// Children of an inner node. Copying one touches the reference count of each, so it is small.
 const FAN: usize = 16;
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 struct Leaf<E> {
     len: usize,
     items: [E; LEAF],
@@ -61,6 +63,27 @@ impl<E: Copy + Default> Leaf<E> {
         self.items.copy_within(at..self.len, at + 1);
         self.items[at] = entry;
         self.len += 1;
+    }
+
+    /// Makes a change for which there is room. Returns how many entries more there are.
+    fn change(&mut self, change: &Change<E>, order: &impl Fn(&E, &E) -> Ordering) -> isize {
+        let entry = change.entry();
+        let at = self.entries().partition_point(|e| order(e, entry).is_lt());
+        let there = self.entries().get(at).is_some_and(|e| order(e, entry).is_eq());
+        match (change, there) {
+            (Change::Put(entry), true) => self.items[at] = *entry,
+            (Change::Put(entry), false) => {
+                self.insert(at, *entry);
+                return 1;
+            }
+            (Change::Drop(_), true) => {
+                self.items.copy_within(at + 1..self.len, at);
+                self.len -= 1;
+                return -1;
+            }
+            (Change::Drop(_), false) => {}
+        }
+        0
     }
 }
 
@@ -197,17 +220,22 @@ impl<E: Copy + Default> Node<E> {
     }
 
     /// Makes changes, which are in order, and puts what becomes of the node into `out`: nodes of the same depth, none
-    /// of them empty.
-    fn apply(
-        self,
-        changes: &[Change<E>],
-        order: &impl Fn(&E, &E) -> Ordering,
-        len: &mut usize,
-        out: &mut Vec<Child<E>>,
-    ) {
+    /// of them empty. The node itself stays as it is: as a rule another version shares it.
+    fn apply(&self, changes: &[Change<E>], order: &impl Fn(&E, &E) -> Ordering, work: &mut Work<E>) {
         match self {
             Node::Leaf(leaf) => {
-                let mut entries = Vec::with_capacity(leaf.len + changes.len());
+                if changes.len() <= FEW && leaf.len + changes.len() <= LEAF {
+                    let mut leaf = leaf.clone();
+                    let own = Arc::make_mut(&mut leaf);
+                    changes.iter().for_each(|change| work.len += own.change(change, order));
+                    if own.len > 0 {
+                        let first = own.items[0];
+                        work.out.push(Child { first, node: Node::Leaf(leaf), new: true });
+                    }
+                    return;
+                }
+                let entries = &mut work.entries;
+                entries.clear();
                 let mut old = leaf.entries();
                 for change in changes {
                     let entry = change.entry();
@@ -216,36 +244,36 @@ impl<E: Copy + Default> Node<E> {
                     old = &old[before..];
                     let there = old.first().is_some_and(|e| order(e, entry).is_eq());
                     old = &old[usize::from(there)..];
-                    *len -= usize::from(there);
+                    work.len -= isize::from(there);
                     if let Change::Put(entry) = change {
                         entries.push(*entry);
-                        *len += 1;
+                        work.len += 1;
                     }
                 }
                 entries.extend_from_slice(old);
-                out.extend(parts(entries.len(), LEAF).map(|part| {
+                work.out.extend(parts(entries.len(), LEAF).map(|part| {
                     let node = Node::Leaf(Arc::new(Leaf::new(&entries[part.clone()])));
                     Child { first: entries[part.start], node, new: true }
                 }));
             }
-            Node::Inner(mut inner) => {
-                let inner = Arc::make_mut(&mut inner);
-                let mut nodes = Vec::with_capacity(FAN + 4);
+            Node::Inner(inner) => {
+                let above_here = std::mem::take(&mut work.out);
                 let mut rest = changes;
                 for at in 0..inner.len {
-                    let Some(child) = inner.nodes[at].take() else { continue };
+                    let Some(child) = &inner.nodes[at] else { continue };
                     let own = match inner.firsts[..inner.len].get(at + 1) {
                         Some(next) => rest.partition_point(|c| order(c.entry(), next).is_lt()),
                         None => rest.len(),
                     };
                     if own == 0 {
-                        nodes.push(Child { first: inner.firsts[at], node: child, new: false });
+                        work.out.push(Child { first: inner.firsts[at], node: child.clone(), new: false });
                     } else {
-                        child.apply(&rest[..own], order, len, &mut nodes);
+                        child.apply(&rest[..own], order, work);
                         rest = &rest[own..];
                     }
                 }
-                above(nodes, out);
+                let beneath = std::mem::replace(&mut work.out, above_here);
+                above(beneath, &mut work.out);
             }
         }
     }
@@ -288,6 +316,15 @@ fn parts(count: usize, most: usize) -> impl Iterator<Item = std::ops::Range<usiz
     (0..parts).map(move |part| part * count / parts..(part + 1) * count / parts)
 }
 
+/// Many changes under way.
+struct Work<E> {
+    /// How many entries more there are.
+    len: isize,
+    out: Vec<Child<E>>,
+    /// For one leaf at a time.
+    entries: Vec<E>,
+}
+
 /// A node, with its first entry so that nobody has to look it up.
 struct Child<E> {
     first: E,
@@ -298,7 +335,7 @@ struct Child<E> {
 
 /// Puts inner nodes above these nodes of one depth into `out`.
 fn above<E: Copy + Default>(nodes: Vec<Child<E>>, out: &mut Vec<Child<E>>) {
-    let parts: Vec<usize> = parts(nodes.len(), FAN).map(|part| part.len()).collect();
+    let parts = parts(nodes.len(), FAN).map(|part| part.len());
     let mut nodes = nodes.into_iter();
     for part in parts {
         let mut inner = Inner { len: 0, firsts: [E::default(); FAN], nodes: std::array::from_fn(|_| None) };
@@ -339,9 +376,11 @@ impl<E: Copy + Default> Sorted<E> {
     /// Makes many changes at once. They are in order, and no two are about equal entries.
     pub(crate) fn apply(&mut self, changes: &[Change<E>], order: impl Fn(&E, &E) -> Ordering) {
         debug_assert!(changes.is_sorted_by(|a, b| order(a.entry(), b.entry()).is_lt()));
-        let mut nodes = Vec::new();
         let root = self.root.take().unwrap_or_else(|| Node::Leaf(Arc::new(Leaf::new(&[]))));
-        root.apply(changes, &order, &mut self.len, &mut nodes);
+        let mut work = Work { len: 0, out: Vec::new(), entries: Vec::new() };
+        root.apply(changes, &order, &mut work);
+        self.len = self.len.saturating_add_signed(work.len);
+        let mut nodes = work.out;
         while nodes.len() > 1 {
             let beneath = std::mem::take(&mut nodes);
             above(beneath, &mut nodes);

@@ -4,9 +4,10 @@ use std::cmp::Ordering;
 use std::sync::Arc;
 
 use imbl::{OrdMap, OrdSet};
+use parking_lot::Mutex;
 use swarm_api::Shared;
 
-use crate::index::{self, custom, ix, lower};
+use crate::index::{self, Moved, custom, ix, lower};
 use crate::rows::Rows;
 use crate::sorted::{Change, Sorted};
 use crate::tables::{Indexed, id_of};
@@ -259,48 +260,71 @@ impl<T: Indexed> Table<T> {
         Ok(old)
     }
 
-    /// The object with this id, with where it is.
-    pub(crate) fn locate(&self, id: &str) -> Option<Located<T>> {
-        self.find(id).map(|(slot, row)| Located { slot, old: row.clone() })
-    }
-
-    /// Puts other versions of many objects in the place of those that were located, each once, and copies what is
-    /// shared with other versions of the table once for all of them. For kinds without unique names.
-    pub(crate) fn replace_many(&mut self, objects: &[(Located<T>, Shared<T>)]) {
+    /// Puts other versions of many objects in the place of those with these ids, and copies what is shared with other
+    /// versions of the table once for all of them. `change` is given the place in `ids` and the object of each that is
+    /// there, in no particular order, on two threads if there are many; `None` leaves it as it is. Of an id that comes
+    /// twice the first counts. Returns what was replaced, by what, in the order of `ids`, with the place there. For kinds
+    /// without unique names.
+    pub(crate) fn replace_many(
+        &mut self,
+        ids: &[&str],
+        change: impl Fn(usize, &Shared<T>) -> Option<Shared<T>> + Sync,
+    ) -> Vec<Replaced<T>> {
         debug_assert!(!T::UNIQUE_NAME);
-        let mut rows: Vec<(u32, Shared<T>)> =
-            objects.iter().map(|(there, new)| (there.slot, new.clone())).collect();
-        rows.sort_unstable_by_key(|(slot, _)| *slot);
-        debug_assert!(rows.windows(2).all(|pair| pair[0].0 != pair[1].0), "each once");
-        self.rows.insert_many(&mut rows);
-        let mut order: Vec<(Prefix, usize)> =
-            objects.iter().enumerate().map(|(at, (_, new))| (Prefix::of(new.id()), at)).collect();
-        let id = |at: usize| objects[at].1.id();
-        order.sort_unstable_by(|(p, a), (q, b)| p.cmp(q).then_with(|| id(*a).cmp(id(*b))));
-        let mut changes = Vec::with_capacity(objects.len() * 4);
-        let (mut gone, mut come) = (Vec::new(), Vec::new());
-        for (prefix, at) in order {
-            let (Located { slot, old }, new) = &objects[at];
-            if !new.moved_keys(old, &mut |key| gone.push(key), &mut |key| come.push(key)) {
-                self.reindex(*slot, old, new);
-            }
-            changes.extend(gone.drain(..).map(|key| Change::Drop(KeyEntry::new(key, prefix, *slot))));
-            changes.extend(come.drain(..).map(|key| Change::Put(KeyEntry::new(key, prefix, *slot))));
-        }
-        // Within a key they are in order already.
-        changes.sort_by_key(|change| change.entry().key);
-        let rows = &self.rows;
-        self.keys.apply(&changes, |a: &KeyEntry, b: &KeyEntry| {
-            (a.key, a.prefix()).cmp(&(b.key, b.prefix())).then_with(|| match a.slot == b.slot {
-                true => Ordering::Equal,
-                false => id_in(rows, a.slot).cmp(id_in(rows, b.slot)),
-            })
+        // In the order of slots, whose neighbours are neighbours in memory.
+        let mut order: Vec<(u32, u32)> = ids.iter().zip(0..).map(|(id, at)| (index::home(id), at)).collect();
+        order.sort_unstable_by(|(a, x), (b, y)| {
+            a.cmp(b).then_with(|| (ids[*x as usize], x).cmp(&(ids[*y as usize], y)))
         });
+        order.dedup_by(|(a, x), (b, y)| a == b && ids[*x as usize] == ids[*y as usize]);
+        let look = |part: &[(u32, u32)]| -> (Vec<Replaced<T>>, Vec<Change<KeyEntry>>) {
+            let mut replaced = Vec::with_capacity(part.len());
+            let mut changes = Vec::with_capacity(part.len() * 3);
+            for (_, at) in part {
+                let Some((slot, old)) = self.find(ids[*at as usize]) else { continue };
+                let Some(new) = change(*at as usize, old) else { continue };
+                let prefix = Prefix::of(new.id());
+                let entry = |key| KeyEntry::new(key, prefix, slot);
+                let told = new.moved_keys(old, &mut |moved| {
+                    changes.push(match moved {
+                        Moved::Away(key) => Change::Drop(entry(key)),
+                        Moved::Here(key) => Change::Put(entry(key)),
+                    });
+                });
+                replaced.push(Replaced { at: *at, slot, told, old: old.clone(), new });
+            }
+            changes.sort_unstable_by(|a, b| key_order(&self.rows, a.entry(), b.entry()));
+            (replaced, changes)
+        };
+        let (first, second) = order.split_at(order.len() / 2);
+        let ((mut replaced, first), (others, second)) = both(order.len(), || look(first), || look(second));
+        replaced.extend(others);
+        let mut rows: Vec<(u32, Shared<T>)> = replaced.iter().map(|r| (r.slot, r.new.clone())).collect();
+        // Those whose slot is not their home are somewhere else.
+        if !rows.is_sorted_by_key(|(slot, _)| *slot) {
+            rows.sort_unstable_by_key(|(slot, _)| *slot);
+        }
+        debug_assert!(rows.windows(2).all(|pair| pair[0].0 != pair[1].0), "each once");
+        // Ids stay where they are.
+        let ids = self.rows.clone();
+        let order = |a: &KeyEntry, b: &KeyEntry| key_order(&ids, a, b);
+        let put = || self.rows.insert_many(&mut rows);
+        let index = || self.keys.apply(&merged(first, second, |a, b| order(a.entry(), b.entry())), order);
+        both(replaced.len(), put, index);
+        for replaced in replaced.iter().filter(|replaced| !replaced.told) {
+            self.reindex(replaced.slot, &replaced.old, &replaced.new);
+        }
+        replaced.sort_unstable_by_key(|replaced| replaced.at);
+        replaced
     }
 
     fn reindex(&mut self, slot: u32, old: &T, new: &T) {
         let (mut gone, mut come) = (Vec::new(), Vec::new());
-        if new.moved_keys(old, &mut |key| gone.push(key), &mut |key| come.push(key)) {
+        let told = new.moved_keys(old, &mut |moved| match moved {
+            Moved::Away(key) => gone.push(key),
+            Moved::Here(key) => come.push(key),
+        });
+        if told {
             let prefix = Prefix::of(new.id());
             gone.iter().for_each(|key| self.remove_key(*key, prefix, new.id()));
             come.iter().for_each(|key| self.insert_key(*key, prefix, slot, new.id()));
@@ -483,11 +507,70 @@ fn has_stem<T: Indexed>(object: &T, stem: &str) -> bool {
     object.stem().is_some_and(|own| *lower(own) == *stem)
 }
 
-/// An object that is in a table, and where.
+/// An object of which there is another version now.
 #[derive(Debug)]
-pub(crate) struct Located<T: Indexed> {
-    pub(crate) slot: u32,
+pub(crate) struct Replaced<T: Indexed> {
+    /// Where its id was in the list.
+    pub(crate) at: u32,
+    slot: u32,
+    /// Which keys moved was easily told.
+    told: bool,
     pub(crate) old: Shared<T>,
+    pub(crate) new: Shared<T>,
+}
+
+/// Work on fewer objects than this is not worth another thread.
+const MANY: usize = 1024;
+
+/// Does both, at the same time if it is work on many objects.
+fn both<A, B: Send>(objects: usize, a: impl FnOnce() -> A, b: impl FnOnce() -> B + Send) -> (A, B) {
+    if objects < MANY {
+        return (a(), b());
+    }
+    // Whoever takes it does it.
+    let b = Mutex::new(Some(b));
+    let take = || b.lock().take();
+    std::thread::scope(|scope| {
+        let other = std::thread::Builder::new().name("store".to_owned());
+        let other = other.spawn_scoped(scope, || take().map(|b| b()));
+        let a = a();
+        // If there could be no thread, or it has not begun yet.
+        let own = take().map(|b| b());
+        let theirs =
+            other.ok().and_then(|other| other.join().unwrap_or_else(|p| std::panic::resume_unwind(p)));
+        match own.or(theirs) {
+            Some(b) => (a, b),
+            None => unreachable!("one of the two took it"),
+        }
+    })
+}
+
+/// Two lists that are in order, as one.
+fn merged<E: Copy>(a: Vec<E>, b: Vec<E>, order: impl Fn(&E, &E) -> Ordering) -> Vec<E> {
+    if b.is_empty() {
+        return a;
+    }
+    let mut merged = Vec::with_capacity(a.len() + b.len());
+    let (mut a, mut b) = (&a[..], &b[..]);
+    while let (Some(x), Some(y)) = (a.first(), b.first()) {
+        if order(y, x).is_lt() {
+            merged.push(*y);
+            b = &b[1..];
+        } else {
+            merged.push(*x);
+            a = &a[1..];
+        }
+    }
+    merged.extend_from_slice(a);
+    merged.extend_from_slice(b);
+    merged
+}
+
+fn key_order<T: Indexed>(rows: &Rows<Shared<T>>, a: &KeyEntry, b: &KeyEntry) -> Ordering {
+    (a.key, a.prefix()).cmp(&(b.key, b.prefix())).then_with(|| match a.slot == b.slot {
+        true => Ordering::Equal,
+        false => id_in(rows, a.slot).cmp(id_in(rows, b.slot)),
+    })
 }
 
 fn id_in<T: Indexed>(rows: &Rows<Shared<T>>, slot: u32) -> &str {

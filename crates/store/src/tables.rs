@@ -9,7 +9,7 @@ use swarm_api::v1::{
 };
 use swarm_api::{Kind, Object, Shared, StoreObject};
 
-use crate::index::Emit;
+use crate::index::{Emit, Moved};
 use crate::{Error, Event, Result, Table};
 
 /// What the store needs to know of a kind beyond [`StoreObject`].
@@ -40,11 +40,11 @@ pub trait Indexed: StoreObject {
     /// Emits every index key but name and custom ones.
     #[doc(hidden)]
     fn own_keys(&self, emit: &mut Emit<'_>);
-    /// If it is easily told: the hashes of the keys that another version had and this one has not, and the other
-    /// way round. False, and nothing is called, where all keys must be compared.
+    /// If it is easily told: which keys another version had and this one has not, and the other way round. False, and
+    /// nothing is told, where all keys must be compared.
     #[doc(hidden)]
-    fn moved_keys(&self, old: &Self, gone: &mut dyn FnMut(u64), come: &mut dyn FnMut(u64)) -> bool {
-        let _ = (old, gone, come);
+    fn moved_keys(&self, old: &Self, tell: &mut dyn FnMut(Moved)) -> bool {
+        let _ = (old, tell);
         false
     }
     /// The table of this kind.

@@ -4,7 +4,6 @@ use std::collections::HashMap;
 use std::ops::Deref;
 use std::time::SystemTime;
 
-use swarm_api::hash::FastSet;
 use swarm_api::v1::{StoreAction, StoreActionKind, Task};
 use swarm_api::{Object, Shared};
 
@@ -64,32 +63,29 @@ impl Tx {
         Ok(object)
     }
 
-    /// Replaces many tasks at once, which costs a fraction of as many updates. `change` is given each task that is
-    /// there, in the order of `ids`, and says what becomes of it; `None` leaves it as it is, as does a task that is
-    /// gone. It does not see what it said of others. Of an id that comes twice, the first counts.
-    pub fn update_tasks<'a>(
+    /// Replaces many tasks at once, which costs a fraction of as many updates. `change` is given the place in `ids` and
+    /// the task of each that is there, in no particular order, and says what becomes of it; `None` leaves it as it is,
+    /// as does a task that is gone. It does not see what it said of others. Of an id that comes twice, the first counts.
+    /// Returns the places of those that were replaced, in order.
+    pub fn update_tasks(
         &mut self,
-        ids: impl IntoIterator<Item = &'a str>,
-        mut change: impl FnMut(usize, &Shared<Task>) -> Option<Task>,
-    ) {
+        ids: &[&str],
+        change: impl Fn(usize, &Shared<Task>) -> Option<Task> + Sync,
+    ) -> Vec<usize> {
         let (version, now) = (self.version, Some(self.now.into()));
-        let mut changes = Vec::new();
-        for (at, id) in ids.into_iter().enumerate() {
-            let Some(there) = self.tables.tasks().locate(id) else { continue };
-            let Some(mut new) = change(at, &there.old) else { continue };
+        let replaced = self.tables.tasks_mut().replace_many(ids, |at, old| {
+            let mut new = change(at, old)?;
             new.meta.version.index = version;
             new.meta.updated_at = now;
-            changes.push((there, Shared::from(new)));
-        }
-        let mut seen = FastSet::default();
-        seen.reserve(changes.len());
-        changes.retain(|(there, _)| seen.insert(there.slot));
-        self.tables.tasks_mut().replace_many(&changes);
+            Some(Shared::from(new))
+        });
+        let places = replaced.iter().map(|replaced| replaced.at as usize).collect();
         self.events.extend(
-            changes
+            replaced
                 .into_iter()
-                .map(|(there, new)| Event::Updated { old: Object::Task(there.old), new: Object::Task(new) }),
+                .map(|r| Event::Updated { old: Object::Task(r.old), new: Object::Task(r.new) }),
         );
+        places
     }
 
     /// Removes an object and returns it as it was.
