@@ -120,16 +120,13 @@ impl Pass<'_> {
         };
         let offers = slots.into_iter().filter_map(|slot| {
             let node = self.state.nodes.get(slot);
-            let may_go = |t: &&Shared<Task>| may_go(t) && priority_of(&t.service_id) < priority;
-            let mut lower: Vec<Shared<Task>> =
-                self.tables.tasks().by_node(&node.id).filter(may_go).cloned().collect();
-            let mut info = node.info.clone();
-            // Who is going anyway.
-            for gone in self.tables.tasks().by_node(&node.id) {
-                if let Some(At::Placed(placed)) = self.state.places.get(gone.id.as_str())
-                    && placed.is_held()
-                {
-                    info.remove(placed.holding());
+            let (mut info, mut lower) = (node.info.clone(), Vec::new());
+            for task in self.tables.tasks().by_node(&node.id) {
+                match self.state.places.get(task.id.as_str()) {
+                    // Who is going anyway, perhaps by what this very pass decided.
+                    Some(At::Placed(placed)) if placed.is_held() => info.remove(placed.holding()),
+                    _ if may_go(task) && priority_of(&task.service_id) < priority => lower.push(task.clone()),
+                    _ => {}
                 }
             }
             let demand = Demand::of(task);

@@ -180,3 +180,18 @@ fn higher_priorities_are_served_first() {
     world.runs_on("b", "n1");
     world.waits("a", "no suitable node (insufficient resources on 1 node)");
 }
+
+#[test]
+fn two_tasks_that_need_room_do_not_count_on_the_same_victim() {
+    let mut world = full_node(&[("a", 5), ("b", 5)]);
+    allow_preemption(&mut world);
+    service(&mut world, "high", PRIORITY, "5");
+    world.tasks("high", &["t", "u"], |t| wants(t, 5, 0, vec![]));
+    for id in ["a", "b"] {
+        assert_eq!(world.state(id), TaskState::Rejected, "task {id}");
+    }
+    world.pass(Duration::from_secs(20));
+    for id in ["t", "u"] {
+        world.runs_on(id, "n1");
+    }
+}
