@@ -16,7 +16,7 @@ use std::time::Duration;
 use swarm_api::Shared;
 use swarm_api::extensions::{ClusterPolicy, PlacementPolicy};
 use swarm_api::v1::restart_policy::RestartCondition;
-use swarm_api::v1::{Task, TaskState};
+use swarm_api::v1::{RestartPolicy, Task, TaskState};
 use swarm_placement::{Demand, Holding, NodeInfo};
 use swarm_reconcile::{Group as Change, Guard, Patch, Write};
 use swarm_store::Tables;
@@ -213,9 +213,10 @@ pub fn is_displaced_by(task: &Task, service: &str) -> bool {
         && task.status.err == made_room(service)
 }
 
-/// The task may be displaced: its service puts another one in its place.
+/// The task may be displaced: its service puts another one in its place, however often.
 fn may_go(task: &Task) -> bool {
-    let restarts = task.spec.restart.as_ref().is_none_or(|r| r.condition() != RestartCondition::None);
+    let again = |r: &RestartPolicy| r.condition() != RestartCondition::None && r.max_attempts == 0;
+    let restarts = task.spec.restart.as_ref().is_none_or(again);
     !task.service_id.is_empty()
         && task.job_iteration.is_none()
         && restarts

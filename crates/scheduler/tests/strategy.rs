@@ -195,3 +195,20 @@ fn two_tasks_that_need_room_do_not_count_on_the_same_victim() {
         world.runs_on(id, "n1");
     }
 }
+
+#[test]
+fn a_task_whose_attempts_are_limited_is_not_displaced() {
+    for (max_attempts, stays) in [(0, false), (1, true)] {
+        let mut world = World::new();
+        world.node("n1", |n| has(n, 10, 0, vec![]));
+        world.task("low", "a", |t| {
+            wants(t, 10, 0, vec![]);
+            let condition = RestartCondition::OnFailure as i32;
+            t.spec.restart = Some(RestartPolicy { condition, max_attempts, ..Default::default() });
+        });
+        world.report("a", TaskState::Running);
+        allow_preemption(&mut world);
+        important(&mut world, "t", 10);
+        assert_eq!(world.state("a") == TaskState::Running, stays, "{max_attempts} attempts");
+    }
+}
