@@ -13,13 +13,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use swarm_api::Shared;
 use swarm_api::extensions::{ClusterPolicy, PlacementPolicy};
 use swarm_api::v1::restart_policy::RestartCondition;
-use swarm_api::v1::{RestartPolicy, Task, TaskState};
+use swarm_api::v1::{Cluster, RestartPolicy, Task, TaskState};
+use swarm_api::{Object, Shared};
 use swarm_placement::{Demand, Holding, NodeInfo};
 use swarm_reconcile::{Group as Change, Guard, Patch, Write};
-use swarm_store::Tables;
+use swarm_store::{Event, Tables};
 
 use crate::ended::PREEMPTED;
 use crate::filter::Requirements;
@@ -38,14 +38,38 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What the labels of a service say; what can't be read says nothing.
 pub(crate) fn policy_of(tables: &Tables, service: &str) -> PlacementPolicy {
-    let service = tables.services().get(service);
-    service.and_then(|s| PlacementPolicy::read(&s.spec.annotations.labels).ok()).unwrap_or_default()
+    tables.services().get(service).map(|s| read(&s.spec.annotations.labels)).unwrap_or_default()
+}
+
+fn read(labels: &BTreeMap<String, String>) -> PlacementPolicy {
+    PlacementPolicy::read(labels).unwrap_or_default()
 }
 
 /// The cluster lets tasks take the place of others.
 pub(crate) fn is_allowed(tables: &Tables) -> bool {
-    let policy = tables.cluster().and_then(|c| ClusterPolicy::read(&c.spec.annotations.labels).ok());
-    policy.is_some_and(|policy| policy.preemption)
+    tables.cluster().is_some_and(|cluster| allows(cluster))
+}
+
+fn allows(cluster: &Cluster) -> bool {
+    ClusterPolicy::read(&cluster.spec.annotations.labels).is_ok_and(|policy| policy.preemption)
+}
+
+/// From this change of the cluster on, tasks may take the place of others.
+pub(crate) fn allows_more(event: &Event) -> bool {
+    let says_so = |object: Option<&Object>| matches!(object, Some(Object::Cluster(c)) if allows(c));
+    says_so(event.new()) && !says_so(event.old())
+}
+
+/// A service has another priority than before, so that it, or others, may displace tasks that they could not.
+pub(crate) fn changes_priority(event: &Event) -> bool {
+    let priority = |object: Option<&Object>| match object {
+        Some(Object::Service(service)) => Some(read(&service.spec.annotations.labels).priority),
+        _ => None,
+    };
+    match (priority(event.old()), priority(event.new())) {
+        (Some(old), Some(new)) => old != new,
+        _ => false,
+    }
 }
 
 /// Who would have to go from a node.

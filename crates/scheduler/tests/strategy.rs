@@ -212,3 +212,18 @@ fn a_task_whose_attempts_are_limited_is_not_displaced() {
         assert_eq!(world.state("a") == TaskState::Running, stays, "{max_attempts} attempts");
     }
 }
+
+#[test]
+fn who_waits_already_is_looked_at_when_preemption_is_allowed_the_highest_first() {
+    let mut world = full_node(&[("a", 10)]);
+    service(&mut world, "middle", PRIORITY, "3");
+    world.task("middle", "m", |t| wants(t, 10, 0, vec![]));
+    important(&mut world, "t", 10);
+    for id in ["m", "t"] {
+        world.waits(id, "no suitable node (insufficient resources on 1 node)");
+    }
+    allow_preemption(&mut world);
+    assert_eq!(world.state("a"), TaskState::Rejected);
+    world.waits("t", "waits for tasks with a lower priority to stop on node n1");
+    world.waits("m", "no suitable node (insufficient resources on 1 node)");
+}
