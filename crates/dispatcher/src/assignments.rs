@@ -369,3 +369,29 @@ pub(crate) fn published_to(volume: &Volume) -> impl Iterator<Item = &str> {
     debug_assert!(!StoreObject::id(volume).is_empty());
     volume.publish_status.iter().map(|status| status.node_id.as_str())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use swarm_api::v1::{Meta, Version};
+
+    #[test]
+    fn a_task_is_the_same_whatever_its_status_and_version() {
+        let task = |change: &dyn Fn(&mut Task)| -> Shared<Task> {
+            let mut task = Task { id: "t".into(), node_id: "n1".into(), ..Default::default() };
+            task.desired_state = TaskState::Running as i32;
+            change(&mut task);
+            task.into()
+        };
+        let first = task(&|_| {});
+        let same = |change: &dyn Fn(&mut Task)| same_but_status(&first, &task(change));
+        assert!(same(&|_| {}));
+        assert!(same(&|t| t.status.state = TaskState::Running as i32));
+        assert!(same(&|t| t.status.err = "x".into()));
+        assert!(same(&|t| t.meta = Meta { version: Version { index: 7 }, ..Default::default() }));
+        assert!(!same(&|t| t.desired_state = TaskState::Shutdown as i32));
+        assert!(!same(&|t| t.spec.force_update = 1));
+        assert!(!same(&|t| t.spec_version = Some(Version { index: 7 })));
+        assert!(!same(&|t| t.networks.push(Default::default())));
+    }
+}

@@ -237,6 +237,7 @@ mod tests {
         leader.stop().await;
     }
 
+    /// `orchestration.md` §20.1: in the original jobs go on.
     #[tokio::test]
     async fn nothing_is_decided_after_the_end() {
         let leader = lead().await;

@@ -519,3 +519,33 @@ fn what_tells_how_far_a_job_is_survives_any_limit() {
     assert_eq!(slots(&working(&sim)), [2]);
     assert_eq!(slots(&sim.tasks("job")), [0, 1, 2]);
 }
+
+/// In the original the first of these is an error; it must stop nobody.
+#[test]
+fn a_job_that_can_get_no_task_holds_up_no_other() {
+    let named = |id: &str, mut job: Service| {
+        job.id = id.into();
+        job.spec.annotations.name = id.into();
+        job
+    };
+    let crowded = named("a-crowded", job(1, 1));
+    let mut nowhere = named("b-nowhere", global_job());
+    let constraints = vec!["node.id==nobody".into()];
+    nowhere.spec.task.placement = Some(Placement { constraints, ..Default::default() });
+    let others = [named("c", job(2, 2)), named("d", global_job())];
+    let mut sim = Sim::new(|tx| {
+        tx.create(node("n1")).unwrap();
+        tx.create(crowded.clone()).unwrap();
+        for slot in 0..3 {
+            let id = format!("t{slot}");
+            let iteration = Some(Version { index: 0 });
+            let task = task(&crowded, &id, slot, "n1", Running, Complete);
+            tx.create(Task { job_iteration: iteration, ..task }).unwrap();
+        }
+        tx.create(nowhere.clone()).unwrap();
+        others.iter().for_each(|other| drop(tx.create(other.clone()).unwrap()));
+    });
+    sim.lead(alone());
+    sim.think();
+    assert_eq!(["a-crowded", "b-nowhere", "c", "d"].map(|id| sim.tasks(id).len()), [3, 0, 2, 1]);
+}

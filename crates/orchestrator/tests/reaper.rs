@@ -218,3 +218,27 @@ fn two_tasks_of_a_slot_that_run_are_looked_at_again_when_one_ends() {
     sim.think();
     assert_eq!(sim.tasks("web").iter().map(|t| &t.id[..]).collect::<Vec<_>>(), ["b"]);
 }
+
+/// The original waits a quarter of a second for more, and at most for a thousand.
+#[test]
+fn what_ends_at_once_is_forgotten_at_once_and_in_one_transaction() {
+    for count in [1, 1_001] {
+        let web = service("web", count);
+        let mut sim = Sim::new(|tx| {
+            tx.create(web.clone()).unwrap();
+            for slot in 1..=count {
+                tx.create(task(&web, &format!("t{slot:04}"), slot, "n1", Running, Remove)).unwrap();
+            }
+        });
+        sim.lead(vec![Box::<Reaper>::default()]);
+        sim.think();
+        let before = sim.decisions;
+        sim.agents_stop_tasks = false;
+        sim.advance(secs(60));
+        assert_eq!((sim.decisions, sim.tasks("web").len()), (before, count as usize), "nothing has happened");
+        let ended: Vec<_> = sim.tasks("web").iter().map(|t| (t.id.clone(), Shutdown, "")).collect();
+        sim.report_all(&ended);
+        sim.think();
+        assert_eq!((sim.decisions, sim.tasks("web").len()), (before + 1, 0));
+    }
+}

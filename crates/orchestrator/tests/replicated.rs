@@ -383,3 +383,56 @@ fn a_new_leader_replaces_a_task_that_runs_on_a_dead_node() {
     sim.think();
     assert_eq!(states(&sim.tasks("web")), [(1, New, Ready), (1, Running, Shutdown)]);
 }
+
+/// Nodes with one, two and three tasks, scaled to four and then to two.
+#[test]
+fn scaling_down_step_by_step_levels_the_nodes_and_then_spares_what_runs() {
+    let web = service("web", 6);
+    let mut sim = Sim::new(|tx| {
+        for id in ["n1", "n2", "n3"] {
+            tx.create(node(id)).unwrap();
+        }
+        for (slot, on) in (1..).zip(["n1", "n2", "n2", "n3", "n3", "n3"]) {
+            tx.create(task(&web, &format!("t{slot}"), slot, on, Running, Running)).unwrap();
+        }
+        tx.create(web.clone()).unwrap();
+    });
+    sim.lead(alone());
+    sim.scale("web", 4);
+    sim.think();
+    assert_eq!(
+        slots(&sim.live("web")),
+        [1, 2, 3, 4],
+        "both come from the fullest node, which keeps its lowest"
+    );
+    sim.write(|tx| {
+        let mut task = tx.tasks().get("t1").unwrap().clone();
+        task.status.state = Starting as i32;
+        tx.update(task).unwrap();
+    });
+    sim.scale("web", 2);
+    sim.think();
+    assert_eq!(slots(&sim.live("web")), [2, 4], "what only starts goes, and the second one of a node");
+}
+
+#[test]
+fn a_task_made_on_a_node_that_is_down_is_shut_down() {
+    let web = service("web", 1);
+    let mut sim = Sim::new(|tx| {
+        let mut down = node("down");
+        down.status.state = node_status::State::Down as i32;
+        tx.create(down).unwrap();
+        tx.create(node("n1")).unwrap();
+    });
+    sim.lead(alone());
+    sim.think();
+    sim.write(|tx| {
+        tx.create(web.clone()).unwrap();
+        tx.create(task(&web, "t1", 1, "down", TaskState::Assigned, Running)).unwrap();
+    });
+    sim.think();
+    let tasks = sim.tasks("web");
+    let old = tasks.iter().find(|t| t.id == "t1").unwrap();
+    assert_eq!((tasks.len(), old.desired_state()), (2, Shutdown));
+    assert_eq!(states(&sim.live("web")), [(1, New, Ready)]);
+}

@@ -328,3 +328,28 @@ fn slots_use_up_their_attempts_independently() {
     fail(&mut sim, 2);
     assert_eq!(slots(&sim.live("web")), [2], "its window is over");
 }
+
+#[test]
+fn a_node_that_is_removed_lets_replacements_start() {
+    let mut sim = wait_for_old(|sim| {
+        sim.write(|tx| drop(tx.remove::<swarm_api::v1::Node>("n1").unwrap()));
+    });
+    sim.settle();
+    assert_eq!(sim.running("web")["n2"], 1);
+}
+
+/// `orchestration.md` §20.10: in the original its successor is held for a minute.
+#[test]
+fn a_task_that_never_had_a_node_is_not_waited_for() {
+    let mut sim = Sim::new(|tx| drop(tx.create(service("web", 1)).unwrap()));
+    sim.lead(everything());
+    sim.settle();
+    let waiting = sim.live("web")[0].clone();
+    assert_eq!((waiting.status.state(), &waiting.node_id[..]), (TaskState::Pending, ""));
+    sim.update_service("web", |spec| spec.task.force_update += 1);
+    sim.settle();
+    sim.add_node("n1");
+    sim.settle();
+    let live = sim.live("web");
+    assert_eq!((live.len(), live[0].spec.force_update, live[0].status.state()), (1, 1, Running));
+}

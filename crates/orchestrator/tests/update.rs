@@ -512,6 +512,7 @@ fn a_new_leader_completes_what_is_done() {
     assert_eq!(status(&found(&tasks, Some(UpdateState::Paused))), Some(UpdateState::Paused));
 }
 
+/// `orchestration.md` §20.17: in the original it counts from zero, and only the slots that are left.
 #[test]
 fn a_new_leader_goes_on_with_an_update_and_remembers_its_failures() {
     let mut sim = cluster(web(

@@ -283,7 +283,8 @@ mod tests {
         for free in [&udp, &ingress, &any] {
             assert!(info.has_ports(&Demand::of(free)));
         }
-        // Placed by somebody else: the port stays in use until both are gone.
+        // Placed by somebody else: the port stays in use until both are gone, other than in the original
+        // (`orchestration.md` §20.41).
         put(&mut info, &tcp);
         assert!(info.is_overcommitted());
         info.remove(Holding::of(&tcp, &[]));

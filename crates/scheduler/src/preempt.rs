@@ -13,13 +13,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use swarm_api::Shared;
 use swarm_api::extensions::{ClusterPolicy, PlacementPolicy};
 use swarm_api::v1::restart_policy::RestartCondition;
-use swarm_api::v1::{Task, TaskState};
+use swarm_api::v1::{Cluster, RestartPolicy, Task, TaskState};
+use swarm_api::{Object, Shared};
 use swarm_placement::{Demand, Holding, NodeInfo};
 use swarm_reconcile::{Group as Change, Guard, Patch, Write};
-use swarm_store::Tables;
+use swarm_store::{Event, Tables};
 
 use crate::ended::PREEMPTED;
 use crate::filter::Requirements;
@@ -38,14 +38,38 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What the labels of a service say; what can't be read says nothing.
 pub(crate) fn policy_of(tables: &Tables, service: &str) -> PlacementPolicy {
-    let service = tables.services().get(service);
-    service.and_then(|s| PlacementPolicy::read(&s.spec.annotations.labels).ok()).unwrap_or_default()
+    tables.services().get(service).map(|s| read(&s.spec.annotations.labels)).unwrap_or_default()
+}
+
+fn read(labels: &BTreeMap<String, String>) -> PlacementPolicy {
+    PlacementPolicy::read(labels).unwrap_or_default()
 }
 
 /// The cluster lets tasks take the place of others.
 pub(crate) fn is_allowed(tables: &Tables) -> bool {
-    let policy = tables.cluster().and_then(|c| ClusterPolicy::read(&c.spec.annotations.labels).ok());
-    policy.is_some_and(|policy| policy.preemption)
+    tables.cluster().is_some_and(|cluster| allows(cluster))
+}
+
+fn allows(cluster: &Cluster) -> bool {
+    ClusterPolicy::read(&cluster.spec.annotations.labels).is_ok_and(|policy| policy.preemption)
+}
+
+/// From this change of the cluster on, tasks may take the place of others.
+pub(crate) fn allows_more(event: &Event) -> bool {
+    let says_so = |object: Option<&Object>| matches!(object, Some(Object::Cluster(c)) if allows(c));
+    says_so(event.new()) && !says_so(event.old())
+}
+
+/// A service has another priority than before, so that it, or others, may displace tasks that they could not.
+pub(crate) fn changes_priority(event: &Event) -> bool {
+    let priority = |object: Option<&Object>| match object {
+        Some(Object::Service(service)) => Some(read(&service.spec.annotations.labels).priority),
+        _ => None,
+    };
+    match (priority(event.old()), priority(event.new())) {
+        (Some(old), Some(new)) => old != new,
+        _ => false,
+    }
 }
 
 /// Who would have to go from a node.
@@ -120,16 +144,13 @@ impl Pass<'_> {
         };
         let offers = slots.into_iter().filter_map(|slot| {
             let node = self.state.nodes.get(slot);
-            let may_go = |t: &&Shared<Task>| may_go(t) && priority_of(&t.service_id) < priority;
-            let mut lower: Vec<Shared<Task>> =
-                self.tables.tasks().by_node(&node.id).filter(may_go).cloned().collect();
-            let mut info = node.info.clone();
-            // Who is going anyway.
-            for gone in self.tables.tasks().by_node(&node.id) {
-                if let Some(At::Placed(placed)) = self.state.places.get(gone.id.as_str())
-                    && placed.is_held()
-                {
-                    info.remove(placed.holding());
+            let (mut info, mut lower) = (node.info.clone(), Vec::new());
+            for task in self.tables.tasks().by_node(&node.id) {
+                match self.state.places.get(task.id.as_str()) {
+                    // Who is going anyway, perhaps by what this very pass decided.
+                    Some(At::Placed(placed)) if placed.is_held() => info.remove(placed.holding()),
+                    _ if may_go(task) && priority_of(&task.service_id) < priority => lower.push(task.clone()),
+                    _ => {}
                 }
             }
             let demand = Demand::of(task);
@@ -216,9 +237,10 @@ pub fn is_displaced_by(task: &Task, service: &str) -> bool {
         && task.status.err == made_room(service)
 }
 
-/// The task may be displaced: its service puts another one in its place.
+/// The task may be displaced: its service puts another one in its place, however often.
 fn may_go(task: &Task) -> bool {
-    let restarts = task.spec.restart.as_ref().is_none_or(|r| r.condition() != RestartCondition::None);
+    let again = |r: &RestartPolicy| r.condition() != RestartCondition::None && r.max_attempts == 0;
+    let restarts = task.spec.restart.as_ref().is_none_or(again);
     !task.service_id.is_empty()
         && task.job_iteration.is_none()
         && restarts

@@ -250,6 +250,13 @@ impl Groups {
         }
     }
 
+    /// All groups that wait are to be looked at.
+    pub(crate) fn note_known(&mut self) {
+        for no in self.known.clone() {
+            self.note(no);
+        }
+    }
+
     /// The groups to be looked at.
     pub(crate) fn take_noted(&mut self) -> Vec<GroupNo> {
         let mut noted = std::mem::take(&mut self.noted);

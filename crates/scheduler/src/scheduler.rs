@@ -16,7 +16,7 @@ use swarm_store::{Event, Tables};
 
 use crate::filter::Requirements;
 use crate::nodes::{Nodes, Slot};
-use crate::preempt::policy_of;
+use crate::preempt::{allows_more, changes_priority, policy_of};
 use crate::queue::{Group, GroupNo, Place};
 use crate::services::ServiceNo;
 use crate::spread::Chooser;
@@ -80,7 +80,13 @@ impl Reconciler for Scheduler {
                     _ => self.state.sync_task(&ctx.now, event.id(), tables),
                 },
                 Kind::Node => self.state.sync_node(&ctx.now, event.id(), tables),
-                Kind::Service => self.state.sync_service(event.id(), tables),
+                Kind::Service => {
+                    self.state.sync_service(event.id(), tables);
+                    if changes_priority(event) {
+                        self.state.groups.note_known();
+                    }
+                }
+                Kind::Cluster if allows_more(event) => self.state.groups.note_known(),
                 Kind::Volume => self.state.nodes.volumes.put(event.id(), tables.volumes().get(event.id())),
                 _ => {}
             }
@@ -290,22 +296,19 @@ impl Pass<'_> {
         }
         let (mut ready, mut stuck) = (Vec::new(), Vec::new());
         for no in state.groups.take_noted() {
-            match state.groups.get(no) {
-                Some(group) if group.is_stuck() => stuck.push(no),
-                Some(group) => {
-                    let priority = policy_of(self.tables, &group.key.service).priority;
-                    ready.push((Reverse(priority), group.since, group.key.clone(), no));
-                }
-                None => {}
-            }
+            let Some(group) = state.groups.get(no) else { continue };
+            let priority = policy_of(self.tables, &group.key.service).priority;
+            let list = if group.is_stuck() { &mut stuck } else { &mut ready };
+            list.push((Reverse(priority), group.since, group.key.clone(), no));
         }
-        for no in stuck {
+        // Of one priority, who has waited longest goes first.
+        stuck.sort_unstable();
+        ready.sort_unstable();
+        for (.., no) in stuck {
             if let Some(group) = self.state.groups.take(no) {
                 self.leave_waiting(no, group, Vec::new());
             }
         }
-        // Of one priority, who has waited longest goes first.
-        ready.sort_unstable();
         for (.., no) in ready {
             if let Some(group) = self.state.groups.take(no) {
                 self.place(no, group);

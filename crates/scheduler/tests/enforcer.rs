@@ -167,3 +167,21 @@ fn a_task_that_its_node_has_not_confirmed_holds_nothing_yet() {
     stays(&world, "a");
     world.waits("g", "insufficient resources on 1 node");
 }
+
+#[test]
+fn completed_tasks_of_a_job_count_for_nothing() {
+    let mut world = World::new();
+    world.node("n1", |n| has(n, 10, 0, vec![]));
+    let job = |t: &mut Task| {
+        t.desired_state = TaskState::Complete as i32;
+        wants(t, 6, 0, vec![]);
+    };
+    world.task("job", "a", job);
+    world.report("a", TaskState::Complete);
+    world.task("job", "b", job);
+    world.report("b", TaskState::Running);
+    world.edit_node("n1", |n| has(n, 6, 0, vec![]));
+    assert_eq!((world.state("a"), world.state("b")), (TaskState::Complete, TaskState::Running));
+    world.edit_node("n1", |n| has(n, 5, 0, vec![]));
+    assert_eq!((world.state("a"), world.state("b")), (TaskState::Complete, TaskState::Rejected));
+}

@@ -292,3 +292,39 @@ fn a_cluster_volume_that_is_not_there_finds_no_node() {
     let reason = "cannot fulfill requested CSI volume mounts on 1 node";
     check(|_| {}, |t| volume(t, mount::Type::Cluster, ""), reason);
 }
+
+#[test]
+fn whatever_plugin_is_missing_its_coming_lets_the_task_go() {
+    let wants: [fn(&mut Task); 4] = [
+        |t| volume(t, mount::Type::Volume, "v1"),
+        |t| {
+            volume(t, mount::Type::Volume, "v1");
+            volume(t, mount::Type::Volume, "v2");
+        },
+        |t| network(t, "n"),
+        |t| log(t, "l"),
+    ];
+    for wants in wants {
+        let mut world = World::new();
+        world.node("n1", |n| plugins(n, &[("Volume", "v2"), ("Network", "v1"), ("Log", "v1")]));
+        world.node("n2", |n| plugins(n, &[("Volume", "l"), ("Volume", "n"), ("Log", "n"), ("Network", "l")]));
+        world.task("s", "a", wants);
+        world.waits("a", "no suitable node (missing plugin on 2 nodes)");
+        let all = [("Volume", "v1"), ("Volume", "v2"), ("Network", "n"), ("Log", "l")];
+        world.node("n3", |n| plugins(n, &all));
+        world.sim.think();
+        world.runs_on("a", "n3");
+    }
+}
+
+#[test]
+fn a_platform_that_no_node_has_is_told_of_all_of_them() {
+    let mut world = World::new();
+    for id in ["n1", "n2", "n3"] {
+        let platform = Platform { os: "linux".into(), architecture: "x86_64".into() };
+        world.node(id, |n| description(n).platform = Some(platform.clone()));
+    }
+    let arm = Platform { os: "linux".into(), architecture: "arm64".into() };
+    world.task("s", "a", |t| placement(&mut t.spec).platforms.push(arm.clone()));
+    world.waits("a", "no suitable node (unsupported platform on 3 nodes)");
+}

@@ -1,4 +1,5 @@
 //! Where tasks go: spread, load, failures, and nodes that come and go.
+#![allow(clippy::unwrap_used)]
 
 mod world;
 
@@ -198,6 +199,7 @@ fn dead_tasks_hold_nothing_when_a_leader_starts() {
     world.runs_on("b", "n1");
 }
 
+/// `orchestration.md` §20.39: in the original it may give the same thing away twice.
 #[test]
 fn a_new_leader_knows_who_holds_what() {
     let mut world = World::new();
@@ -413,4 +415,61 @@ fn who_waited_longest_is_served_first() {
     world.remove_task("holder");
     world.runs_on("first", "n1");
     world.waits("second", "no suitable node (insufficient resources on 1 node)");
+}
+
+/// Lets the scheduler decide where `a` goes, and something else happen before that is written.
+fn decided(world: &mut World, meanwhile: impl Fn(&mut swarm_store::Tx) + Send + Sync) {
+    world.service("s", &Default::default());
+    world.sim.write(|tx| drop(tx.create(task("s", "a", 1)).unwrap()));
+    let batches = world.sim.decide();
+    assert_eq!(batches.len(), 1);
+    world.sim.write(&meanwhile);
+    batches.into_iter().for_each(|batch| world.sim.commit(batch));
+    world.sim.think();
+}
+
+/// `orchestration.md` §20.32 and §20.34: in the original it gets the task; and one that is not written waits for
+/// something else to happen.
+#[test]
+fn a_node_that_is_drained_or_lost_meanwhile_gets_nothing_and_another_one_does_at_once() {
+    type Change = fn(&mut swarm_api::v1::Node);
+    let changes: [Change; 2] = [|n| set_availability(n, Availability::Drain), |n| set_state(n, DOWN)];
+    for change in changes {
+        let mut world = World::new();
+        world.nodes(&["n1", "n2"]);
+        world.task("other", "o", |t| constrain(t, "node.id==n2"));
+        decided(&mut world, |tx| {
+            let mut node = tx.nodes().get("n1").unwrap().clone();
+            change(&mut node);
+            drop(tx.update(node).unwrap());
+        });
+        world.runs_on("a", "n2");
+    }
+}
+
+/// `orchestration.md` §20.33: the original places it.
+#[test]
+fn a_task_that_stops_being_wanted_meanwhile_is_not_placed() {
+    let mut world = World::new();
+    world.nodes(&["n1"]);
+    decided(&mut world, |tx| {
+        let mut task = tx.tasks().get("a").unwrap().clone();
+        task.desired_state = TaskState::Shutdown as i32;
+        drop(tx.update(task).unwrap());
+    });
+    assert_eq!((world.state("a"), world.on("a")), (TaskState::Pending, String::new()));
+}
+
+/// In the original tasks wait for a pause between commits, up to a second.
+#[test]
+fn a_steady_stream_of_commits_holds_nobody_up() {
+    let mut world = World::new();
+    world.nodes(&["n1", "n2"]);
+    for i in 0..100 {
+        let id = format!("t{i}");
+        world.task("s", &id, |_| {});
+        assert_eq!(world.state(&id), TaskState::Assigned, "task {id}");
+        world.sim.pass(Duration::from_millis(20));
+    }
+    assert_eq!(world.shares("s"), [50, 50]);
 }

@@ -180,3 +180,50 @@ fn higher_priorities_are_served_first() {
     world.runs_on("b", "n1");
     world.waits("a", "no suitable node (insufficient resources on 1 node)");
 }
+
+#[test]
+fn two_tasks_that_need_room_do_not_count_on_the_same_victim() {
+    let mut world = full_node(&[("a", 5), ("b", 5)]);
+    allow_preemption(&mut world);
+    service(&mut world, "high", PRIORITY, "5");
+    world.tasks("high", &["t", "u"], |t| wants(t, 5, 0, vec![]));
+    for id in ["a", "b"] {
+        assert_eq!(world.state(id), TaskState::Rejected, "task {id}");
+    }
+    world.pass(Duration::from_secs(20));
+    for id in ["t", "u"] {
+        world.runs_on(id, "n1");
+    }
+}
+
+#[test]
+fn a_task_whose_attempts_are_limited_is_not_displaced() {
+    for (max_attempts, stays) in [(0, false), (1, true)] {
+        let mut world = World::new();
+        world.node("n1", |n| has(n, 10, 0, vec![]));
+        world.task("low", "a", |t| {
+            wants(t, 10, 0, vec![]);
+            let condition = RestartCondition::OnFailure as i32;
+            t.spec.restart = Some(RestartPolicy { condition, max_attempts, ..Default::default() });
+        });
+        world.report("a", TaskState::Running);
+        allow_preemption(&mut world);
+        important(&mut world, "t", 10);
+        assert_eq!(world.state("a") == TaskState::Running, stays, "{max_attempts} attempts");
+    }
+}
+
+#[test]
+fn who_waits_already_is_looked_at_when_preemption_is_allowed_the_highest_first() {
+    let mut world = full_node(&[("a", 10)]);
+    service(&mut world, "middle", PRIORITY, "3");
+    world.task("middle", "m", |t| wants(t, 10, 0, vec![]));
+    important(&mut world, "t", 10);
+    for id in ["m", "t"] {
+        world.waits(id, "no suitable node (insufficient resources on 1 node)");
+    }
+    allow_preemption(&mut world);
+    assert_eq!(world.state("a"), TaskState::Rejected);
+    world.waits("t", "waits for tasks with a lower priority to stop on node n1");
+    world.waits("m", "no suitable node (insufficient resources on 1 node)");
+}

@@ -154,7 +154,8 @@ pub fn resource_env(resources: &[GenericResource]) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use swarm_api::v1::{Annotations, Mount, NamedGenericResource, Platform};
+    use swarm_api::v1::mount::VolumeOptions;
+    use swarm_api::v1::{Annotations, Driver, Mount, NamedGenericResource, Platform};
 
     fn context() -> Context {
         let task = Task {
@@ -271,6 +272,53 @@ mod tests {
         let bad = ContainerSpec { env: vec!["A={{.X}}".into()], ..Default::default() };
         let error = expand_container_spec(&bad, &context()).unwrap_err().to_string();
         assert!(error.starts_with("expanding env failed: expanding env \"A={{.X}}\": "), "{error}");
+    }
+
+    #[test]
+    fn values_of_volume_options_are_expanded_and_their_names_are_not() {
+        let t = "{{.Task.ID}}".to_owned();
+        let pairs = BTreeMap::from([(t.clone(), t.clone())]);
+        let driver = Driver { name: t.clone(), options: pairs.clone() };
+        let options = VolumeOptions { labels: pairs, driver_config: Some(driver), ..Default::default() };
+        let mount = Mount { volume_options: Some(options), ..Default::default() };
+        let spec = ContainerSpec { mounts: vec![mount], ..Default::default() };
+        let out = expand_container_spec(&spec, &context()).unwrap();
+        let options = out.mounts[0].volume_options.clone().unwrap();
+        let expanded = BTreeMap::from([(t.clone(), "t1".to_owned())]);
+        assert_eq!(options.labels, expanded);
+        assert_eq!(options.driver_config, Some(Driver { name: t, options: expanded }));
+    }
+
+    #[test]
+    fn labels_of_a_task_are_not_shown() {
+        let mut task = Task { id: "t1".into(), ..Default::default() };
+        task.annotations.labels.insert("hidden".into(), "x".into());
+        let context = Context::new(&task, None);
+        assert!(!context.expand("{{.Task}}{{.Service}}{{.Node}}").unwrap().contains("hidden"));
+        for field in ["Labels", "Annotations", "Annotations.Labels", "Labels.hidden"] {
+            assert!(context.expand(&format!("{{{{.Task.{field}}}}}")).is_err(), "{field}");
+        }
+    }
+
+    /// Payloads of secrets and configs have functions of their own.
+    #[test]
+    fn functions_of_the_caller_stand_beside_the_built_in_ones() {
+        struct Secrets;
+        impl Functions for Secrets {
+            fn call(&self, name: &str, args: &[Value]) -> Option<Result<Value>> {
+                let found = match args {
+                    [Value::Str(target)] if target == "known" => Ok(Value::Str("{{.Task.ID}}".to_owned())),
+                    _ => Err(TemplateError("no such target".to_owned())),
+                };
+                (name == "secret").then_some(found)
+            }
+        }
+        let expand = |text: &str| context().expand_with(text, &Secrets);
+        // What they give is not expanded again.
+        assert_eq!(expand("{{secret \"known\"}} {{len \"ab\"}}").as_deref(), Ok("{{.Task.ID}} 2"));
+        assert_eq!(expand("{{secret \"other\"}}"), Err(TemplateError("no such target".to_owned())));
+        assert!(expand("{{config \"known\"}}").unwrap_err().to_string().contains("not defined"));
+        assert!(context().expand("{{secret \"known\"}}").is_err());
     }
 
     #[test]

@@ -102,6 +102,27 @@ mod tests {
     }
 
     #[test]
+    fn templates_that_an_agent_can_expand_are_accepted() {
+        let hostname = "{{.Service.Name}}-{{.Task.Slot}}".to_owned();
+        let target = "/data/{{.Task.Slot}}".to_owned();
+        let container = ContainerSpec {
+            image: "redis".into(),
+            hostname: hostname.clone(),
+            env: vec![format!("WHO={hostname}")],
+            mounts: vec![Mount { source: "v-{{.Node.Hostname}}".into(), target, ..Default::default() }],
+            ..Default::default()
+        };
+        assert_eq!(check(&container), Ok(()));
+    }
+
+    #[test]
+    fn mount_points_are_compared_as_the_agent_will_see_them() {
+        let mount = |target: &str| Mount { target: target.into(), ..Default::default() };
+        let mounts = vec![mount("/{{.Service.Name}}"), mount("/{{print .Service.Name}}")];
+        check_with(|c| c.mounts = mounts, "duplicate mount point: /serviceName");
+    }
+
+    #[test]
     fn names_of_variables_are_no_templates() {
         let container =
             ContainerSpec { image: "redis".into(), env: vec!["{{bad}}".into()], ..Default::default() };

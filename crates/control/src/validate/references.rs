@@ -72,3 +72,99 @@ pub(crate) fn configs(container: &ContainerSpec) -> Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use swarm_api::v1::{
+        ConfigReference, FileTarget, Privileges, RuntimeTarget, SecretReference, privileges::CredentialSpec,
+    };
+
+    fn file(name: &str) -> FileTarget {
+        FileTarget { name: name.into(), ..Default::default() }
+    }
+
+    /// References to secrets and to configs, by id and file: the same rules hold for both.
+    #[track_caller]
+    fn check(references: &[(&str, &str)], expected: Option<&str>) {
+        let mut container = ContainerSpec::default();
+        for (id, name) in references {
+            container.secrets.push(SecretReference {
+                secret_id: (*id).into(),
+                secret_name: format!("name-{id}"),
+                target: Some(secret_reference::Target::File(file(name))),
+            });
+            container.configs.push(ConfigReference {
+                config_id: (*id).into(),
+                config_name: format!("name-{id}"),
+                target: Some(config_reference::Target::File(file(name))),
+            });
+        }
+        for (kind, found) in [("secret", secrets(&container)), ("config", configs(&container))] {
+            let expected = expected.map(|text| Error::argument(text.replace("KIND", kind)));
+            assert_eq!(found.err(), expected);
+        }
+    }
+
+    #[test]
+    fn every_file_of_a_container_has_one_source() {
+        check(&[], None);
+        check(&[("a", "x"), ("b", "y")], None);
+        check(&[("a", "x"), ("a", "y")], None);
+        let twice = |name: &str| format!("KIND references 'name-{name}' have a conflicting target: 'x'");
+        check(&[("a", "x"), ("b", "x")], Some(&twice("b")));
+        check(&[("a", "x"), ("a", "x")], Some(&twice("a")));
+    }
+
+    #[test]
+    fn a_file_has_a_name_and_it_may_be_an_odd_one() {
+        for odd in ["../x", "/etc/x", " ", "a b", ".", "x\\y"] {
+            check(&[("a", odd)], None);
+        }
+        check(&[("a", "")], Some("malformed file KIND reference, invalid target file name provided"));
+    }
+
+    #[test]
+    fn a_reference_says_what_and_where() {
+        let text = |kind: &str| Some(Error::argument(format!("malformed {kind} reference")));
+        let nowhere =
+            |kind: &str| Some(Error::argument(format!("malformed {kind} reference, no target provided")));
+        for (id, name) in [("", "n"), ("i", "")] {
+            let (id, name) = (id.to_owned(), name.to_owned());
+            let secret = SecretReference { secret_id: id.clone(), secret_name: name.clone(), target: None };
+            let config = ConfigReference { config_id: id, config_name: name, target: None };
+            let container =
+                ContainerSpec { secrets: vec![secret], configs: vec![config], ..Default::default() };
+            assert_eq!(secrets(&container).err(), text("secret"));
+            assert_eq!(configs(&container).err(), text("config"));
+        }
+        let secret = SecretReference { secret_id: "i".into(), secret_name: "n".into(), target: None };
+        let config = ConfigReference { config_id: "i".into(), config_name: "n".into(), target: None };
+        let container = ContainerSpec { secrets: vec![secret], configs: vec![config], ..Default::default() };
+        assert_eq!(secrets(&container).err(), nowhere("secret"));
+        assert_eq!(configs(&container).err(), nowhere("config"));
+    }
+
+    #[test]
+    fn a_credential_spec_in_a_config_is_referenced_for_the_runtime() {
+        let with = |target: Option<config_reference::Target>| {
+            let source = Some(privileges::credential_spec::Source::Config("c".into()));
+            let credential_spec = Some(CredentialSpec { source });
+            let reference = |target| ConfigReference {
+                config_id: "c".into(),
+                config_name: "n".into(),
+                target: Some(target),
+            };
+            let container = ContainerSpec {
+                privileges: Some(Privileges { credential_spec, ..Default::default() }),
+                configs: target.into_iter().map(reference).collect(),
+                ..Default::default()
+            };
+            configs(&container)
+        };
+        let refused = Err(Error::argument("CredentialSpec config c is not referenced with a runtime target"));
+        assert_eq!(with(None), refused);
+        assert_eq!(with(Some(config_reference::Target::File(file("x")))), refused);
+        assert_eq!(with(Some(config_reference::Target::Runtime(RuntimeTarget {}))), Ok(()));
+    }
+}

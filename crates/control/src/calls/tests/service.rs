@@ -511,3 +511,156 @@ async fn a_rebalance_is_refused_where_it_makes_no_sense() {
     let text = "the service is being updated, or its update is paused: rebalance it when that is over";
     error(rebalance(&control, &web.id).await, Code::FailedPrecondition, text);
 }
+
+#[tokio::test]
+async fn a_name_is_taken_whatever_its_case() {
+    let control = control();
+    create_service(&control, service_spec("web", 1)).await.unwrap();
+    for name in ["web", "Web"] {
+        let text = format!("name conflicts with an existing object: service {name} already exists");
+        error(create_service(&control, service_spec(name, 1)).await, Code::AlreadyExists, &text);
+    }
+    let long = "a".repeat(64);
+    let text = "name must be 63 characters or fewer";
+    error(create_service(&control, service_spec(&long, 1)).await, Code::InvalidArgument, text);
+}
+
+#[tokio::test]
+async fn what_is_refused_of_a_new_service_is_refused_of_a_changed_one() {
+    let control = control();
+    let service = create_service(&control, service_spec("web", 1)).await.unwrap();
+    let mut request = UpdateServiceRequest {
+        service_version: Some(service.meta.version),
+        spec: Some(service_spec("web", 2)),
+        ..Default::default()
+    };
+    let answer = control.rpc().update_service(Request::new(request.clone())).await;
+    refused(answer, Code::InvalidArgument, "invalid argument");
+    request.service_id = service.id.clone();
+    request.service_version = None;
+    let answer = control.rpc().update_service(Request::new(request)).await;
+    refused(answer, Code::InvalidArgument, "invalid argument");
+    let check = async |spec: ServiceSpec, code, text: &str| {
+        error(update(&control, &service, spec, Rollback::None).await, code, text);
+    };
+    let network = ingress_network(&control).await;
+    let mut spec = service_spec("web", 1);
+    spec.task.networks = vec![NetworkAttachmentConfig { target: network.id.clone(), ..Default::default() }];
+    let ingress = "Service cannot be explicitly attached to the ingress network \"ingress\"";
+    check(spec, Code::InvalidArgument, ingress).await;
+    put(&control, secret("s1", "one")).await;
+    let reference = |name: &str| SecretReference {
+        secret_id: "s1".into(),
+        secret_name: name.into(),
+        target: Some(secret_reference::Target::File(FileTarget { name: "x".into(), ..Default::default() })),
+    };
+    let mut spec = service_spec("web", 1);
+    container(&mut spec).secrets = vec![reference("one"); 2];
+    let twice = "secret references 'one' have a conflicting target: 'x'";
+    check(spec.clone(), Code::InvalidArgument, twice).await;
+    container(&mut spec).secrets = vec![reference("other")];
+    check(spec, Code::InvalidArgument, "secret not found: other").await;
+    let mut taken = service_spec("taken", 1);
+    taken.endpoint = ports(&[(80, Protocol::Tcp, PublishMode::Host)]);
+    let taken = create_service(&control, taken).await.unwrap();
+    let mut spec = service_spec("web", 1);
+    spec.endpoint = ports(&[(80, Protocol::Tcp, PublishMode::Ingress)]);
+    let text =
+        format!("port '80' is already in use by service 'taken' ({}) as a host-published port", taken.id);
+    check(spec, Code::InvalidArgument, &text).await;
+    assert_eq!(control.store.view().services().get(&service.id), Some(&service));
+}
+
+#[tokio::test]
+async fn networks_move_from_the_service_to_its_tasks() {
+    let control = control();
+    let network = |target: &str| NetworkAttachmentConfig { target: target.into(), ..Default::default() };
+    #[allow(deprecated)]
+    let old = ServiceSpec { networks: vec![network("net")], ..service_spec("web", 1) };
+    let first = create_service(&control, old.clone()).await.unwrap();
+    #[allow(deprecated)]
+    let changed = ServiceSpec { networks: vec![network("other")], ..old };
+    let text = "changing network in service is not supported";
+    error(update(&control, &first, changed, Rollback::None).await, Code::Unimplemented, text);
+    let mut moved = service_spec("web", 1);
+    moved.task.networks = vec![network("net")];
+    let second = update(&control, &first, moved.clone(), Rollback::None).await.unwrap();
+    assert_eq!(second.spec, moved);
+}
+
+#[tokio::test]
+async fn a_second_rollback_returns_to_where_the_first_began() {
+    let control = control();
+    let first = create_service(&control, service_spec("web", 1)).await.unwrap();
+    let second = update(&control, &first, service_spec("web", 3), Rollback::None).await.unwrap();
+    let back = update(&control, &second, service_spec("web", 9), Rollback::Previous).await.unwrap();
+    assert_eq!(back.spec, service_spec("web", 1));
+    let again = update(&control, &back, service_spec("web", 9), Rollback::Previous).await.unwrap();
+    assert_eq!((&again.spec, again.spec_version), (&second.spec, second.spec_version));
+    assert_eq!(
+        (&again.previous_spec, again.previous_spec_version),
+        (&Some(first.spec.clone()), first.spec_version)
+    );
+    assert_eq!(again.update_status.as_ref().unwrap().state(), UpdateState::RollbackStarted);
+}
+
+#[tokio::test]
+async fn prefixes_of_one_list_are_alternatives() {
+    use list_services_request::Filters;
+    let control = control();
+    for name in ["alpha", "beta", "gamma"] {
+        create_service(&control, service_spec(name, 0)).await.unwrap();
+    }
+    let list = async |filters: Filters| {
+        let request = ListServicesRequest { filters: Some(filters) };
+        let services =
+            control.rpc().list_services(Request::new(request)).await.unwrap().into_inner().services;
+        let mut names: Vec<String> = services.iter().map(|s| s.spec.annotations.name.clone()).collect();
+        names.sort();
+        names
+    };
+    let words = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
+    let prefixes = Filters { name_prefixes: words(&["al", "ga", "x", "alp"]), ..Default::default() };
+    assert_eq!(list(prefixes.clone()).await, ["alpha", "gamma"]);
+    assert_eq!(list(Filters { names: words(&["gamma", "beta"]), ..prefixes }).await, ["gamma"]);
+    let ids: Vec<String> = control.store.view().services().iter().map(|s| s.id.clone()).collect();
+    assert_eq!(list(Filters { id_prefixes: ids[..2].to_vec(), ..Default::default() }).await.len(), 2);
+}
+
+#[tokio::test]
+async fn a_status_counts_what_runs_and_not_what_should() {
+    let control = control();
+    let mut number = 0;
+    let mut task = |service: &str, state: TaskState, desired: TaskState| {
+        number += 1;
+        Task {
+            id: format!("t{number}"),
+            service_id: service.into(),
+            status: TaskStatus { state: state as i32, ..Default::default() },
+            desired_state: desired as i32,
+            ..Default::default()
+        }
+    };
+    use TaskState::{New, Remove, Running};
+    let mut services = Vec::new();
+    // As many as asked for, too few, too many.
+    for (name, running) in [("even", 2), ("short", 1), ("over", 3)] {
+        let service = create_service(&control, service_spec(name, 2)).await.unwrap();
+        for _ in 0..running {
+            put(&control, task(&service.id, Running, Running)).await;
+        }
+        services.push(service.id.clone());
+    }
+    // Of a global service what does not run yet is asked for, and what is to go is not.
+    let mut spec = service_spec("global", 0);
+    spec.mode = Some(Mode::Global(GlobalService {}));
+    let global = create_service(&control, spec).await.unwrap();
+    for (state, desired) in [(Running, Running), (New, Running), (Running, Remove)] {
+        put(&control, task(&global.id, state, desired)).await;
+    }
+    services.push(global.id.clone());
+    let request = Request::new(ListServiceStatusesRequest { services });
+    let statuses = control.rpc().list_service_statuses(request).await.unwrap().into_inner().statuses;
+    let counts: Vec<_> = statuses.iter().map(|s| (s.desired_tasks, s.running_tasks)).collect();
+    assert_eq!(counts, [(2, 2), (2, 1), (2, 3), (2, 2)]);
+}

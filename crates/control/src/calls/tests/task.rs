@@ -60,8 +60,12 @@ async fn tasks_are_filtered() {
     check(Filters { node_ids: text("n1"), ..Default::default() }, &["a1", "b1"]).await;
     let running = vec![TaskState::Running as i32];
     check(Filters { desired_states: running.clone(), ..Default::default() }, &["a1", "b1"]).await;
-    let both = Filters { desired_states: running, service_ids: text("s1"), ..Default::default() };
+    let both = Filters { desired_states: running.clone(), service_ids: text("s1"), ..Default::default() };
     check(both, &["a1"]).await;
+    let either = [running, vec![TaskState::Shutdown as i32]].concat();
+    check(Filters { desired_states: either, ..Default::default() }, &["a1", "b1", "a2"]).await;
+    let removed = vec![TaskState::Remove as i32];
+    check(Filters { desired_states: removed, ..Default::default() }, &[]).await;
     check(Filters { labels: [("k".into(), "s2".into())].into(), ..Default::default() }, &["b1"]).await;
     check(Filters { runtimes: text("container"), ..Default::default() }, &["a1", "a2", "b1"]).await;
     check(Filters { runtimes: text(""), ..Default::default() }, &[]).await;
