@@ -1,6 +1,7 @@
 //! What the tests of whole clusters have in common: specs, and a look at what really runs on this host.
 
 pub mod roles;
+pub mod watch;
 
 use std::collections::BTreeMap;
 use std::time::Duration;

@@ -48,6 +48,7 @@ async fn foreseen_and_done(cluster: &mut Cluster) -> Result<()> {
     // On the command line, with an exit code for scripts.
     let page = cluster.ctl_ok(&["service", "update", "web", "--env", "NEW=1", "--dry-run"])?;
     ensure!(page.contains("Tasks: 0 placed, 9 replaced."), "{page}");
+    ensure!(page.contains("\nenvironment  replaces 9 tasks\n"), "{page}");
     let nowhere = ["--constraint", "node.labels.zone==moon", "--dry-run"];
     let out = cluster.ctl(&[&["service", "update", "web", "--replicas", "10"], &nowhere[..]].concat())?;
     let page = String::from_utf8_lossy(&out.stdout);

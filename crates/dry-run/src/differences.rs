@@ -2,9 +2,14 @@
 //!
 //! Which change does is asked of the orchestrator: a spec in which only that is changed, and each task.
 
+use prost_types::Any;
+use swarm_api::extensions::PROCESS_RUNTIME;
+use swarm_api::swarmd::ProcessSpec;
 use swarm_api::swarmd::dry_run_response::Difference;
 use swarm_api::v1::service_spec::Mode;
-use swarm_api::v1::{ContainerSpec, Service, ServiceSpec, Task, TaskState, Version, task_spec};
+use swarm_api::v1::{
+    ContainerSpec, GenericRuntimeSpec, Service, ServiceSpec, Task, TaskState, Version, task_spec,
+};
 use swarm_store::Tables;
 
 /// A part of a spec: what it is called, and how it is taken over from another one.
@@ -14,14 +19,23 @@ const PARTS: &[Part] = &[
     ("labels", |to, from| to.annotations.labels.clone_from(&from.annotations.labels)),
     ("number of tasks", |to, from| to.mode = from.mode),
     ("runtime", |to, from| {
-        if container_of(to).is_none() || container(from).is_none() {
+        if !are_alike(to, from) {
             to.task.runtime.clone_from(&from.task.runtime);
         }
     }),
     ("image", |to, from| both(to, from, |to, from| to.image.clone_from(&from.image))),
-    ("command", |to, from| both(to, from, |to, from| to.command.clone_from(&from.command))),
-    ("arguments", |to, from| both(to, from, |to, from| to.args.clone_from(&from.args))),
-    ("environment", |to, from| both(to, from, |to, from| to.env.clone_from(&from.env))),
+    ("command", |to, from| {
+        both(to, from, |to, from| to.command.clone_from(&from.command));
+        both_processes(to, from, |to, from| to.command.clone_from(&from.command));
+    }),
+    ("arguments", |to, from| {
+        both(to, from, |to, from| to.args.clone_from(&from.args));
+        both_processes(to, from, |to, from| to.args.clone_from(&from.args));
+    }),
+    ("environment", |to, from| {
+        both(to, from, |to, from| to.env.clone_from(&from.env));
+        both_processes(to, from, |to, from| to.env.clone_from(&from.env));
+    }),
     ("mounts", |to, from| both(to, from, |to, from| to.mounts.clone_from(&from.mounts))),
     ("secrets", |to, from| both(to, from, |to, from| to.secrets.clone_from(&from.secrets))),
     ("configs", |to, from| both(to, from, |to, from| to.configs.clone_from(&from.configs))),
@@ -29,6 +43,7 @@ const PARTS: &[Part] = &[
         both(to, from, |to, from| to.pull_options.clone_from(&from.pull_options));
     }),
     ("other settings of the container", |to, from| both(to, from, others)),
+    ("other settings of the process", |to, from| both_processes(to, from, others_of_process)),
     ("resources", |to, from| to.task.resources.clone_from(&from.task.resources)),
     ("restart policy", |to, from| to.task.restart.clone_from(&from.task.restart)),
     ("placement", |to, from| to.task.placement.clone_from(&from.task.placement)),
@@ -61,7 +76,44 @@ fn both(to: &mut ServiceSpec, from: &ServiceSpec, copy: impl Fn(&mut ContainerSp
     }
 }
 
-/// Everything that has no name of its own above.
+/// The native process that the tasks are, where what it is written as can be taken apart and put together again.
+fn process(spec: &ServiceSpec) -> Option<(&GenericRuntimeSpec, ProcessSpec)> {
+    let Some(task_spec::Runtime::Generic(generic)) = &spec.task.runtime else { return None };
+    let payload = generic.payload.as_ref().filter(|_| generic.kind.eq_ignore_ascii_case(PROCESS_RUNTIME))?;
+    let process: ProcessSpec = payload.to_msg().ok()?;
+    let same = Any::from_msg(&process).is_ok_and(|again| again.value == payload.value);
+    same.then_some((generic, process))
+}
+
+/// Both are containers, or both are processes: then what differs has a name.
+fn are_alike(a: &ServiceSpec, b: &ServiceSpec) -> bool {
+    let named = |generic: &GenericRuntimeSpec| {
+        (generic.kind.clone(), generic.payload.as_ref().map(|payload| payload.type_url.clone()))
+    };
+    match (process(a), process(b)) {
+        (Some((a, _)), Some((b, _))) => named(a) == named(b),
+        _ => container(a).is_some() && container(b).is_some(),
+    }
+}
+
+fn both_processes(to: &mut ServiceSpec, from: &ServiceSpec, copy: impl Fn(&mut ProcessSpec, &ProcessSpec)) {
+    let (Some((_, mut process)), Some((_, other))) = (process(to), process(from)) else { return };
+    copy(&mut process, &other);
+    if let Some(task_spec::Runtime::Generic(generic)) = &mut to.task.runtime
+        && let (Some(payload), Ok(changed)) = (&mut generic.payload, Any::from_msg(&process))
+    {
+        payload.value = changed.value;
+    }
+}
+
+/// Everything of a process that has no name of its own above.
+fn others_of_process(to: &mut ProcessSpec, from: &ProcessSpec) {
+    let old = std::mem::replace(to, from.clone());
+    let ProcessSpec { command, args, env, .. } = old;
+    *to = ProcessSpec { command, args, env, ..std::mem::take(to) };
+}
+
+/// Everything of a container that has no name of its own above.
 fn others(to: &mut ContainerSpec, from: &ContainerSpec) {
     let old = std::mem::replace(to, from.clone());
     let ContainerSpec { image, command, args, env, mounts, secrets, configs, pull_options, .. } = old;

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use swarm_api::extensions::{PREEMPTION, PRIORITY};
-use swarm_api::swarmd::DryRunResponse;
 use swarm_api::swarmd::dry_run_response::{Ending, OnNode};
+use swarm_api::swarmd::{DryRunResponse, ProcessSpec};
 use swarm_api::v1::service_spec::Mode;
 use swarm_api::v1::update_config::{FailureAction, UpdateOrder};
 use swarm_api::v1::*;
@@ -217,6 +217,51 @@ fn another_image_replaces_every_task_one_after_the_other() {
         assert!(!replacement.new_node_id.is_empty());
     }
     assert_eq!(answer.ending(), Ending::Settled);
+}
+
+#[test]
+fn what_changes_of_a_process_is_named() {
+    let mut sim = cluster(2);
+    for node in ["n1", "n2"] {
+        sim.edit_node(node, |n| {
+            let engine = n.description.get_or_insert_default().engine.get_or_insert_default();
+            engine.labels.insert("swarmd.runtime.process".into(), "1".into());
+        });
+    }
+    let process = ProcessSpec {
+        command: vec!["serve".into()],
+        args: vec!["old".into()],
+        env: vec!["A=1".into()],
+        ..Default::default()
+    };
+    let runtime = |process: &ProcessSpec| {
+        let payload = Some(prost_types::Any::from_msg(process).unwrap());
+        Some(task_spec::Runtime::Generic(GenericRuntimeSpec { kind: "process".into(), payload }))
+    };
+    let mut web = web(3);
+    web.spec.task.runtime = runtime(&process);
+    create(&mut sim, web);
+    let check = |change: &dyn Fn(&mut ProcessSpec), expected: &[(&str, u64)]| {
+        let mut new = process.clone();
+        change(&mut new);
+        let answer = run_update(&sim, "web", |spec| spec.task.runtime = runtime(&new));
+        assert_eq!(differences(&answer), expected);
+        check_totals(&answer, [0, 3, 0, 0, 0, 0]);
+    };
+    check(&|p| p.args = vec!["new".into()], &[("arguments", 3)]);
+    check(&|p| p.env.clear(), &[("environment", 3)]);
+    check(&|p| p.dir = "/srv".into(), &[("other settings of the process", 3)]);
+    let several: &[_] = &[("command", 3), ("arguments", 3), ("other settings of the process", 3)];
+    check(
+        &|p| {
+            p.command = vec!["serve-2".into()];
+            p.args.clear();
+            p.user = "www".into();
+        },
+        several,
+    );
+    let answer = run_update(&sim, "web", |spec| spec.task.runtime = container("web"));
+    assert_eq!(differences(&answer), [("runtime", 3)]);
 }
 
 #[test]

@@ -15,29 +15,44 @@ use crate::archive::{Archive, Kind};
 
 /// Name of the image; the tag tells which busybox is in it.
 pub const NAME: &str = "swarm-test/busybox";
+/// Name of the image that runs into an error.
+const FAILING: &str = "swarm-test/failing";
 
 /// Accounts in the image, for tests of users and groups: `app` is 1000:1000, `extra` is the group 2000.
 const PASSWD: &str = "root:x:0:0:root:/root:/bin/sh\napp:x:1000:1000:app:/tmp:/bin/sh\n";
 const GROUP: &str = "root:x:0:\napp:x:1000:\nextra:x:2000:\n";
 /// Runs until told to end, then ends at once.
 const COMMAND: &str = r#"CMD ["/bin/sh","-c","trap 'exit 0' TERM; while :; do sleep 3600 & wait $!; done"]"#;
+const FAILING_COMMAND: &str = r#"CMD ["/bin/sh","-c","echo as bad as can be >&2; exit 1"]"#;
 
 /// Makes sure that the image is in the engine, and gives its name with its tag.
 ///
 /// # Errors
 /// If there is no statically linked busybox on this machine, or the engine refuses.
 pub async fn busybox(docker: &Docker) -> anyhow::Result<String> {
+    made(docker, NAME, COMMAND).await
+}
+
+/// The same with another command: one that fails at once.
+///
+/// # Errors
+/// As [`busybox`].
+pub async fn failing(docker: &Docker) -> anyhow::Result<String> {
+    made(docker, FAILING, FAILING_COMMAND).await
+}
+
+async fn made(docker: &Docker, name: &str, command: &str) -> anyhow::Result<String> {
     let path = busybox_path()?;
     let binary = std::fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
     if binary.windows(9).any(|window| window == b"/ld-linux") {
         bail!("{} is not statically linked: install the package busybox-static", path.display());
     }
     let tag = format!("{:08x}", checksum(&binary));
-    let image = format!("{NAME}:{tag}");
+    let image = format!("{name}:{tag}");
     if docker.inspect_image(&image).await.is_ok() {
         return Ok(image);
     }
-    import(docker, NAME, &tag, vec![COMMAND.to_owned()], root_file_system(&path, &binary)?).await?;
+    import(docker, name, &tag, vec![command.to_owned()], root_file_system(&path, &binary)?).await?;
     Ok(image)
 }
 

@@ -3,8 +3,9 @@
 use swarm_api::swarmd::dry_run_request::Call;
 use swarm_api::swarmd::dry_run_response::{Difference, Ending, Preemption, Range, Refusal, Replacement};
 use swarm_api::swarmd::{DryRunRequest, DryRunResponse};
-use swarm_api::v1::UpdateConfig;
+use swarm_api::v1::service_spec::Mode;
 use swarm_api::v1::update_config::{FailureAction, UpdateOrder};
+use swarm_api::v1::{ServiceSpec, UpdateConfig};
 use tonic::{Code, Status};
 
 use super::{Answer, Context};
@@ -27,14 +28,19 @@ pub(super) async fn ask(context: &Context, call: Call) -> Result<DryRunResponse,
     }
 }
 
-/// What is printed of the answer, for the service of this name.
-pub(super) async fn show(context: &mut Context, service: &str, answer: DryRunResponse) -> Result<Answer> {
+/// What is printed of the answer, for the service of this spec.
+pub(super) async fn show(
+    context: &mut Context,
+    spec: &ServiceSpec,
+    answer: DryRunResponse,
+) -> Result<Answer> {
     let names = context.names().await?;
     let all = answer.refused == 0 && answer.ending() == Ending::Settled;
-    Ok(Answer { text: page(service, &answer, &names).into_bytes(), code: if all { 0 } else { NOT_ALL } })
+    Ok(Answer { text: page(spec, &answer, &names).into_bytes(), code: if all { 0 } else { NOT_ALL } })
 }
 
-fn page(service: &str, answer: &DryRunResponse, names: &Names) -> String {
+fn page(spec: &ServiceSpec, answer: &DryRunResponse, names: &Names) -> String {
+    let service = &spec.annotations.name;
     let head = format!(
         "Dry run of service {service}, from the state at index {}: nothing is written.\n",
         answer.index
@@ -45,7 +51,8 @@ fn page(service: &str, answer: &DryRunResponse, names: &Names) -> String {
             parts.push(text);
         }
     };
-    part(differences(&answer.differences));
+    let is_job = matches!(spec.mode, Some(Mode::ReplicatedJob(_) | Mode::GlobalJob(_)));
+    part(differences(&answer.differences, is_job));
     part(nodes(answer, names));
     part(replacements(answer, names));
     part(refusals(&answer.refusals, names));
@@ -54,13 +61,16 @@ fn page(service: &str, answer: &DryRunResponse, names: &Names) -> String {
     parts.join("\n")
 }
 
-fn differences(all: &[Difference]) -> String {
+/// Whatever changes of a job, all of it is done again.
+fn differences(all: &[Difference], is_job: bool) -> String {
     let mut table = Table::list();
     table.header(&["Change", "Effect"]);
     for difference in all {
-        let effect = match difference.replaces {
-            0 => "in place".to_owned(),
-            n => format!("replaces {}", tasks(n)),
+        let effect = match (difference.replaces, is_job) {
+            (0, false) => "in place".to_owned(),
+            (n, false) => format!("replaces {}", tasks(n)),
+            (0, true) => "begins a new run".to_owned(),
+            (n, true) => format!("begins a new run, replaces {}", tasks(n)),
         };
         table.line(format!("{}\t{effect}", difference.what));
     }
@@ -188,6 +198,12 @@ mod tests {
 
     use super::*;
 
+    fn web() -> ServiceSpec {
+        let mut spec = ServiceSpec::default();
+        spec.annotations.name = "web".into();
+        spec
+    }
+
     fn seconds(seconds: i64) -> prost_types::Duration {
         prost_types::Duration { seconds, nanos: 0 }
     }
@@ -268,14 +284,35 @@ Tasks: 3 placed, 1 replaced, 2 kept, 2 refused, 1 of other services preempted.
 It takes at least 20s.
 Not everything comes to its end: the update would be paused: new tasks find no node.
 ";
-        assert_eq!(page("web", &answer, &Names::default()), expected);
+        assert_eq!(page(&web(), &answer, &Names::default()), expected);
+    }
+
+    #[test]
+    fn every_change_of_a_job_begins_a_new_run() {
+        let differences = vec![
+            Difference { what: "labels".into(), replaces: 0 },
+            Difference { what: "arguments".into(), replaces: 1 },
+        ];
+        let answer = DryRunResponse { index: 7, differences, placed: 2, ..Default::default() };
+        let spec = ServiceSpec { mode: Some(Mode::ReplicatedJob(Default::default())), ..web() };
+        let expected = "\
+Dry run of service web, from the state at index 7: nothing is written.
+
+Change     Effect
+------     ------
+labels     begins a new run
+arguments  begins a new run, replaces 1 task
+
+Tasks: 2 placed.
+";
+        assert_eq!(page(&spec, &answer, &Names::default()), expected);
     }
 
     #[test]
     fn what_is_empty_is_left_out() {
         let answer = DryRunResponse { index: 7, placed: 0, ..Default::default() };
         assert_eq!(
-            page("web", &answer, &Names::default()),
+            page(&web(), &answer, &Names::default()),
             "Dry run of service web, from the state at index 7: nothing is written.\n\nTasks: 0 placed.\n"
         );
     }

@@ -86,9 +86,8 @@ pub(crate) async fn run(context: &mut Context, command: Command) -> Result<Answe
             let found = find(context, &changes, &flags).await?;
             apply(&mut spec, &flags, &changes, &found)?;
             if flags.dry_run {
-                let name = spec.annotations.name.clone();
-                let call = Call::Create(CreateServiceRequest { spec: Some(spec) });
-                return dry_run::show(context, &name, dry_run::ask(context, call).await?).await;
+                let call = Call::Create(CreateServiceRequest { spec: Some(spec.clone()) });
+                return dry_run::show(context, &spec, dry_run::ask(context, call).await?).await;
             }
             let request = CreateServiceRequest { spec: Some(spec) };
             let service = context.control.create_service(request).await?.into_inner().service;
@@ -192,7 +191,7 @@ async fn write(
         };
         match done {
             Ok(Some(answer)) => {
-                return dry_run::show(context, &service.spec.annotations.name, answer).await;
+                return dry_run::show(context, &service.spec, answer).await;
             }
             Ok(None) => return Ok(format!("{}\n", service.id).into()),
             Err(status) if tries > 0 && status.message().contains("update out of sequence") => {}

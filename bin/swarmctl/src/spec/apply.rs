@@ -27,6 +27,11 @@ pub(crate) fn new_spec(create: &CreateFlags, flags: &ServiceFlags) -> Result<Ser
             if flags.command.is_none() && flags.words.is_empty() {
                 return Err(Error::usage("--command, or words after --, must say which process to run"));
             }
+            if flags.command.is_none() && flags.args.is_some() {
+                let text =
+                    "with --args, words after -- are arguments too: --command must say which process to run";
+                return Err(Error::usage(text));
+            }
             task_spec::Runtime::Generic(process::encode(&Default::default()))
         }
         _ if flags.image.is_none() => {

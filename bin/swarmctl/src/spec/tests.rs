@@ -97,6 +97,8 @@ fn name_and_what_to_run_must_be_given() {
     wrong(create(&["--image", "redis"]), "--name must be given");
     wrong(create(&["--name", "web"]), "--image must be given");
     wrong(create(&["--name", "web", "--runtime", "process"]), "which process to run");
+    let only_arguments = ["--name", "web", "--runtime", "process", "--args", "5", "--", "sleep"];
+    wrong(create(&only_arguments), "with --args, words after -- are arguments too");
 }
 
 #[test]
