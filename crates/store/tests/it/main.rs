@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)] // the helpers belong to tests too
 
 mod faults;
+mod many;
 mod model;
 mod races;
 mod rules;
