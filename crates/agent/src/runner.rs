@@ -224,7 +224,7 @@ impl Runner {
             answer = tokio::time::timeout(PATIENCE, asked) => answer.unwrap_or_default(),
         };
         let mut container = container.unwrap_or_else(|| match &status.runtime_status {
-            Some(task_status::RuntimeStatus::Container(previous)) => previous.clone(),
+            Some(task_status::RuntimeStatus::Container(previous)) => ContainerStatus::clone(previous),
             None => ContainerStatus::default(),
         });
         if let Err(ControllerError::Exit { code, .. }) = result
@@ -232,9 +232,9 @@ impl Runner {
         {
             container.exit_code = *code;
         }
-        status.runtime_status = Some(task_status::RuntimeStatus::Container(container));
+        status.runtime_status = Some(task_status::RuntimeStatus::Container(container.into()));
         if ports.is_some() {
-            status.port_status = ports;
+            status.port_status = ports.map(Box::new);
         }
     }
 

@@ -126,6 +126,9 @@ pub fn generate(root: &Path) -> Result<BTreeMap<PathBuf, String>> {
         .btree_map(["."])
         .bytes([".raftpb"])
         .skip_debug(REDACTED)
+        .boxed(".docker.swarmkit.v1.Task.log_driver")
+        .boxed(".docker.swarmkit.v1.TaskStatus.runtime_status.container")
+        .boxed(".docker.swarmkit.v1.TaskStatus.port_status")
         .enable_type_names()
         .include_file("mod.rs");
     tonic_prost_build::configure()

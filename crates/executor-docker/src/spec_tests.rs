@@ -313,10 +313,8 @@ fn log_driver_and_stop_grace_and_credentials() {
         pull_options: Some(PullOptions { registry_auth: "abc".into() }),
         ..image()
     });
-    task.log_driver = Some(Driver {
-        name: "json-file".into(),
-        options: BTreeMap::from([("max-size".into(), "1m".into())]),
-    });
+    let options = BTreeMap::from([("max-size".into(), "1m".into())]);
+    task.log_driver = Some(Box::new(Driver { name: "json-file".into(), options }));
     let plan = plan(&task, None).unwrap();
     assert_eq!((plan.stop_grace, plan.registry_auth.as_str()), (Duration::from_secs(3), "abc"));
     assert_eq!(

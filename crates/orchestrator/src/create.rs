@@ -38,7 +38,7 @@ impl<'a> Recipe<'a> {
             slot: place.slot(),
             node_id: place.node().to_owned(),
             endpoint: Some(self.endpoint.clone()),
-            log_driver: self.log_driver.clone(),
+            log_driver: self.log_driver.clone().map(Box::new),
             desired_state: desired as i32,
             job_iteration: iteration(service).map(|index| Version { index }),
             ..Default::default()

@@ -38,8 +38,8 @@ fn the_log_driver_is_the_services_or_else_the_clusters() {
     });
     sim.lead(alone());
     sim.think();
-    assert_eq!(sim.tasks("own")[0].log_driver, driver("own"));
-    assert_eq!(sim.tasks("other")[0].log_driver, driver("cluster"));
+    assert_eq!(sim.tasks("own")[0].log_driver.as_deref(), driver("own").as_ref());
+    assert_eq!(sim.tasks("other")[0].log_driver.as_deref(), driver("cluster").as_ref());
 }
 
 #[test]

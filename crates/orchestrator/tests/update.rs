@@ -595,7 +595,7 @@ fn new_tasks_have_the_log_driver_of_their_time() {
     use swarm_api::v1::Driver;
     let driver = |name: &str| Some(Driver { name: name.into(), ..Default::default() });
     let mut sim = cluster(web(1, config(0)));
-    let used = |sim: &Sim| sim.live("web")[0].log_driver.clone();
+    let used = |sim: &Sim| sim.live("web")[0].log_driver.as_deref().cloned();
     assert_eq!(used(&sim), None);
     sim.write(|tx| {
         let mut cluster = tx.cluster().unwrap().clone();

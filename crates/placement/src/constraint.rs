@@ -33,14 +33,22 @@ pub enum ConstraintError {
 
 /// What a constraint is about.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-enum Key {
+pub enum Key {
+    /// The node's id.
     Id,
+    /// Its host's name.
     Hostname,
+    /// Its address.
     Ip,
+    /// Manager or worker.
     Role,
+    /// Its operating system.
     Os,
+    /// Its architecture.
     Arch,
+    /// A label that operators put on it.
     NodeLabel(String),
+    /// A label of its engine.
     EngineLabel(String),
     /// Accepted, and false with either operator.
     Unknown,
@@ -80,28 +88,23 @@ impl Constraint {
         texts.iter().map(|text| Constraint::parse(text.as_ref())).collect()
     }
 
+    /// What it is about.
+    pub fn key(&self) -> &Key {
+        &self.key
+    }
+
     /// Whether it holds on a node.
     pub fn holds(&self, node: &Node) -> bool {
-        let description = node.description.as_ref();
-        let platform = description.and_then(|d| d.platform.as_ref());
-        let actual = match &self.key {
-            Key::Id => node.id.as_str(),
-            Key::Hostname => description.map_or("", |d| &d.hostname),
-            Key::Ip => return self.address_holds(&node.status.addr),
-            Key::Role => match node.role() {
-                NodeRole::Worker => "worker",
-                NodeRole::Manager => "manager",
-            },
-            Key::Os => platform.map_or("", |p| &p.os),
-            Key::Arch => platform.map_or("", |p| &p.architecture),
-            Key::NodeLabel(name) => node.spec.annotations.labels.get(name).map_or("", String::as_str),
-            Key::EngineLabel(name) => description
-                .and_then(|d| d.engine.as_ref())
-                .and_then(|e| e.labels.get(name))
-                .map_or("", String::as_str),
-            Key::Unknown => return false,
-        };
-        same_text(actual, &self.value) == self.equal
+        self.holds_for(self.key.text(node))
+    }
+
+    /// Whether it holds on nodes of which its key says this.
+    pub fn holds_for(&self, actual: &str) -> bool {
+        match self.key {
+            Key::Ip => self.address_holds(actual),
+            Key::Unknown => false,
+            _ => same_text(actual, &self.value) == self.equal,
+        }
     }
 
     fn address_holds(&self, actual: &str) -> bool {
@@ -124,6 +127,29 @@ pub fn all_hold(constraints: &[Constraint], node: &Node) -> bool {
 }
 
 impl Key {
+    /// What it says of a node; empty if nothing is known.
+    pub fn text<'a>(&self, node: &'a Node) -> &'a str {
+        let description = node.description.as_ref();
+        let platform = description.and_then(|d| d.platform.as_ref());
+        match self {
+            Key::Id => node.id.as_str(),
+            Key::Hostname => description.map_or("", |d| &d.hostname),
+            Key::Ip => &node.status.addr,
+            Key::Role => match node.role() {
+                NodeRole::Worker => "worker",
+                NodeRole::Manager => "manager",
+            },
+            Key::Os => platform.map_or("", |p| &p.os),
+            Key::Arch => platform.map_or("", |p| &p.architecture),
+            Key::NodeLabel(name) => node.spec.annotations.labels.get(name).map_or("", String::as_str),
+            Key::EngineLabel(name) => description
+                .and_then(|d| d.engine.as_ref())
+                .and_then(|e| e.labels.get(name))
+                .map_or("", String::as_str),
+            Key::Unknown => "",
+        }
+    }
+
     fn parse(key: &str) -> Key {
         // Names of labels keep their case; everything before them does not matter.
         let after = |prefix: &str| {

@@ -16,7 +16,7 @@ mod failures;
 pub mod generic;
 mod node;
 
-pub use constraint::{Constraint, ConstraintError, all_hold, constraints_of};
+pub use constraint::{Constraint, ConstraintError, Key, all_hold, constraints_of};
 pub use demand::{Demand, Holding, HostPort};
 pub use failures::{FAILURE_LIMIT, FAILURE_WINDOW, Failures};
 pub use generic::{GenericError, Ledger, Request};

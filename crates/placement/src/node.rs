@@ -19,6 +19,7 @@ pub struct NodeInfo {
     /// With how many tasks use each: never more than one, unless somebody else placed them.
     ports: BTreeMap<HostPort, u32>,
     active: u32,
+    ready: bool,
     /// Which services keep failing here.
     pub failures: Failures,
 }
@@ -55,12 +56,13 @@ impl NodeInfo {
         self.cpu.described = resources.map_or(0, |r| r.nano_cpus);
         self.memory.described = resources.map_or(0, |r| r.memory_bytes);
         self.generic.describe(resources.map_or(&[], |r| &r.generic));
+        self.ready = node.is_usable();
         self.node = node;
     }
 
     /// Takes new tasks: READY and ACTIVE.
     pub fn is_ready(&self) -> bool {
-        self.node.is_usable()
+        self.ready
     }
 
     /// What is free satisfies the reservations.

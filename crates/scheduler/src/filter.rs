@@ -22,7 +22,7 @@ pub(crate) struct Fixed {
     pub(crate) runtime: Option<String>,
     /// Kind and name.
     plugins: BTreeSet<(&'static str, String)>,
-    constraints: Vec<Constraint>,
+    pub(crate) constraints: Vec<Constraint>,
     /// System and architecture, normalised; an empty one is any.
     platforms: Vec<(String, String)>,
 }
@@ -144,11 +144,16 @@ impl Requirements {
 impl Fixed {
     /// What the filters that look only at the node say.
     pub(crate) fn verdict(&self, node: &Node) -> Verdict {
+        self.verdict_if(node, || all_hold(&self.constraints, node))
+    }
+
+    /// The same, if somebody else says whether all constraints hold.
+    pub(crate) fn verdict_if(&self, node: &Node, constraints_hold: impl FnOnce() -> bool) -> Verdict {
         if !self.has_plugins(node) {
             Verdict::Plugins
         } else if !self.has_runtime(node) {
             Verdict::Runtime
-        } else if !all_hold(&self.constraints, node) {
+        } else if !constraints_hold() {
             Verdict::Constraints
         } else if !self.has_platform(node) {
             Verdict::Platform
@@ -158,6 +163,9 @@ impl Fixed {
     }
 
     fn has_plugins(&self, node: &Node) -> bool {
+        if self.plugins.is_empty() {
+            return true;
+        }
         let Some(engine) = node.description.as_ref().and_then(|d| d.engine.as_ref()) else { return true };
         self.plugins.iter().all(|(kind, name)| {
             let mut of_kind = engine.plugins.iter().filter(|p| p.r#type == *kind).peekable();

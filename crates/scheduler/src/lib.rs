@@ -16,6 +16,7 @@
 
 mod ended;
 mod enforcer;
+mod facets;
 mod filter;
 mod nodes;
 mod pools;

@@ -9,8 +9,9 @@ use std::collections::binary_heap::PeekMut;
 use std::collections::{BTreeMap, BinaryHeap};
 use std::sync::Arc;
 
+use crate::facets::Facets;
 use crate::filter::Fixed;
-use crate::nodes::{Nodes, Slot};
+use crate::nodes::{NodeSlot, Nodes, Slot};
 use crate::services::ServiceNo;
 use crate::topology::{BranchNo, TopologyNo};
 use crate::verdict::Verdict;
@@ -131,7 +132,7 @@ impl Pool {
 }
 
 impl Needs {
-    fn new(fixed: Fixed, nodes: &Nodes) -> Needs {
+    fn new(fixed: Fixed, nodes: &Nodes, facets: &mut Facets) -> Needs {
         let mut needs = Needs {
             fixed,
             verdicts: Vec::new(),
@@ -140,7 +141,7 @@ impl Needs {
             topologies: nodes.topologies.generation,
             pools: Vec::new(),
         };
-        needs.judge_all(nodes);
+        needs.judge_all(nodes, facets);
         needs
     }
 
@@ -149,8 +150,13 @@ impl Needs {
         if node.used { self.fixed.verdict(node.info.node()) } else { Verdict::Absent }
     }
 
-    fn judge_all(&mut self, nodes: &Nodes) {
-        self.verdicts = (0..nodes.all().len()).map(|slot| self.judge(nodes, slot)).collect();
+    fn judge_all(&mut self, nodes: &Nodes, facets: &mut Facets) {
+        let hold = facets.hold(&self.fixed.constraints, nodes);
+        let verdict = |(node, hold): (&NodeSlot, bool)| match node.used {
+            true => self.fixed.verdict_if(node.info.node(), || hold),
+            false => Verdict::Absent,
+        };
+        self.verdicts = nodes.all().iter().zip(hold).map(verdict).collect();
         self.objects = nodes.objects.end();
         self.pools.clear();
         self.count(nodes);
@@ -164,12 +170,12 @@ impl Needs {
             .count();
     }
 
-    fn catch_up(&mut self, nodes: &Nodes) {
+    fn catch_up(&mut self, nodes: &Nodes, facets: &mut Facets) {
         if self.topologies != nodes.topologies.generation {
             self.topologies = nodes.topologies.generation;
             self.pools.clear();
         }
-        let Some(changed) = nodes.objects.since(self.objects) else { return self.judge_all(nodes) };
+        let Some(changed) = nodes.objects.since(self.objects) else { return self.judge_all(nodes, facets) };
         if changed.is_empty() {
             return;
         }
@@ -249,6 +255,7 @@ impl Needs {
 pub(crate) struct Index {
     by_fixed: BTreeMap<Fixed, usize>,
     all: Vec<Needs>,
+    facets: Facets,
 }
 
 impl Index {
@@ -262,13 +269,13 @@ impl Index {
                     self.by_fixed.clear();
                     self.all.clear();
                 }
-                self.all.push(Needs::new(fixed.clone(), nodes));
+                self.all.push(Needs::new(fixed.clone(), nodes, &mut self.facets));
                 self.by_fixed.insert(fixed.clone(), self.all.len() - 1);
                 self.all.len() - 1
             }
         };
         let needs = &mut self.all[no];
-        needs.catch_up(nodes);
+        needs.catch_up(nodes, &mut self.facets);
         needs
     }
 }

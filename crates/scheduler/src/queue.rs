@@ -93,6 +93,18 @@ impl Group {
         tasks
     }
 
+    /// Puts tasks back that were taken and are yet to be looked at again, or for the first time if they are not among
+    /// these.
+    pub(crate) fn put_back(&mut self, tasks: Vec<(Place, Shared<Task>)>, known: &BTreeSet<Place>) {
+        for (place, task) in tasks {
+            if known.contains(&place) {
+                self.tasks.insert(place, task);
+            } else {
+                self.fresh.push((place, task));
+            }
+        }
+    }
+
     /// Tasks that were not looked at, in their order, each as it was seen last.
     pub(crate) fn take_fresh(&mut self) -> Vec<(Place, Shared<Task>)> {
         let mut fresh = std::mem::take(&mut self.fresh);

@@ -27,6 +27,8 @@ use crate::volumes;
 const ASSIGNED: &str = "scheduler assigned task to node";
 const CONFIRMED: &str = "scheduler confirmed task can run on preassigned node";
 
+/// Tasks that are put on nodes in one pass, about: what is decided and not written yet takes memory.
+const MOST: usize = 1 << 16;
 /// Assignments in one list.
 const LIST: usize = 1024;
 /// Bytes that the assignments of a list take at most, unless one alone takes more.
@@ -38,19 +40,39 @@ const LIST_BYTES: usize = 512 << 10;
 /// that is refused costs no other; the task is then seen waiting again, and placed anew.
 ///
 /// A task whose end was declared by a manager holds what it has until its agent must have stopped it.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Scheduler {
     state: State,
     pass: u32,
+    /// See [`MOST`].
+    most: usize,
     assignments: Vec<Assignments>,
     /// Lists whose fate is not known, by pass and number.
     in_flight: BTreeMap<u64, Arc<[Assignment]>>,
 }
 
+impl Default for Scheduler {
+    fn default() -> Scheduler {
+        Scheduler::new()
+    }
+}
+
 impl Scheduler {
     /// A scheduler that knows nothing yet.
     pub fn new() -> Scheduler {
-        Scheduler::default()
+        Scheduler {
+            state: State::default(),
+            pass: 0,
+            most: MOST,
+            assignments: Vec::new(),
+            in_flight: BTreeMap::new(),
+        }
+    }
+
+    /// One that puts about so many tasks on nodes in one pass.
+    #[cfg(test)]
+    pub(crate) fn with_most(most: usize) -> Scheduler {
+        Scheduler { most, ..Scheduler::new() }
     }
 
     #[cfg(test)]
@@ -79,7 +101,10 @@ impl Reconciler for Scheduler {
                     Some(Object::Task(task)) => self.state.put_task(&ctx.now, task, tables),
                     _ => self.state.sync_task(&ctx.now, event.id(), tables),
                 },
-                Kind::Node => self.state.sync_node(&ctx.now, event.id(), tables),
+                Kind::Node => match event.new() {
+                    Some(Object::Node(node)) => self.state.put_node(&ctx.now, node, tables),
+                    _ => self.state.sync_node(&ctx.now, event.id(), tables),
+                },
                 Kind::Service => {
                     self.state.sync_service(event.id(), tables);
                     if changes_priority(event) {
@@ -103,6 +128,7 @@ impl Reconciler for Scheduler {
             now: ctx.now,
             tables,
             number: self.pass,
+            most: self.most,
             out: Vec::new(),
             assigned: Vec::new(),
             sizer: Sizer::default(),
@@ -188,6 +214,7 @@ pub(crate) struct Pass<'a> {
     pub(crate) now: Now,
     pub(crate) tables: &'a Tables,
     number: u32,
+    most: usize,
     pub(crate) out: Vec<Change>,
     /// With the most bytes that they take in a log entry.
     assigned: Vec<(Assignment, usize)>,
@@ -310,13 +337,21 @@ impl Pass<'_> {
             }
         }
         for (.., no) in ready {
-            if let Some(group) = self.state.groups.take(no) {
+            if self.assigned.len() >= self.most {
+                self.put_off(no);
+            } else if let Some(group) = self.state.groups.take(no) {
                 self.place(no, group);
             }
         }
     }
 
-    /// Puts as many tasks of a group on nodes as find room.
+    /// The group's turn comes when what was decided so far is about to be written.
+    fn put_off(&mut self, no: GroupNo) {
+        self.state.groups.note(no);
+        self.again = true;
+    }
+
+    /// Puts as many tasks of a group on nodes as find room, up to what is left of this pass.
     fn place(&mut self, no: GroupNo, mut group: Group) {
         let policy = policy_of(self.tables, &group.key.service);
         let State { nodes, index, places, loads, .. } = &mut *self.state;
@@ -335,7 +370,13 @@ impl Pass<'_> {
             candidates.as_deref(),
         );
         let (mut placed, mut full, mut fresh, mut with_volumes) = (0, false, Vec::new(), Vec::new());
+        let most = self.most - self.assigned.len().min(self.most - 1);
+        let mut left = Vec::new();
         for (place, task) in tasks {
+            if placed >= most && !full {
+                left.push((place, task));
+                continue;
+            }
             let Some(at) = places.get_mut(&place.1) else { continue };
             if !matches!(at, At::Waiting(known, slot) if (*known, *slot) == (no, place.0)) {
                 continue;
@@ -366,7 +407,9 @@ impl Pass<'_> {
             }
         }
         group.placed(placed);
-        let waits = !group.is_empty();
+        let put_off = !left.is_empty();
+        let waits = !group.is_empty() && !put_off;
+        group.put_back(left, &old);
         if waits {
             group.set_verdicts((0..nodes.all().len()).map(|slot| chooser.verdict(nodes, slot)).collect());
         }
@@ -378,6 +421,9 @@ impl Pass<'_> {
             self.leave_waiting(no, group, fresh);
         } else {
             self.state.groups.put_back(no, group, &mut self.state.nodes.services);
+        }
+        if put_off {
+            self.put_off(no);
         }
     }
 

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use swarm_api::Shared;
-use swarm_api::hash::FastMap;
+use swarm_api::hash::{FastMap, FastSet};
 use swarm_api::v1::{Endpoint, GenericResource, Node, Service, Task, TaskSpec, TaskState, service_spec};
 use swarm_placement::{FAILURE_LIMIT, FAILURE_WINDOW, Holding};
 use swarm_reconcile::Now;
@@ -166,6 +166,8 @@ pub(crate) struct State {
     pub(crate) groups: Groups,
     /// Passes of whose assignments not all are settled, with the tasks of theirs that were looked at meanwhile.
     pub(crate) in_flight: BTreeMap<u32, Vec<Arc<str>>>,
+    /// Nodes that are not there, and may have tasks.
+    homeless: FastSet<Arc<str>>,
     /// Tasks that wait for their own node, by node.
     pub(crate) bound: BTreeMap<Arc<str>, BTreeMap<Arc<str>, Shared<Task>>>,
     /// Those of them that were not looked at: node and task.
@@ -205,13 +207,21 @@ impl State {
     pub(crate) fn sync_node(&mut self, now: &Now, id: &str, tables: &Tables) {
         let node: Option<&Shared<Node>> = tables.nodes().get(id);
         match node {
-            None => self.nodes.remove(id),
-            Some(node) => {
-                if self.nodes.put(node) {
-                    for task in tables.tasks().by_node(id) {
-                        self.put_task(now, task, tables);
-                    }
+            None => {
+                self.nodes.remove(id);
+                if tables.tasks().by_node(id).next().is_some() {
+                    self.homeless.insert(id.into());
                 }
+            }
+            Some(node) => self.put_node(now, node, tables),
+        }
+    }
+
+    /// A node is as it says.
+    pub(crate) fn put_node(&mut self, now: &Now, node: &Shared<Node>, tables: &Tables) {
+        if self.nodes.put(node) && self.homeless.remove(node.id.as_str()) {
+            for task in tables.tasks().by_node(&node.id) {
+                self.put_task(now, task, tables);
             }
         }
     }
@@ -392,7 +402,12 @@ impl State {
     }
 
     fn put_placed(&mut self, task: &Shared<Task>, until: Option<Duration>, tables: &Tables) {
-        let Some(slot) = self.nodes.slot(&task.node_id) else { return self.forget(&task.id) };
+        let Some(slot) = self.nodes.slot(&task.node_id) else {
+            if !self.homeless.contains(task.node_id.as_str()) {
+                self.homeless.insert(task.node_id.as_str().into());
+            }
+            return self.forget(&task.id);
+        };
         let active = until.is_none() && task.desired_state <= TaskState::Complete as i32;
         let known = self.places.get_mut(task.id.as_str());
         let bound = match &known {

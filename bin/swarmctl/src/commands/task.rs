@@ -191,9 +191,9 @@ mod tests {
         let mut task = task("t1", 1, "n1", TaskState::Failed, "task: non-zero exit (3)");
         task.status.message = "started".into();
         let container = ContainerStatus { container_id: "abc".into(), pid: 7, exit_code: 3 };
-        task.status.runtime_status = Some(task_status::RuntimeStatus::Container(container));
+        task.status.runtime_status = Some(task_status::RuntimeStatus::Container(container.into()));
         let port = PortConfig { published_port: 8080, target_port: 80, ..Default::default() };
-        task.status.port_status = Some(PortStatus { ports: vec![port] });
+        task.status.port_status = Some(PortStatus { ports: vec![port] }.into());
         assert_eq!(
             summary(&task, &names()),
             "ID                     : t1

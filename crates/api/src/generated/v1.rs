@@ -978,8 +978,8 @@ pub struct TaskStatus {
     #[prost(string, tag = "4")]
     pub err: ::prost::alloc::string::String,
     /// Host-mode ports really used.
-    #[prost(message, optional, tag = "6")]
-    pub port_status: ::core::option::Option<PortStatus>,
+    #[prost(message, optional, boxed, tag = "6")]
+    pub port_status: ::core::option::Option<::prost::alloc::boxed::Box<PortStatus>>,
     /// Node id of the manager that stored it.
     #[prost(string, tag = "7")]
     pub applied_by: ::prost::alloc::string::String,
@@ -994,7 +994,7 @@ pub mod task_status {
     pub enum RuntimeStatus {
         /// Oneof runtime_status.
         #[prost(message, tag = "5")]
-        Container(super::ContainerStatus),
+        Container(::prost::alloc::boxed::Box<super::ContainerStatus>),
     }
 }
 impl ::prost::Name for TaskStatus {
@@ -4661,8 +4661,8 @@ pub struct Task {
     #[prost(message, optional, tag = "12")]
     pub endpoint: ::core::option::Option<crate::Shared<Endpoint>>,
     /// Effective driver (task spec's, else cluster default); nil = engine default.
-    #[prost(message, optional, tag = "13")]
-    pub log_driver: ::core::option::Option<Driver>,
+    #[prost(message, optional, boxed, tag = "13")]
+    pub log_driver: ::core::option::Option<::prost::alloc::boxed::Box<Driver>>,
     /// Copy of the service's at creation; equality only.
     #[prost(message, optional, tag = "14")]
     pub spec_version: ::core::option::Option<Version>,

@@ -77,7 +77,7 @@ async fn the_same_state_with_other_facts_is_stored_and_without_is_not_written() 
     let session = h.session("n1").await;
     let mut with_pid = status(TaskState::Running);
     let container = ContainerStatus { pid: 7, ..Default::default() };
-    with_pid.runtime_status = Some(task_status::RuntimeStatus::Container(container));
+    with_pid.runtime_status = Some(task_status::RuntimeStatus::Container(container.into()));
     h.report("n1", &session.id, vec![("t", Some(with_pid.clone()))]).await.unwrap();
     let stored = h.store.view().tasks().get("t").unwrap().status.clone();
     assert_eq!(stored.runtime_status, with_pid.runtime_status);
@@ -153,7 +153,7 @@ async fn a_status_that_would_make_its_task_unchangeable_is_cut_down() {
     huge.err = "why".into();
     huge.applied_by = "x".repeat(200_000);
     let container = ContainerStatus { container_id: "c".repeat(1_400_000), ..Default::default() };
-    huge.runtime_status = Some(task_status::RuntimeStatus::Container(container));
+    huge.runtime_status = Some(task_status::RuntimeStatus::Container(container.into()));
     h.report("n1", &session.id, vec![("t", Some(huge))]).await.unwrap();
     let stored = h.store.view().tasks().get("t").unwrap().status.clone();
     assert_eq!(
