@@ -6,6 +6,7 @@ pub(crate) mod config;
 mod dry_run;
 pub(crate) mod network;
 pub(crate) mod node;
+mod policy_view;
 pub(crate) mod secret;
 pub(crate) mod service;
 mod service_view;

@@ -15,7 +15,7 @@ use swarm_api::v1::{
 };
 
 use super::node::generic;
-use super::task_view;
+use super::{policy_view, task_view};
 use crate::output::{Table, time};
 use crate::spec::decode_process;
 use crate::values::{cpu, duration, size};
@@ -94,9 +94,10 @@ pub(super) fn summary(service: &Service, count: Count, now: SystemTime) -> Strin
     let spec = &service.spec;
     page.pair("ID", &service.id);
     page.pair("Name", &spec.annotations.name);
-    if !spec.annotations.labels.is_empty() {
+    let mut labels = policy_view::plain_labels(&spec.annotations.labels).peekable();
+    if labels.peek().is_some() {
         page.line("Labels\t");
-        for (key, value) in &spec.annotations.labels {
+        for (key, value) in labels {
             page.pair(&format!("  {key}"), value);
         }
     }
@@ -106,11 +107,13 @@ pub(super) fn summary(service: &Service, count: Count, now: SystemTime) -> Strin
     }
     job_status(&mut page, service, now);
     update_status(&mut page, service, now);
+    policy_view::pace(&mut page, "Update Config", spec.update.as_ref());
+    policy_view::pace(&mut page, "Rollback Config", spec.rollback.as_ref());
     page.line("Template\t");
     match &spec.task.runtime {
         Some(task_spec::Runtime::Container(container)) => {
             page.line(" Container\t");
-            template(&mut page, container);
+            template(&mut page, "  ", container);
         }
         Some(task_spec::Runtime::Generic(kind)) => match decode_process(kind) {
             Some(process) => {
@@ -121,7 +124,9 @@ pub(super) fn summary(service: &Service, count: Count, now: SystemTime) -> Strin
         },
         _ => {}
     }
-    placement(&mut page, &spec.task);
+    policy_view::placement(&mut page, spec.task.placement.as_ref(), &spec.annotations.labels);
+    resources(&mut page, &spec.task);
+    policy_view::restart(&mut page, spec.task.restart.as_ref());
     networks(&mut page, &spec.task);
     ports(&mut page, service);
     if let Some(task_spec::Runtime::Container(container)) = &spec.task.runtime {
@@ -163,10 +168,46 @@ fn update_status(page: &mut Table, service: &Service, now: SystemTime) {
     page.pair(" Message", &status.message);
 }
 
-/// Image, command, arguments and environment of a container.
-fn template(page: &mut Table, container: &ContainerSpec) {
-    page.pair("  Image", &container.image);
-    words(page, "  ", &container.command, &container.args, &container.env);
+/// Image, command, arguments, environment and settings of a container.
+fn template(page: &mut Table, indent: &str, container: &ContainerSpec) {
+    page.pair(&format!("{indent}Image"), &container.image);
+    words(page, indent, &container.command, &container.args, &container.env);
+    if !container.hostname.is_empty() {
+        page.pair(&format!("{indent}Hostname"), &container.hostname);
+    }
+    let texts = [&container.dir, &container.user, &container.stop_signal];
+    settings(page, indent, texts, &container.groups, container.stop_grace_period.as_ref());
+    for limit in &container.ulimits {
+        // Less than none is no limit.
+        let number = |limit: i64| u64::try_from(limit).unwrap_or(u64::MAX);
+        ulimit(page, indent, &limit.name, number(limit.soft), number(limit.hard));
+    }
+}
+
+/// What containers and processes have in common, as far as it is set.
+fn settings(
+    page: &mut Table,
+    indent: &str,
+    [dir, user, stop_signal]: [&String; 3],
+    groups: &[String],
+    stop_grace_period: Option<&prost_types::Duration>,
+) {
+    for (name, value) in [("Dir", dir), ("User", user), ("Stop Signal", stop_signal)] {
+        if !value.is_empty() {
+            page.pair(&format!("{indent}{name}"), value);
+        }
+    }
+    if !groups.is_empty() {
+        page.pair(&format!("{indent}Groups"), format!("[{}]", groups.join(", ")));
+    }
+    if let Some(period) = stop_grace_period {
+        page.pair(&format!("{indent}Stop Grace Period"), duration::format(period));
+    }
+}
+
+fn ulimit(page: &mut Table, indent: &str, name: &str, soft: u64, hard: u64) {
+    let number = |limit: u64| if limit == u64::MAX { "unlimited".to_owned() } else { limit.to_string() };
+    page.pair(&format!("{indent}Limit {name}"), format!("{}:{}", number(soft), number(hard)));
 }
 
 fn words(page: &mut Table, indent: &str, command: &[String], args: &[String], env: &[String]) {
@@ -184,7 +225,7 @@ fn words(page: &mut Table, indent: &str, command: &[String], args: &[String], en
 
 /// What a container is, in `task inspect`.
 pub(super) fn spec_lines(page: &mut Table, indent: &str, container: &ContainerSpec) {
-    template(page, container);
+    template(page, indent, container);
     secrets_and_configs(page, indent, &container.secrets, &container.configs, |name, _, file| {
         format!("{name}:{file}")
     });
@@ -193,38 +234,27 @@ pub(super) fn spec_lines(page: &mut Table, indent: &str, container: &ContainerSp
 /// What a native process is.
 pub(super) fn process_lines(page: &mut Table, indent: &str, process: &ProcessSpec) {
     words(page, indent, &process.command, &process.args, &process.env);
-    for (name, value) in
-        [("Dir", &process.dir), ("User", &process.user), ("Stop Signal", &process.stop_signal)]
-    {
-        if !value.is_empty() {
-            page.pair(&format!("{indent}{name}"), value);
-        }
-    }
-    if !process.groups.is_empty() {
-        page.pair(&format!("{indent}Groups"), format!("[{}]", process.groups.join(", ")));
-    }
-    if let Some(period) = &process.stop_grace_period {
-        page.pair(&format!("{indent}Stop Grace Period"), duration::format(period));
-    }
+    let texts = [&process.dir, &process.user, &process.stop_signal];
+    settings(page, indent, texts, &process.groups, process.stop_grace_period.as_ref());
     for limit in &process.rlimits {
-        page.pair(&format!("{indent}Limit {}", limit.name), format!("{}:{}", limit.soft, limit.hard));
+        ulimit(page, indent, &limit.name, limit.soft, limit.hard);
     }
 }
 
-/// Constraints and resources.
-fn placement(page: &mut Table, task: &TaskSpec) {
-    let constraints = task.placement.iter().flat_map(|placement| &placement.constraints);
-    let constraints: Vec<&str> = constraints.map(String::as_str).collect();
-    if !constraints.is_empty() {
-        page.pair("  Constraints", constraints.join(", "));
-    }
+/// What is reserved and what is limited; what was taken back is not there.
+fn resources(page: &mut Table, task: &TaskSpec) {
     let Some(resources) = &task.resources else { return };
+    let all = [("Reservations:", &resources.reservations), ("Limits:", &resources.limits)];
+    let set = |amounts: &&Resources| **amounts != Resources::default();
+    let all: Vec<_> =
+        all.iter().filter_map(|(name, amounts)| Some((name, amounts.as_ref().filter(set)?))).collect();
+    if all.is_empty() {
+        return;
+    }
     page.line("  Resources\t");
-    for (name, amounts) in [("Reservations:", &resources.reservations), ("Limits:", &resources.limits)] {
-        if let Some(amounts) = amounts {
-            page.line(format!("    {name}\t"));
-            amounts_of(page, amounts);
-        }
+    for (name, amounts) in all {
+        page.line(format!("    {name}\t"));
+        amounts_of(page, amounts);
     }
 }
 
