@@ -12,6 +12,7 @@ pub(crate) mod service;
 mod service_view;
 pub(crate) mod task;
 mod task_view;
+mod update_view;
 
 use std::io::Read as _;
 use std::path::{Path, PathBuf};

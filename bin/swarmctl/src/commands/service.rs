@@ -12,6 +12,7 @@ use swarm_api::v1::{
 
 use super::{Answer, Context, dry_run, ids, service_view, task_view};
 use crate::error::{Error, Result};
+use crate::output::Names;
 use crate::resolve;
 use crate::spec::{Changes, CreateFlags, Found, ServiceFlags, UpdateFlags, apply, new_spec};
 
@@ -113,9 +114,9 @@ async fn inspect(context: &mut Context, given: &str, all: bool) -> Result<String
     let request = ListTasksRequest { filters: Some(filters) };
     let tasks = context.control.list_tasks(request).await?.into_inner().tasks;
     let count = service_view::Count::of(&service, &tasks, |_| true);
-    let mut page = service_view::summary(&service, count, context.now);
+    let names = if tasks.is_empty() { Names::default() } else { context.names().await? };
+    let mut page = service_view::summary(&service, count, &tasks, &names, context.now);
     if !tasks.is_empty() {
-        let names = context.names().await?;
         page = format!("{page}\n{}", task_view::table(&tasks, all, &names, context.now));
     }
     Ok(page)

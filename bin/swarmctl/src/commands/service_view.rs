@@ -8,15 +8,14 @@ use swarm_api::v1::mount::Type;
 use swarm_api::v1::node_status::State;
 use swarm_api::v1::port_config::Protocol;
 use swarm_api::v1::service_spec::Mode;
-use swarm_api::v1::update_status::UpdateState;
 use swarm_api::v1::{
     ConfigReference, ContainerSpec, Driver, Mount, Node, Resources, SecretReference, Service, Task, TaskSpec,
     TaskState, config_reference, secret_reference, task_spec,
 };
 
 use super::node::generic;
-use super::{policy_view, task_view};
-use crate::output::{Table, time};
+use super::{policy_view, task_view, update_view};
+use crate::output::{Names, Table, time};
 use crate::spec::decode_process;
 use crate::values::{cpu, duration, size};
 
@@ -89,7 +88,13 @@ pub(super) fn list(services: &[Shared<Service>], nodes: &[Shared<Node>], tasks: 
 }
 
 /// The page of `service inspect` above its table.
-pub(super) fn summary(service: &Service, count: Count, now: SystemTime) -> String {
+pub(super) fn summary(
+    service: &Service,
+    count: Count,
+    tasks: &[Shared<Task>],
+    names: &Names,
+    now: SystemTime,
+) -> String {
     let mut page = Table::summary();
     let spec = &service.spec;
     page.pair("ID", &service.id);
@@ -106,7 +111,7 @@ pub(super) fn summary(service: &Service, count: Count, now: SystemTime) -> Strin
         page.pair("Replicas", replicas);
     }
     job_status(&mut page, service, now);
-    update_status(&mut page, service, now);
+    update_view::lines(&mut page, service, tasks, names, now);
     policy_view::pace(&mut page, "Update Config", spec.update.as_ref());
     policy_view::pace(&mut page, "Rollback Config", spec.rollback.as_ref());
     page.line("Template\t");
@@ -144,28 +149,6 @@ fn job_status(page: &mut Table, service: &Service, now: SystemTime) {
     if started.is_some() {
         page.pair(" Started", time::relative(started, now));
     }
-}
-
-fn update_status(page: &mut Table, service: &Service, now: SystemTime) {
-    let Some(status) = &service.update_status else { return };
-    page.line("Update Status\t");
-    let state = match status.state() {
-        UpdateState::Unknown => "UNKNOWN",
-        UpdateState::Updating => "UPDATING",
-        UpdateState::Paused => "PAUSED",
-        UpdateState::Completed => "COMPLETED",
-        UpdateState::RollbackStarted => "ROLLBACK_STARTED",
-        UpdateState::RollbackPaused => "ROLLBACK_PAUSED",
-        UpdateState::RollbackCompleted => "ROLLBACK_COMPLETED",
-    };
-    page.pair(" State", state);
-    if status.started_at.is_some() {
-        page.pair(" Started", time::relative(status.started_at.as_ref(), now));
-    }
-    if status.state() == UpdateState::Completed {
-        page.pair(" Completed", time::relative(status.completed_at.as_ref(), now));
-    }
-    page.pair(" Message", &status.message);
 }
 
 /// Image, command, arguments, environment and settings of a container.
@@ -374,6 +357,7 @@ mod tests {
 
     use prost::{Message as _, Name as _};
     use prost_types::Timestamp;
+    use swarm_api::v1::update_status::UpdateState;
     use swarm_api::v1::{
         Endpoint, FileTarget, GenericRuntimeSpec, GlobalJob, GlobalService, JobStatus,
         NetworkAttachmentConfig, Placement, PortConfig, ReplicatedJob, ReplicatedService,
@@ -470,7 +454,7 @@ id-native      native      sleep        0/1
         let count = |service| Count::of(service, &tasks, |_| true);
         assert_eq!(count(&job).replicas(&job), "1/2 (2/9 completed)");
         assert_eq!(count(&everywhere).replicas(&everywhere), "1/1 (2/3 completed)");
-        let page = summary(&job, count(&job), now);
+        let page = summary(&job, count(&job), &tasks, &Names::default(), now);
         let words: Vec<_> = page.split_whitespace().collect();
         assert!(words.join(" ").contains("Job Status Iteration : 3 Started : 3 minutes ago"), "{page}");
     }
@@ -517,7 +501,7 @@ id-native      native      sleep        0/1
             PortConfig { name: "web".into(), target_port: 80, published_port: 8080, ..Default::default() };
         service.endpoint = Some(Endpoint { ports: vec![port], ..Default::default() }.into());
         assert_eq!(
-            summary(&service, Count { running: 1, ..Default::default() }, now),
+            summary(&service, Count { running: 1, ..Default::default() }, &[], &Names::default(), now),
             "ID                             : id-web
 Name                           : web
 Labels                         
@@ -566,7 +550,7 @@ Ports:
     #[test]
     fn a_process_is_shown_in_place_of_a_container() {
         assert_eq!(
-            summary(&process_service(), Count::default(), SystemTime::UNIX_EPOCH),
+            summary(&process_service(), Count::default(), &[], &Names::default(), SystemTime::UNIX_EPOCH),
             "ID                         : id-native
 Name                       : native
 Replicas                   : 0/1
