@@ -241,11 +241,13 @@ fn a_dry_run_shows_what_would_happen_and_makes_nothing() {
     swarm.fails(&["service", "update", "web", "--dry-run"], 1, "Error: no changes detected");
     swarm.fails(&["service", "update", "nobody", "--dry-run", "--force"], 1, "service \"nobody\" not found");
     swarm.fails(&["service", "update", "web", "--rollback", "--dry-run"], 1, "does not have a previous spec");
+    swarm.fails(&["service", "rollback", "web", "--dry-run"], 1, "does not have a previous spec");
     swarm.fails(&["service", "update", "web", "--name", "b", "--dry-run"], 1, "renaming services is not");
     swarm.fails(&["service", "rm", "web", "--dry-run"], 2, "--dry-run");
     swarm.ok(&["service", "update", "web", "--image", "redis:7"]);
     let page = swarm.ok(&["service", "update", "web", "--rollback", "--dry-run"]);
     assert!(page.contains("image: redis:7 → redis:6"), "{page}");
+    assert_eq!(swarm.ok(&["service", "rollback", "web", "--dry-run"]), page);
     assert!(swarm.ok(&["service", "inspect", "web"]).contains(": redis:7\n"));
 }
 

@@ -49,7 +49,14 @@ pub(crate) enum Command {
     #[command(visible_alias = "rm")]
     Remove(One),
     /// Go back to the spec before the last change; doing it twice undoes it
-    Rollback(One),
+    Rollback {
+        #[command(flatten)]
+        service: One,
+        /// Show what would be placed, replaced and refused, and where and why; write nothing. Exit code 3 if not
+        /// everything would find its place
+        #[arg(long)]
+        dry_run: bool,
+    },
     /// Change a service; its tasks are replaced where they change
     Update {
         #[command(flatten)]
@@ -98,7 +105,7 @@ pub(crate) async fn run(context: &mut Context, command: Command) -> Result<Answe
             return self::update(context, &service.service, &update, &flags).await;
         }
         Command::Rebalance(One { service }) => rebalance(context, &service).await?,
-        Command::Rollback(One { service }) => return rollback(context, &service, false).await,
+        Command::Rollback { service, dry_run } => return rollback(context, &service.service, dry_run).await,
         Command::Remove(One { service: given }) => {
             let service = resolve::service(&mut context.control, &given).await?;
             context.control.remove_service(RemoveServiceRequest { service_id: service.id.clone() }).await?;
