@@ -163,7 +163,57 @@ mod rollback {
         .await?;
         let page = cluster.ctl_ok(&["service", "inspect", "web"])?;
         ensure!(page.contains("ROLLBACK_COMPLETED") && page.contains("20/20"), "{page}");
+        ensure!(page.contains(" Failed Task ") && page.contains(" Error "), "{page}");
         Ok(())
+    }
+
+    /// By the flags of the command line, whose page still says what failed when the rollback is done.
+    async fn flags_bring_processes_back(cluster: &mut Cluster) -> Result<()> {
+        let pace = [
+            "--update-parallelism=2",
+            // It is cut short by the second failure, so that no third slot is begun.
+            "--update-delay=1m",
+            "--update-monitor=1m",
+            "--update-max-failure-ratio=0.25",
+            "--update-failure-action=rollback",
+            "--rollback-parallelism=0",
+            "--rollback-monitor=1s",
+        ];
+        let web = ["service", "create", "--name", "web", "--runtime", "process", "--replicas", "4"];
+        let sleep = ["--restart-condition", "none", "--", "/bin/sleep", "1000"];
+        let service = cluster.ctl_ok(&[&web[..], &pace, &sleep].concat())?.trim().to_owned();
+        let mut watcher = Watcher::new(cluster).await?;
+        watcher.until("all tasks to run", |picture| Ok(picture.slots_up(&service).len() == 4)).await?;
+        let task = watcher.picture.up(&service).next().context("a task")?.id.clone();
+        let page = cluster.ctl_ok(&["task", "inspect", &task])?;
+        ensure!(page.contains("  PID ") && !page.contains("ContainerID"), "{page}");
+
+        cluster.ctl_ok(&["service", "update", "web", "--", "/bin/sh", "-c", "exit 7"])?;
+        watcher
+            .until("the rollback to complete", |picture| {
+                Ok(picture.update(&service).0 == UpdateState::RollbackCompleted
+                    && picture.slots_up(&service).len() == 4)
+            })
+            .await?;
+        let page = cluster.ctl_ok(&["service", "inspect", "web"])?;
+        let words = page.split_whitespace().collect::<Vec<_>>().join(" ");
+        ensure!(words.contains("Message : rollback completed Failed Task : "), "{page}");
+        ensure!(words.contains(", the first of 2 that failed Error : task: non-zero exit (7)"), "{page}");
+        ensure!(words.contains("Completed : ") && words.contains("Command : \"/bin/sleep 1000\""), "{page}");
+
+        // What the rollback would do is shown before it is done; it is another one now.
+        cluster.ctl_ok(&["service", "update", "web", "--env", "NEW=1"])?;
+        let page = cluster.ctl_ok(&["service", "rollback", "web", "--dry-run"])?;
+        ensure!(page.contains("\nenvironment  replaces "), "{page}");
+        ensure!(page.contains("All tasks at once, the old one stopped first, paused on failure:"), "{page}");
+        Ok(())
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_rollback_by_flags_says_what_failed() -> Result<()> {
+        let mut cluster = Cluster::start(Engine::None, 1).await?;
+        let result = flags_bring_processes_back(&mut cluster).await;
+        with_logs(&cluster, result)
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -162,11 +162,49 @@ fn strategy_and_priority_are_shown() {
         let words = words.join(" ");
         assert!(page.split_whitespace().collect::<Vec<_>>().join(" ").contains(&words), "{page}");
     };
-    shown(&["swarmd.placement-strategy", ":", "binpack", "swarmd.priority", ":", "5"]);
+    shown(&["Strategy", ":", "binpack", "Priority", ":", "5"]);
     swarm.ok(&["service", "update", "web", "--priority", "-1"]);
-    shown(&["swarmd.priority", ":", "-1"]);
+    shown(&["Priority", ":", "-1"]);
     swarm.fails(&["service", "update", "web", "--priority", "1.5"], 2, "--priority");
     swarm.fails(&["service", "update", "web", "--placement-strategy", "x"], 2, "expected spread or binpack");
+}
+
+#[test]
+fn restarts_updates_and_rollbacks_are_shown_and_changed() {
+    let swarm = Swarm::start();
+    let policy = [
+        "--restart-max-attempts=3",
+        "--update-monitor=20s",
+        "--update-max-failure-ratio=0.25",
+        "--rollback-parallelism=0",
+        "--placement-pref=spread=node.labels.zone",
+        "--generic-resource=fpga=2",
+        "--stop-grace-period=1m",
+    ];
+    swarm.ok(&[&["service", "create", "--name", "web", "--image", "redis"], &policy[..]].concat());
+    let shown = |text: &str| {
+        let page = swarm.ok(&["service", "inspect", "web"]);
+        assert!(page.split_whitespace().collect::<Vec<_>>().join(" ").contains(text), "{page}");
+    };
+    shown(
+        "Update Config Parallelism : 1 Delay : 0s Monitor : 20s Max Failure Ratio : 0.25 On Failure : pause",
+    );
+    shown("Rollback Config Parallelism : all at once Delay : 0s Monitor : 5s");
+    shown("Restart Condition : any Delay : 5s Max Attempts : 3");
+    shown("Stop Grace Period : 1m0s Spread Over : node.labels.zone");
+    shown("Generic Resources fpga : 2");
+    let update = ["--update-failure-action=rollback", "--rollback-monitor=0", "--placement-pref="];
+    swarm.ok(&[&["service", "update", "web"], &update[..]].concat());
+    shown("Monitor : 20s Max Failure Ratio : 0.25 On Failure : rollback Order : stop-first Rollback Config");
+    shown("Parallelism : all at once Delay : 0s Monitor : 0s");
+    shown("Stop Grace Period : 1m0s Resources Reservations: Generic Resources fpga : 2 Restart");
+    swarm.ok(&["service", "update", "web", "--generic-resource="]);
+    shown("Stop Grace Period : 1m0s Restart");
+    swarm.fails(
+        &["service", "update", "web", "--update-max-failure-ratio", "25"],
+        2,
+        "expected a share from 0 to 1",
+    );
 }
 
 #[test]
@@ -203,11 +241,13 @@ fn a_dry_run_shows_what_would_happen_and_makes_nothing() {
     swarm.fails(&["service", "update", "web", "--dry-run"], 1, "Error: no changes detected");
     swarm.fails(&["service", "update", "nobody", "--dry-run", "--force"], 1, "service \"nobody\" not found");
     swarm.fails(&["service", "update", "web", "--rollback", "--dry-run"], 1, "does not have a previous spec");
+    swarm.fails(&["service", "rollback", "web", "--dry-run"], 1, "does not have a previous spec");
     swarm.fails(&["service", "update", "web", "--name", "b", "--dry-run"], 1, "renaming services is not");
     swarm.fails(&["service", "rm", "web", "--dry-run"], 2, "--dry-run");
     swarm.ok(&["service", "update", "web", "--image", "redis:7"]);
     let page = swarm.ok(&["service", "update", "web", "--rollback", "--dry-run"]);
     assert!(page.contains("image: redis:7 → redis:6"), "{page}");
+    assert_eq!(swarm.ok(&["service", "rollback", "web", "--dry-run"]), page);
     assert!(swarm.ok(&["service", "inspect", "web"]).contains(": redis:7\n"));
 }
 

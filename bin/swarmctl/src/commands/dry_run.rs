@@ -16,6 +16,9 @@ use crate::values::duration;
 /// Exit code if not everything would find its place, or it can't be told.
 const NOT_ALL: u8 = 3;
 
+/// Most ranges of slots that are written out.
+const RANGES: usize = 8;
+
 /// Asks what the call would come to.
 pub(super) async fn ask(context: &Context, call: Call) -> Result<DryRunResponse, Status> {
     let request = DryRunRequest { call: Some(call) };
@@ -121,9 +124,15 @@ fn pace(config: &UpdateConfig) -> String {
         UpdateOrder::StartFirst => "the new one started first",
     };
     let failure = match config.failure_action() {
-        FailureAction::Pause => "paused on failure",
-        FailureAction::Continue => "continued on failure",
-        FailureAction::Rollback => "rolled back on failure",
+        FailureAction::Pause => "paused",
+        FailureAction::Continue => "continued",
+        FailureAction::Rollback => "rolled back",
+    };
+    let failure = match config.max_failure_ratio {
+        ratio if ratio > 0.0 && config.failure_action() != FailureAction::Continue => {
+            format!("{failure} when more than {ratio} of them fail")
+        }
+        _ => format!("{failure} on failure"),
     };
     let delay = match duration::format(&config.delay) {
         none if none == "0s" => String::new(),
@@ -183,8 +192,12 @@ fn tasks(n: u64) -> String {
     if n == 1 { "1 task".to_owned() } else { format!("{n} tasks") }
 }
 
-/// `1-3,7`
+/// `1-3,7`; of many, how many of which: `34 of 0-99`. Slots of one node often lie between those of others.
 fn ranges(ranges: &[Range]) -> String {
+    if let ([first, .., last], true) = (ranges, ranges.len() > RANGES) {
+        let count: u64 = ranges.iter().map(|range| range.last - range.first + 1).sum();
+        return format!("{count} of {}-{}", first.first, last.last);
+    }
     let texts = ranges.iter().map(|range| match range.first == range.last {
         true => range.first.to_string(),
         false => format!("{}-{}", range.first, range.last),
@@ -285,6 +298,71 @@ It takes at least 20s.
 Not everything comes to its end: the update would be paused: new tasks find no node.
 ";
         assert_eq!(page(&web(), &answer, &Names::default()), expected);
+    }
+
+    #[test]
+    fn a_pace_says_how_many_may_fail() {
+        let config = UpdateConfig { parallelism: 2, max_failure_ratio: 0.25, ..Default::default() };
+        let text = "2 tasks at a time, the old one stopped first, paused when more than 0.25 of them fail:\n";
+        assert_eq!(pace(&config), text);
+        let failure_action = FailureAction::Continue as i32;
+        assert!(pace(&UpdateConfig { failure_action, ..config }).ends_with(", continued on failure:\n"));
+    }
+
+    #[test]
+    fn many_slots_are_told_by_their_number_and_range() {
+        let every = |step: u64, slots: u64| -> Vec<Range> {
+            (0..slots).map(|slot| Range { first: slot * step, last: slot * step }).collect()
+        };
+        assert_eq!(ranges(&[]), "");
+        assert_eq!(ranges(&[Range { first: 0, last: 99 }]), "0-99");
+        assert_eq!(ranges(&every(3, 8)), "0,3,6,9,12,15,18,21");
+        assert_eq!(ranges(&every(3, 34)), "34 of 0-99");
+        let pairs: Vec<Range> = every(5, 20).iter().map(|r| Range { last: r.first + 1, ..*r }).collect();
+        assert_eq!(ranges(&pairs), "40 of 0-96");
+    }
+
+    #[test]
+    fn a_dry_run_of_a_large_job_fits_on_a_screen() {
+        let third = |n: u64| (0..33).map(move |slot| Range { first: slot * 3 + n, last: slot * 3 + n });
+        let node = |id: &str, n| OnNode {
+            node_id: id.into(),
+            placed: 33,
+            slots: third(n).collect(),
+            ..Default::default()
+        };
+        let refused = Refusal {
+            reason: "no suitable node".into(),
+            tasks: 100,
+            slots: vec![Range { first: 99, last: 198 }],
+            node_ids: vec![],
+        };
+        let nodes = vec![node("n1", 0), node("n2", 1), node("n3", 2)];
+        let answer = DryRunResponse {
+            index: 7,
+            nodes,
+            refusals: vec![refused],
+            placed: 99,
+            refused: 100,
+            ..Default::default()
+        };
+        let spec = ServiceSpec { mode: Some(Mode::ReplicatedJob(Default::default())), ..web() };
+        let expected = "\
+Dry run of service web, from the state at index 7: nothing is written.
+
+Node  New  Replacing  Kept  Stopped  Slots of new tasks
+----  ---  ---------  ----  -------  ------------------
+n1    33   0          0     0        33 of 0-96
+n2    33   0          0     0        33 of 1-97
+n3    33   0          0     0        33 of 2-98
+
+Refused    Slots or nodes  Why
+-------    --------------  ---
+100 tasks  99-198          no suitable node
+
+Tasks: 99 placed, 100 refused.
+";
+        assert_eq!(page(&spec, &answer, &Names::default()), expected);
     }
 
     #[test]

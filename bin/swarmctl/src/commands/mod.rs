@@ -6,11 +6,13 @@ pub(crate) mod config;
 mod dry_run;
 pub(crate) mod network;
 pub(crate) mod node;
+mod policy_view;
 pub(crate) mod secret;
 pub(crate) mod service;
 mod service_view;
 pub(crate) mod task;
 mod task_view;
+mod update_view;
 
 use std::io::Read as _;
 use std::path::{Path, PathBuf};

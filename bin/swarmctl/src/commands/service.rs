@@ -12,6 +12,7 @@ use swarm_api::v1::{
 
 use super::{Answer, Context, dry_run, ids, service_view, task_view};
 use crate::error::{Error, Result};
+use crate::output::Names;
 use crate::resolve;
 use crate::spec::{Changes, CreateFlags, Found, ServiceFlags, UpdateFlags, apply, new_spec};
 
@@ -48,7 +49,14 @@ pub(crate) enum Command {
     #[command(visible_alias = "rm")]
     Remove(One),
     /// Go back to the spec before the last change; doing it twice undoes it
-    Rollback(One),
+    Rollback {
+        #[command(flatten)]
+        service: One,
+        /// Show what would be placed, replaced and refused, and where and why; write nothing. Exit code 3 if not
+        /// everything would find its place
+        #[arg(long)]
+        dry_run: bool,
+    },
     /// Change a service; its tasks are replaced where they change
     Update {
         #[command(flatten)]
@@ -97,7 +105,7 @@ pub(crate) async fn run(context: &mut Context, command: Command) -> Result<Answe
             return self::update(context, &service.service, &update, &flags).await;
         }
         Command::Rebalance(One { service }) => rebalance(context, &service).await?,
-        Command::Rollback(One { service }) => return rollback(context, &service, false).await,
+        Command::Rollback { service, dry_run } => return rollback(context, &service.service, dry_run).await,
         Command::Remove(One { service: given }) => {
             let service = resolve::service(&mut context.control, &given).await?;
             context.control.remove_service(RemoveServiceRequest { service_id: service.id.clone() }).await?;
@@ -113,9 +121,9 @@ async fn inspect(context: &mut Context, given: &str, all: bool) -> Result<String
     let request = ListTasksRequest { filters: Some(filters) };
     let tasks = context.control.list_tasks(request).await?.into_inner().tasks;
     let count = service_view::Count::of(&service, &tasks, |_| true);
-    let mut page = service_view::summary(&service, count, context.now);
+    let names = if tasks.is_empty() { Names::default() } else { context.names().await? };
+    let mut page = service_view::summary(&service, count, &tasks, &names, context.now);
     if !tasks.is_empty() {
-        let names = context.names().await?;
         page = format!("{page}\n{}", task_view::table(&tasks, all, &names, context.now));
     }
     Ok(page)

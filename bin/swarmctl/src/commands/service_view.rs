@@ -8,15 +8,14 @@ use swarm_api::v1::mount::Type;
 use swarm_api::v1::node_status::State;
 use swarm_api::v1::port_config::Protocol;
 use swarm_api::v1::service_spec::Mode;
-use swarm_api::v1::update_status::UpdateState;
 use swarm_api::v1::{
     ConfigReference, ContainerSpec, Driver, Mount, Node, Resources, SecretReference, Service, Task, TaskSpec,
     TaskState, config_reference, secret_reference, task_spec,
 };
 
 use super::node::generic;
-use super::task_view;
-use crate::output::{Table, time};
+use super::{policy_view, task_view, update_view};
+use crate::output::{Names, Table, time};
 use crate::spec::decode_process;
 use crate::values::{cpu, duration, size};
 
@@ -89,14 +88,21 @@ pub(super) fn list(services: &[Shared<Service>], nodes: &[Shared<Node>], tasks: 
 }
 
 /// The page of `service inspect` above its table.
-pub(super) fn summary(service: &Service, count: Count, now: SystemTime) -> String {
+pub(super) fn summary(
+    service: &Service,
+    count: Count,
+    tasks: &[Shared<Task>],
+    names: &Names,
+    now: SystemTime,
+) -> String {
     let mut page = Table::summary();
     let spec = &service.spec;
     page.pair("ID", &service.id);
     page.pair("Name", &spec.annotations.name);
-    if !spec.annotations.labels.is_empty() {
+    let mut labels = policy_view::plain_labels(&spec.annotations.labels).peekable();
+    if labels.peek().is_some() {
         page.line("Labels\t");
-        for (key, value) in &spec.annotations.labels {
+        for (key, value) in labels {
             page.pair(&format!("  {key}"), value);
         }
     }
@@ -105,12 +111,14 @@ pub(super) fn summary(service: &Service, count: Count, now: SystemTime) -> Strin
         page.pair("Replicas", replicas);
     }
     job_status(&mut page, service, now);
-    update_status(&mut page, service, now);
+    update_view::lines(&mut page, service, tasks, names, now);
+    policy_view::pace(&mut page, "Update Config", spec.update.as_ref());
+    policy_view::pace(&mut page, "Rollback Config", spec.rollback.as_ref());
     page.line("Template\t");
     match &spec.task.runtime {
         Some(task_spec::Runtime::Container(container)) => {
             page.line(" Container\t");
-            template(&mut page, container);
+            template(&mut page, "  ", container);
         }
         Some(task_spec::Runtime::Generic(kind)) => match decode_process(kind) {
             Some(process) => {
@@ -121,7 +129,9 @@ pub(super) fn summary(service: &Service, count: Count, now: SystemTime) -> Strin
         },
         _ => {}
     }
-    placement(&mut page, &spec.task);
+    policy_view::placement(&mut page, spec.task.placement.as_ref(), &spec.annotations.labels);
+    resources(&mut page, &spec.task);
+    policy_view::restart(&mut page, spec.task.restart.as_ref());
     networks(&mut page, &spec.task);
     ports(&mut page, service);
     if let Some(task_spec::Runtime::Container(container)) = &spec.task.runtime {
@@ -141,32 +151,46 @@ fn job_status(page: &mut Table, service: &Service, now: SystemTime) {
     }
 }
 
-fn update_status(page: &mut Table, service: &Service, now: SystemTime) {
-    let Some(status) = &service.update_status else { return };
-    page.line("Update Status\t");
-    let state = match status.state() {
-        UpdateState::Unknown => "UNKNOWN",
-        UpdateState::Updating => "UPDATING",
-        UpdateState::Paused => "PAUSED",
-        UpdateState::Completed => "COMPLETED",
-        UpdateState::RollbackStarted => "ROLLBACK_STARTED",
-        UpdateState::RollbackPaused => "ROLLBACK_PAUSED",
-        UpdateState::RollbackCompleted => "ROLLBACK_COMPLETED",
-    };
-    page.pair(" State", state);
-    if status.started_at.is_some() {
-        page.pair(" Started", time::relative(status.started_at.as_ref(), now));
+/// Image, command, arguments, environment and settings of a container.
+fn template(page: &mut Table, indent: &str, container: &ContainerSpec) {
+    page.pair(&format!("{indent}Image"), &container.image);
+    words(page, indent, &container.command, &container.args, &container.env);
+    if !container.hostname.is_empty() {
+        page.pair(&format!("{indent}Hostname"), &container.hostname);
     }
-    if status.state() == UpdateState::Completed {
-        page.pair(" Completed", time::relative(status.completed_at.as_ref(), now));
+    let texts = [&container.dir, &container.user, &container.stop_signal];
+    settings(page, indent, texts, &container.groups, container.stop_grace_period.as_ref());
+    for limit in &container.ulimits {
+        // Less than none is no limit.
+        let number = |limit: i64| u64::try_from(limit).unwrap_or(u64::MAX);
+        ulimit(page, indent, &limit.name, number(limit.soft), number(limit.hard));
     }
-    page.pair(" Message", &status.message);
 }
 
-/// Image, command, arguments and environment of a container.
-fn template(page: &mut Table, container: &ContainerSpec) {
-    page.pair("  Image", &container.image);
-    words(page, "  ", &container.command, &container.args, &container.env);
+/// What containers and processes have in common, as far as it is set.
+fn settings(
+    page: &mut Table,
+    indent: &str,
+    [dir, user, stop_signal]: [&String; 3],
+    groups: &[String],
+    stop_grace_period: Option<&prost_types::Duration>,
+) {
+    for (name, value) in [("Dir", dir), ("User", user), ("Stop Signal", stop_signal)] {
+        if !value.is_empty() {
+            page.pair(&format!("{indent}{name}"), value);
+        }
+    }
+    if !groups.is_empty() {
+        page.pair(&format!("{indent}Groups"), format!("[{}]", groups.join(", ")));
+    }
+    if let Some(period) = stop_grace_period {
+        page.pair(&format!("{indent}Stop Grace Period"), duration::format(period));
+    }
+}
+
+fn ulimit(page: &mut Table, indent: &str, name: &str, soft: u64, hard: u64) {
+    let number = |limit: u64| if limit == u64::MAX { "unlimited".to_owned() } else { limit.to_string() };
+    page.pair(&format!("{indent}Limit {name}"), format!("{}:{}", number(soft), number(hard)));
 }
 
 fn words(page: &mut Table, indent: &str, command: &[String], args: &[String], env: &[String]) {
@@ -184,7 +208,7 @@ fn words(page: &mut Table, indent: &str, command: &[String], args: &[String], en
 
 /// What a container is, in `task inspect`.
 pub(super) fn spec_lines(page: &mut Table, indent: &str, container: &ContainerSpec) {
-    template(page, container);
+    template(page, indent, container);
     secrets_and_configs(page, indent, &container.secrets, &container.configs, |name, _, file| {
         format!("{name}:{file}")
     });
@@ -193,38 +217,27 @@ pub(super) fn spec_lines(page: &mut Table, indent: &str, container: &ContainerSp
 /// What a native process is.
 pub(super) fn process_lines(page: &mut Table, indent: &str, process: &ProcessSpec) {
     words(page, indent, &process.command, &process.args, &process.env);
-    for (name, value) in
-        [("Dir", &process.dir), ("User", &process.user), ("Stop Signal", &process.stop_signal)]
-    {
-        if !value.is_empty() {
-            page.pair(&format!("{indent}{name}"), value);
-        }
-    }
-    if !process.groups.is_empty() {
-        page.pair(&format!("{indent}Groups"), format!("[{}]", process.groups.join(", ")));
-    }
-    if let Some(period) = &process.stop_grace_period {
-        page.pair(&format!("{indent}Stop Grace Period"), duration::format(period));
-    }
+    let texts = [&process.dir, &process.user, &process.stop_signal];
+    settings(page, indent, texts, &process.groups, process.stop_grace_period.as_ref());
     for limit in &process.rlimits {
-        page.pair(&format!("{indent}Limit {}", limit.name), format!("{}:{}", limit.soft, limit.hard));
+        ulimit(page, indent, &limit.name, limit.soft, limit.hard);
     }
 }
 
-/// Constraints and resources.
-fn placement(page: &mut Table, task: &TaskSpec) {
-    let constraints = task.placement.iter().flat_map(|placement| &placement.constraints);
-    let constraints: Vec<&str> = constraints.map(String::as_str).collect();
-    if !constraints.is_empty() {
-        page.pair("  Constraints", constraints.join(", "));
-    }
+/// What is reserved and what is limited; what was taken back is not there.
+fn resources(page: &mut Table, task: &TaskSpec) {
     let Some(resources) = &task.resources else { return };
+    let all = [("Reservations:", &resources.reservations), ("Limits:", &resources.limits)];
+    let set = |amounts: &&Resources| **amounts != Resources::default();
+    let all: Vec<_> =
+        all.iter().filter_map(|(name, amounts)| Some((name, amounts.as_ref().filter(set)?))).collect();
+    if all.is_empty() {
+        return;
+    }
     page.line("  Resources\t");
-    for (name, amounts) in [("Reservations:", &resources.reservations), ("Limits:", &resources.limits)] {
-        if let Some(amounts) = amounts {
-            page.line(format!("    {name}\t"));
-            amounts_of(page, amounts);
-        }
+    for (name, amounts) in all {
+        page.line(format!("    {name}\t"));
+        amounts_of(page, amounts);
     }
 }
 
@@ -344,6 +357,7 @@ mod tests {
 
     use prost::{Message as _, Name as _};
     use prost_types::Timestamp;
+    use swarm_api::v1::update_status::UpdateState;
     use swarm_api::v1::{
         Endpoint, FileTarget, GenericRuntimeSpec, GlobalJob, GlobalService, JobStatus,
         NetworkAttachmentConfig, Placement, PortConfig, ReplicatedJob, ReplicatedService,
@@ -440,7 +454,7 @@ id-native      native      sleep        0/1
         let count = |service| Count::of(service, &tasks, |_| true);
         assert_eq!(count(&job).replicas(&job), "1/2 (2/9 completed)");
         assert_eq!(count(&everywhere).replicas(&everywhere), "1/1 (2/3 completed)");
-        let page = summary(&job, count(&job), now);
+        let page = summary(&job, count(&job), &tasks, &Names::default(), now);
         let words: Vec<_> = page.split_whitespace().collect();
         assert!(words.join(" ").contains("Job Status Iteration : 3 Started : 3 minutes ago"), "{page}");
     }
@@ -487,7 +501,7 @@ id-native      native      sleep        0/1
             PortConfig { name: "web".into(), target_port: 80, published_port: 8080, ..Default::default() };
         service.endpoint = Some(Endpoint { ports: vec![port], ..Default::default() }.into());
         assert_eq!(
-            summary(&service, Count { running: 1, ..Default::default() }, now),
+            summary(&service, Count { running: 1, ..Default::default() }, &[], &Names::default(), now),
             "ID                             : id-web
 Name                           : web
 Labels                         
@@ -536,7 +550,7 @@ Ports:
     #[test]
     fn a_process_is_shown_in_place_of_a_container() {
         assert_eq!(
-            summary(&process_service(), Count::default(), SystemTime::UNIX_EPOCH),
+            summary(&process_service(), Count::default(), &[], &Names::default(), SystemTime::UNIX_EPOCH),
             "ID                         : id-native
 Name                       : native
 Replicas                   : 0/1

@@ -3,7 +3,9 @@
 use clap::{Args, Subcommand};
 use swarm_api::Shared;
 use swarm_api::v1::list_tasks_request::Filters;
-use swarm_api::v1::{ListTasksRequest, RemoveTaskRequest, Task, TaskState, task_spec, task_status};
+use swarm_api::v1::{
+    ContainerStatus, ListTasksRequest, RemoveTaskRequest, Task, TaskState, task_spec, task_status,
+};
 
 use super::service_view::{process_lines, spec_lines};
 use super::{Context, ids, task_view};
@@ -71,9 +73,13 @@ fn summary(task: &Shared<Task>, names: &Names) -> String {
     let mut page = Table::summary();
     page.pair("ID", &task.id);
     page.pair("Slot", task.slot);
-    page.pair("Service", names.service(&task.service_id));
+    if !task.service_id.is_empty() {
+        page.pair("Service", names.service(&task.service_id));
+    }
     status(&mut page, task);
-    page.pair("Node", names.node(&task.node_id));
+    if !task.node_id.is_empty() {
+        page.pair("Node", names.node(&task.node_id));
+    }
     page.line("Spec\t");
     match &task.spec.runtime {
         Some(task_spec::Runtime::Container(container)) => spec_lines(&mut page, "  ", container),
@@ -101,15 +107,7 @@ fn status(page: &mut Table, task: &Task) {
         page.pair("  Error", &status.err);
     }
     if let Some(task_status::RuntimeStatus::Container(container)) = &status.runtime_status {
-        if !container.container_id.is_empty() {
-            page.pair("  ContainerID:", &container.container_id);
-        }
-        if container.pid != 0 {
-            page.pair("  Pid", container.pid);
-        }
-        if status.state > TaskState::Running as i32 {
-            page.pair("  ExitCode", container.exit_code);
-        }
+        runtime_status(page, task, container);
     }
     let ports = status.port_status.iter().flat_map(|status| &status.ports);
     let ports: Vec<String> = ports
@@ -123,13 +121,38 @@ fn status(page: &mut Table, task: &Task) {
     }
 }
 
+/// What a runtime says of what it runs. The id that native processes give in place of a container's is the task's.
+fn runtime_status(page: &mut Table, task: &Task, container: &ContainerStatus) {
+    let ended = task.status.state > TaskState::Running as i32;
+    if let Some(task_spec::Runtime::Generic(_)) = &task.spec.runtime {
+        if container.pid != 0 && !ended {
+            page.pair("  PID", container.pid);
+        }
+        // What was never started has no id, and no code.
+        if ended && !container.container_id.is_empty() {
+            page.pair("  ExitCode", container.exit_code);
+        }
+        return;
+    }
+    if !container.container_id.is_empty() {
+        page.pair("  ContainerID:", &container.container_id);
+    }
+    if container.pid != 0 {
+        page.pair("  Pid", container.pid);
+    }
+    if ended {
+        page.pair("  ExitCode", container.exit_code);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::{Duration, SystemTime};
 
     use prost_types::Timestamp;
+    use swarm_api::swarmd::ProcessSpec;
     use swarm_api::v1::{
-        ContainerSpec, ContainerStatus, Node, NodeDescription, PortConfig, PortStatus, Service,
+        ContainerSpec, GenericRuntimeSpec, Node, NodeDescription, PortConfig, PortStatus, Service,
     };
 
     use super::*;
@@ -216,6 +239,59 @@ Spec
   Env                  : [A=1]
 "
         );
+    }
+
+    /// The task with a native process in place of its container.
+    fn native(task: &Shared<Task>, status: ContainerStatus) -> Shared<Task> {
+        let mut task = Task::clone(task);
+        let process = ProcessSpec { command: vec!["sleep".into(), "9".into()], ..Default::default() };
+        let payload = Some(prost_types::Any::from_msg(&process).unwrap());
+        let runtime = GenericRuntimeSpec { kind: "process".into(), payload };
+        task.spec.runtime = Some(task_spec::Runtime::Generic(runtime));
+        task.status.runtime_status = Some(task_status::RuntimeStatus::Container(status));
+        task.into()
+    }
+
+    #[test]
+    fn a_native_process_is_shown_by_its_number_and_has_no_container() {
+        let running = task("t1", 1, "n1", TaskState::Running, "");
+        let running = native(&running, ContainerStatus { container_id: "t1".into(), pid: 77, exit_code: 0 });
+        assert_eq!(
+            summary(&running, &names()),
+            "ID                     : t1
+Slot                   : 1
+Service                : web
+Status                 
+  Desired State        : RUNNING
+  Last State           : RUNNING
+  Timestamp            : 2024-05-01T12:00:00Z
+  PID                  : 77
+Node                   : worker-1
+Spec                   
+  Command              : \"sleep 9\"
+"
+        );
+        let lines = |state, status| -> Vec<String> {
+            let page = summary(&native(&task("t1", 1, "n1", state, ""), status), &names());
+            let of_runtime = ["  PID", "  Pid", "  Container", "  ExitCode"];
+            page.lines()
+                .filter(|line| of_runtime.iter().any(|s| line.starts_with(s)))
+                .map(Into::into)
+                .collect()
+        };
+        let ended = ContainerStatus { container_id: "t1".into(), pid: 0, exit_code: 3 };
+        assert_eq!(lines(TaskState::Failed, ended), ["  ExitCode             : 3"]);
+        let none: [&str; 0] = [];
+        assert_eq!(lines(TaskState::Rejected, ContainerStatus::default()), none, "it was never started");
+        assert_eq!(lines(TaskState::Preparing, ContainerStatus::default()), none);
+    }
+
+    #[test]
+    fn what_a_task_does_not_have_is_not_shown() {
+        let mut alone = Task::clone(&task("t1", 0, "", TaskState::Pending, ""));
+        alone.service_id.clear();
+        let page = summary(&alone.into(), &names());
+        assert!(!page.contains("Service") && !page.contains("Node"), "{page}");
     }
 
     #[test]

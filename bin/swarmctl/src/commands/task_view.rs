@@ -15,7 +15,7 @@ pub(super) fn is_current(task: &Task) -> bool {
 }
 
 /// State and when it was seen.
-fn last_state(task: &Task, now: SystemTime) -> String {
+pub(super) fn last_state(task: &Task, now: SystemTime) -> String {
     let since = time::relative(task.status.timestamp.as_ref(), now);
     format!("{} {since}", state(task.status.state)).trim_end().to_owned()
 }
@@ -90,7 +90,7 @@ pub(super) fn table(tasks: &[Shared<Task>], all: bool, names: &Names, now: Syste
 }
 
 /// A text as a cell: no line ends, no tabs.
-fn one_line(text: &str) -> String {
+pub(super) fn one_line(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 

@@ -5,8 +5,9 @@ use swarm_api::v1::restart_policy::RestartCondition;
 use swarm_api::v1::service_spec;
 use swarm_api::v1::update_config::{FailureAction, UpdateOrder};
 use swarm_api::v1::{
-    ContainerSpec, Driver, EndpointSpec, GlobalJob, GlobalService, NetworkAttachmentConfig, ReplicatedJob,
-    ReplicatedService, ResourceRequirements, RestartPolicy, ServiceSpec, TaskSpec, UpdateConfig, task_spec,
+    ContainerSpec, Driver, EndpointSpec, GlobalJob, GlobalService, NetworkAttachmentConfig, Placement,
+    ReplicatedJob, ReplicatedService, ResourceRequirements, RestartPolicy, ServiceSpec, TaskSpec,
+    UpdateConfig, task_spec,
 };
 use swarm_placement::{Constraint, generic};
 
@@ -15,7 +16,7 @@ use super::flags::{Mode, OnFailure, OnRollbackFailure, Order, Rebalance, Restart
 use super::{Changes, CreateFlags, Found, ServiceFlags, container, process};
 use crate::error::{Error, Result};
 use crate::values::csv::join;
-use crate::values::{pair, port};
+use crate::values::{pair, port, preference};
 
 /// The spec of a new service, before the flags that create has in common with update.
 pub(crate) fn new_spec(create: &CreateFlags, flags: &ServiceFlags) -> Result<ServiceSpec> {
@@ -94,16 +95,34 @@ pub(crate) fn apply(
         spec.task.networks = vec![NetworkAttachmentConfig { target: network.clone(), ..Default::default() }];
     }
     restart(spec, flags);
-    updates(spec, flags);
+    Pace::of_updates(flags).apply(&mut spec.update);
+    Pace::of_rollbacks(flags).apply(&mut spec.rollback);
     if let Some(texts) = join(flags.constraint.as_ref()) {
         Constraint::parse_all(&texts).map_err(|error| Error::usage(error.to_string()))?;
-        spec.task.placement.get_or_insert_default().constraints = texts;
+        if let Some(placement) = placement(spec, texts.is_empty()) {
+            placement.constraints = texts;
+        }
+    }
+    if let Some(texts) = join(flags.placement_pref.as_ref()) {
+        let preferences = texts.iter().map(|text| preference::parse(text)).collect::<Result<_, _>>();
+        if let Some(placement) = placement(spec, texts.is_empty()) {
+            placement.preferences = preferences.map_err(Error::Usage)?;
+        }
     }
     if let Some(name) = &flags.log_driver {
         let options = pair::options(&join(flags.log_opt.as_ref()).unwrap_or_default());
         spec.task.log_driver = Some(Driver { name: name.clone(), options });
     }
     Ok(())
+}
+
+/// The placement to write to; `None` if there is none and what is to be written is nothing. An empty one is not the
+/// same as none: tasks would be replaced.
+fn placement(spec: &mut ServiceSpec, is_empty: bool) -> Option<&mut Placement> {
+    match is_empty {
+        true => spec.task.placement.as_mut(),
+        false => Some(spec.task.placement.get_or_insert_default()),
+    }
 }
 
 fn rebalance(spec: &mut ServiceSpec, flags: &ServiceFlags) -> Result<()> {
@@ -144,7 +163,9 @@ fn mode(spec: &mut ServiceSpec, flags: &ServiceFlags) -> Result<()> {
         if !matches!(spec.mode, Some(Replicated(_) | ReplicatedJob(_))) {
             return Err(Error::usage("--replicas-max-per-node is only for replicated services"));
         }
-        spec.task.placement.get_or_insert_default().max_replicas = most;
+        if let Some(placement) = placement(spec, most == 0) {
+            placement.max_replicas = most;
+        }
     }
     Ok(())
 }
@@ -177,9 +198,18 @@ fn runtime(spec: &mut ServiceSpec, flags: &ServiceFlags, changes: &Changes, foun
 
 fn resources(spec: &mut ServiceSpec, flags: &ServiceFlags) -> Result<()> {
     let limits = flags.memory_limit.is_some() || flags.cpu_limit.is_some();
-    let reservations = flags.memory_reservation.is_some()
-        || flags.cpu_reservation.is_some()
-        || flags.generic_resources.is_some();
+    let generic = flags.generic_resources.as_ref().map(|texts| {
+        let texts: Vec<&str> = texts.iter().map(String::as_str).filter(|text| !text.is_empty()).collect();
+        texts.join(",")
+    });
+    if generic.as_deref() == Some("")
+        && let Some(reservations) = spec.task.resources.as_mut().and_then(|r| r.reservations.as_mut())
+    {
+        reservations.generic.clear();
+    }
+    let generic = generic.filter(|text| !text.is_empty());
+    let reservations =
+        flags.memory_reservation.is_some() || flags.cpu_reservation.is_some() || generic.is_some();
     if !limits && !reservations {
         return Ok(());
     }
@@ -193,9 +223,9 @@ fn resources(spec: &mut ServiceSpec, flags: &ServiceFlags) -> Result<()> {
         let reservations = resources.reservations.get_or_insert_default();
         set(&mut reservations.memory_bytes, flags.memory_reservation.as_ref());
         set(&mut reservations.nano_cpus, flags.cpu_reservation.as_ref());
-        if let Some(text) = &flags.generic_resources {
+        if let Some(text) = generic {
             reservations.generic =
-                generic::parse_request(text).map_err(|error| Error::usage(error.to_string()))?;
+                generic::parse_request(&text).map_err(|error| Error::usage(error.to_string()))?;
         }
     }
     Ok(())
@@ -226,48 +256,68 @@ fn restart(spec: &mut ServiceSpec, flags: &ServiceFlags) {
     }
 }
 
-/// A section that is new starts from what applies without it: one task at a time.
-fn section(config: &mut Option<UpdateConfig>) -> &mut UpdateConfig {
-    config.get_or_insert_with(|| UpdateConfig { parallelism: 1, ..Default::default() })
+/// What the flags say of updates, or of rollbacks.
+struct Pace {
+    parallelism: Option<u64>,
+    delay: Option<prost_types::Duration>,
+    monitor: Option<prost_types::Duration>,
+    max_failure_ratio: Option<f32>,
+    failure_action: Option<FailureAction>,
+    order: Option<Order>,
 }
 
-fn order(order: Order) -> i32 {
-    match order {
-        Order::StopFirst => UpdateOrder::StopFirst as i32,
-        Order::StartFirst => UpdateOrder::StartFirst as i32,
+impl Pace {
+    fn of_updates(flags: &ServiceFlags) -> Pace {
+        Pace {
+            parallelism: flags.update_parallelism,
+            delay: flags.update_delay,
+            monitor: flags.update_monitor,
+            max_failure_ratio: flags.update_max_failure_ratio,
+            failure_action: flags.update_on_failure.map(|action| match action {
+                OnFailure::Pause => FailureAction::Pause,
+                OnFailure::Continue => FailureAction::Continue,
+                OnFailure::Rollback => FailureAction::Rollback,
+            }),
+            order: flags.update_order,
+        }
     }
-}
 
-fn updates(spec: &mut ServiceSpec, flags: &ServiceFlags) {
-    if let Some(parallelism) = flags.update_parallelism {
-        section(&mut spec.update).parallelism = parallelism;
+    fn of_rollbacks(flags: &ServiceFlags) -> Pace {
+        Pace {
+            parallelism: flags.rollback_parallelism,
+            delay: flags.rollback_delay,
+            monitor: flags.rollback_monitor,
+            max_failure_ratio: flags.rollback_max_failure_ratio,
+            failure_action: flags.rollback_on_failure.map(|action| match action {
+                OnRollbackFailure::Pause => FailureAction::Pause,
+                OnRollbackFailure::Continue => FailureAction::Continue,
+            }),
+            order: flags.rollback_order,
+        }
     }
-    if let Some(delay) = flags.update_delay {
-        section(&mut spec.update).delay = delay;
-    }
-    if let Some(action) = flags.update_on_failure {
-        section(&mut spec.update).failure_action = match action {
-            OnFailure::Pause => FailureAction::Pause,
-            OnFailure::Continue => FailureAction::Continue,
-            OnFailure::Rollback => FailureAction::Rollback,
-        } as i32;
-    }
-    if let Some(first) = flags.update_order {
-        section(&mut spec.update).order = order(first);
-    }
-    if let Some(parallelism) = flags.rollback_parallelism {
-        section(&mut spec.rollback).parallelism = parallelism;
-    }
-    if let Some(delay) = flags.rollback_delay {
-        section(&mut spec.rollback).delay = delay;
-    }
-    if let Some(action) = flags.rollback_on_failure {
-        section(&mut spec.rollback).failure_action = match action {
-            OnRollbackFailure::Pause => FailureAction::Pause,
-            OnRollbackFailure::Continue => FailureAction::Continue,
-        } as i32;
-    }
-    if let Some(first) = flags.rollback_order {
-        section(&mut spec.rollback).order = order(first);
+
+    /// Applies what was given. A section that is new starts from what applies without it: one task at a time.
+    fn apply(self, config: &mut Option<UpdateConfig>) {
+        let Pace { parallelism, delay, monitor, max_failure_ratio, failure_action, order } = self;
+        let mut new = config.unwrap_or(UpdateConfig { parallelism: 1, ..Default::default() });
+        set(&mut new.parallelism, parallelism.as_ref());
+        set(&mut new.delay, delay.as_ref());
+        set(&mut new.max_failure_ratio, max_failure_ratio.as_ref());
+        set(&mut new.failure_action, failure_action.map(i32::from).as_ref());
+        let order = order.map(|order| match order {
+            Order::StopFirst => UpdateOrder::StopFirst as i32,
+            Order::StartFirst => UpdateOrder::StartFirst as i32,
+        });
+        set(&mut new.order, order.as_ref());
+        new.monitor = monitor.or(new.monitor);
+        let given = parallelism.is_some()
+            || delay.is_some()
+            || monitor.is_some()
+            || max_failure_ratio.is_some()
+            || failure_action.is_some()
+            || order.is_some();
+        if given {
+            *config = Some(new);
+        }
     }
 }

@@ -6,7 +6,7 @@
 use clap::{Args, ValueEnum};
 use swarm_api::extensions::Strategy;
 
-use crate::values::{List, boolean, unsigned};
+use crate::values::{List, boolean, integer, share, unsigned};
 
 fn strategy(name: &str) -> Result<Strategy, String> {
     Strategy::parse(name).ok_or_else(|| "expected spread or binpack".to_owned())
@@ -87,16 +87,16 @@ pub(crate) struct ServiceFlags {
     #[arg(long, value_name = "LIST", allow_hyphen_values = true)]
     pub(crate) label: Option<Vec<List>>,
     /// Number of tasks; of jobs, the same as --total-completions [default: 1]
-    #[arg(long, value_name = "N", value_parser = unsigned)]
+    #[arg(long, value_name = "N", value_parser = unsigned, allow_negative_numbers = true)]
     pub(crate) replicas: Option<u64>,
     /// How many tasks of a replicated job are to complete [default: 1]
-    #[arg(long, value_name = "N", value_parser = unsigned, conflicts_with = "replicas")]
+    #[arg(long, value_name = "N", value_parser = unsigned, allow_negative_numbers = true, conflicts_with = "replicas")]
     pub(crate) total_completions: Option<u64>,
     /// How many tasks of a replicated job there are at the same time [default: all]
-    #[arg(long, value_name = "N", value_parser = unsigned)]
+    #[arg(long, value_name = "N", value_parser = unsigned, allow_negative_numbers = true)]
     pub(crate) max_concurrent: Option<u64>,
     /// Most tasks on one node, 0 for any number
-    #[arg(long, value_name = "N", value_parser = unsigned)]
+    #[arg(long, value_name = "N", value_parser = unsigned, allow_negative_numbers = true)]
     pub(crate) replicas_max_per_node: Option<u64>,
 
     /// Image of the containers
@@ -124,7 +124,7 @@ pub(crate) struct ServiceFlags {
     #[arg(long, value_name = "SIGNAL", help_heading = "What runs")]
     pub(crate) stop_signal: Option<String>,
     /// Time between that signal and the kill [default: 10s]
-    #[arg(long, value_name = "DURATION", value_parser = crate::values::duration::parse, allow_hyphen_values = true, help_heading = "What runs")]
+    #[arg(long, value_name = "DURATION", value_parser = crate::values::duration::not_negative, allow_hyphen_values = true, help_heading = "What runs")]
     pub(crate) stop_grace_period: Option<prost_types::Duration>,
     /// Limits of processes, name=soft[:hard], -1 for none; replaces all
     #[arg(long, value_name = "LIST", help_heading = "What runs")]
@@ -148,10 +148,10 @@ pub(crate) struct ServiceFlags {
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = boolean, help_heading = "Containers only")]
     pub(crate) read_only: Option<bool>,
     /// Preference of the kernel when memory runs out, -1000 to 1000
-    #[arg(long, value_name = "N", allow_negative_numbers = true, help_heading = "Containers only")]
+    #[arg(long, value_name = "N", value_parser = integer::<i64>, allow_hyphen_values = true, help_heading = "Containers only")]
     pub(crate) oom_score_adj: Option<i64>,
     /// Most processes in a container, 0 for any number
-    #[arg(long, value_name = "N", help_heading = "Containers only")]
+    #[arg(long, value_name = "N", value_parser = integer::<i64>, allow_negative_numbers = true, help_heading = "Containers only")]
     pub(crate) pids_limit: Option<i64>,
     /// Mount host directories, source:target; adds to those there
     #[arg(long, value_name = "LIST", help_heading = "Containers only")]
@@ -186,16 +186,25 @@ pub(crate) struct ServiceFlags {
     #[arg(long, value_name = "CPUS", value_parser = crate::values::cpu::parse, allow_hyphen_values = true, help_heading = "Resources and placement")]
     pub(crate) cpu_reservation: Option<i64>,
     /// Generic resources that are reserved for a task, kind=number; replaces all
-    #[arg(long, value_name = "LIST", help_heading = "Resources and placement")]
-    pub(crate) generic_resources: Option<String>,
+    #[arg(
+        long,
+        visible_alias = "generic-resource",
+        value_name = "LIST",
+        help_heading = "Resources and placement"
+    )]
+    pub(crate) generic_resources: Option<Vec<String>>,
     /// Which nodes may run tasks, such as node.labels.zone==a; replaces all
     #[arg(long, value_name = "LIST", help_heading = "Resources and placement")]
     pub(crate) constraint: Option<Vec<List>>,
+    /// Spread tasks evenly over the values of a label, such as spread=node.labels.zone; of several the first is the
+    /// outermost; replaces all
+    #[arg(long, value_name = "LIST", help_heading = "Resources and placement")]
+    pub(crate) placement_pref: Option<Vec<List>>,
     /// Which of the nodes that fit get tasks: spread (equal shares) or binpack (the fullest first) [default: spread]
     #[arg(long, value_name = "NAME", value_parser = strategy, help_heading = "Resources and placement")]
     pub(crate) placement_strategy: Option<Strategy>,
     /// Where the cluster allows it, tasks that find no node take the place of others with a lower priority [default: 0]
-    #[arg(long, value_name = "N", allow_hyphen_values = true, help_heading = "Resources and placement")]
+    #[arg(long, value_name = "N", value_parser = integer::<i32>, allow_hyphen_values = true, help_heading = "Resources and placement")]
     pub(crate) priority: Option<i32>,
 
     /// Whether tasks move when nodes come, so that they stay evenly spread [default: off]
@@ -206,35 +215,47 @@ pub(crate) struct ServiceFlags {
     #[arg(long, value_name = "WHEN", hide_possible_values = false, help_heading = "Restarts")]
     pub(crate) restart_condition: Option<Restart>,
     /// Time before a task is started again [default: 5s]
-    #[arg(long, value_name = "DURATION", value_parser = crate::values::duration::parse, allow_hyphen_values = true, help_heading = "Restarts")]
+    #[arg(long, value_name = "DURATION", value_parser = crate::values::duration::not_negative, allow_hyphen_values = true, help_heading = "Restarts")]
     pub(crate) restart_delay: Option<prost_types::Duration>,
     /// How often at most, 0 for any number
-    #[arg(long, value_name = "N", value_parser = unsigned, help_heading = "Restarts")]
+    #[arg(long, value_name = "N", value_parser = unsigned, allow_negative_numbers = true, help_heading = "Restarts")]
     pub(crate) restart_max_attempts: Option<u64>,
     /// Time in which attempts are counted, 0 for all time
-    #[arg(long, value_name = "DURATION", value_parser = crate::values::duration::parse, allow_hyphen_values = true, help_heading = "Restarts")]
+    #[arg(long, value_name = "DURATION", value_parser = crate::values::duration::not_negative, allow_hyphen_values = true, help_heading = "Restarts")]
     pub(crate) restart_window: Option<prost_types::Duration>,
 
     /// Tasks updated at the same time, 0 for all [default: 1]
-    #[arg(long, value_name = "N", value_parser = unsigned, help_heading = "Updates")]
+    #[arg(long, value_name = "N", value_parser = unsigned, allow_negative_numbers = true, help_heading = "Updates")]
     pub(crate) update_parallelism: Option<u64>,
     /// Time between them [default: 0s]
-    #[arg(long, value_name = "DURATION", value_parser = crate::values::duration::parse, allow_hyphen_values = true, help_heading = "Updates")]
+    #[arg(long, value_name = "DURATION", value_parser = crate::values::duration::not_negative, allow_hyphen_values = true, help_heading = "Updates")]
     pub(crate) update_delay: Option<prost_types::Duration>,
+    /// How long a new task is watched: one that ends within that time has failed [default: 5s]
+    #[arg(long, value_name = "DURATION", value_parser = crate::values::duration::not_negative, allow_hyphen_values = true, help_heading = "Updates")]
+    pub(crate) update_monitor: Option<prost_types::Duration>,
+    /// Which share of the tasks may fail before the update has failed, 0 to 1 [default: 0]
+    #[arg(long, value_name = "SHARE", value_parser = share, allow_hyphen_values = true, help_heading = "Updates")]
+    pub(crate) update_max_failure_ratio: Option<f32>,
     /// What to do when an update fails [default: pause]
-    #[arg(long, value_name = "WHAT", help_heading = "Updates")]
+    #[arg(long, visible_alias = "update-failure-action", value_name = "WHAT", help_heading = "Updates")]
     pub(crate) update_on_failure: Option<OnFailure>,
     /// Whether the old task stops before the new one starts [default: stop-first]
     #[arg(long, value_name = "ORDER", help_heading = "Updates")]
     pub(crate) update_order: Option<Order>,
     /// As --update-parallelism, for rollbacks
-    #[arg(long, value_name = "N", value_parser = unsigned, help_heading = "Updates")]
+    #[arg(long, value_name = "N", value_parser = unsigned, allow_negative_numbers = true, help_heading = "Updates")]
     pub(crate) rollback_parallelism: Option<u64>,
     /// As --update-delay, for rollbacks
-    #[arg(long, value_name = "DURATION", value_parser = crate::values::duration::parse, allow_hyphen_values = true, help_heading = "Updates")]
+    #[arg(long, value_name = "DURATION", value_parser = crate::values::duration::not_negative, allow_hyphen_values = true, help_heading = "Updates")]
     pub(crate) rollback_delay: Option<prost_types::Duration>,
+    /// As --update-monitor, for rollbacks
+    #[arg(long, value_name = "DURATION", value_parser = crate::values::duration::not_negative, allow_hyphen_values = true, help_heading = "Updates")]
+    pub(crate) rollback_monitor: Option<prost_types::Duration>,
+    /// As --update-max-failure-ratio, for rollbacks
+    #[arg(long, value_name = "SHARE", value_parser = share, allow_hyphen_values = true, help_heading = "Updates")]
+    pub(crate) rollback_max_failure_ratio: Option<f32>,
     /// What to do when a rollback fails [default: pause]
-    #[arg(long, value_name = "WHAT", help_heading = "Updates")]
+    #[arg(long, visible_alias = "rollback-failure-action", value_name = "WHAT", help_heading = "Updates")]
     pub(crate) rollback_on_failure: Option<OnRollbackFailure>,
     /// As --update-order, for rollbacks
     #[arg(long, value_name = "ORDER", help_heading = "Updates")]

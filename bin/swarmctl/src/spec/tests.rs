@@ -79,6 +79,16 @@ fn wrong(result: Result<ServiceSpec>, text: &str) {
     assert_eq!(error.exit_code(), 2);
 }
 
+/// A value that is wrong whatever the service is.
+#[track_caller]
+fn refused(words: &[&str], text: &str) {
+    let words = [&["x"], WEB, words].concat();
+    for result in [Create::try_parse_from(&words).map(drop), Update::try_parse_from(&words).map(drop)] {
+        let error = result.expect_err(text).to_string();
+        assert!(error.contains(text), "{error} has no {text}");
+    }
+}
+
 #[test]
 fn a_plain_service_is_a_replicated_container() {
     let spec = web(&[]);
@@ -258,12 +268,26 @@ fn resources_restarts_and_updates_get_their_fields() {
         "1m",
         "--update-delay",
         "10s",
+        "--update-monitor",
+        "1m",
+        "--update-max-failure-ratio",
+        "0.25",
         "--update-on-failure",
         "rollback",
         "--update-order",
         "start-first",
         "--rollback-parallelism",
         "0",
+        "--rollback-delay",
+        "3s",
+        "--rollback-monitor",
+        "0",
+        "--rollback-max-failure-ratio",
+        "1",
+        "--rollback-failure-action",
+        "continue",
+        "--rollback-order",
+        "start-first",
         "--constraint",
         "node.role==worker",
         "--ports",
@@ -283,7 +307,14 @@ fn resources_restarts_and_updates_get_their_fields() {
     let update = spec.update.unwrap();
     assert_eq!((update.parallelism, update.delay.seconds), (1, 10));
     assert_eq!((update.failure_action(), update.order()), (FailureAction::Rollback, UpdateOrder::StartFirst));
-    assert_eq!(spec.rollback.unwrap().parallelism, 0);
+    assert_eq!((update.monitor.unwrap().seconds, update.max_failure_ratio), (60, 0.25));
+    let rollback = spec.rollback.unwrap();
+    assert_eq!((rollback.parallelism, rollback.delay.seconds), (0, 3));
+    assert_eq!((rollback.monitor, rollback.max_failure_ratio), (Some(Default::default()), 1.0));
+    assert_eq!(
+        (rollback.failure_action(), rollback.order()),
+        (FailureAction::Continue, UpdateOrder::StartFirst)
+    );
     assert_eq!(spec.task.placement.as_ref().unwrap().constraints, ["node.role==worker"]);
     assert_eq!(spec.endpoint.as_ref().unwrap().ports[0].published_port, 8080);
     let driver = spec.task.log_driver.as_ref().unwrap();
@@ -300,11 +331,78 @@ fn wrong_values_are_told() {
         (&["--volume", "a:b"], "volume \"a:b\""),
         (&["--tmpfs", "t"], "must be absolute"),
         (&["--generic-resources", "gpu=a"], "only a number"),
+        (&["--placement-pref", "node.labels.zone"], "expected spread=node.labels.NAME"),
         (&["--constraint", "node.role"], "expected one of the operators"),
         (&["--secret", "s:"], "no name[:target]"),
     ] {
         wrong(create(&[WEB, words].concat()), text);
     }
+}
+
+#[test]
+fn numbers_and_durations_that_make_no_sense_are_refused_with_what_would() {
+    for flag in [
+        "--update-delay",
+        "--update-monitor",
+        "--rollback-delay",
+        "--rollback-monitor",
+        "--restart-delay",
+        "--restart-window",
+        "--stop-grace-period",
+    ] {
+        refused(&[flag, "-5s"], "expected 0 or more, such as 1m30s");
+        refused(&[flag, "5"], "expected numbers with a unit");
+    }
+    for flag in ["--update-max-failure-ratio", "--rollback-max-failure-ratio"] {
+        for bad in ["1.5", "-0.1", "25%", "NaN"] {
+            refused(&[flag, bad], "expected a share from 0 to 1, such as 0.25");
+        }
+    }
+    for flag in ["--update-parallelism", "--rollback-parallelism", "--restart-max-attempts"] {
+        refused(&[flag, "some"], "expected a number that is not negative");
+    }
+    refused(&["--update-on-failure", "stop"], "pause, continue, rollback");
+    refused(&["--rollback-failure-action", "rollback"], "pause, continue]");
+    refused(&["--rollback-order", "first"], "stop-first, start-first");
+    refused(&["--restart-condition", "on-failure"], "any, failure, none");
+    refused(&["--priority", "high"], "expected a whole number");
+}
+
+#[test]
+fn a_change_of_the_pace_leaves_the_rest_of_it_alone() {
+    let spec = web(&["--update-monitor", "20s"]);
+    let update_config = spec.update.unwrap();
+    assert_eq!((update_config.parallelism, update_config.monitor.unwrap().seconds), (1, 20));
+    assert_eq!(spec.rollback, None);
+    let spec = update(spec, &["--update-parallelism", "3", "--rollback-max-failure-ratio", "0.5"]).unwrap();
+    let update_config = spec.update.unwrap();
+    assert_eq!((update_config.parallelism, update_config.monitor.unwrap().seconds), (3, 20));
+    let rollback = spec.rollback.unwrap();
+    assert_eq!((rollback.parallelism, rollback.monitor, rollback.max_failure_ratio), (1, None, 0.5));
+}
+
+#[test]
+fn lists_of_placement_and_resources_are_replaced_and_cleared() {
+    let over = |spec: &ServiceSpec| -> Vec<String> {
+        let preferences = spec.task.placement.iter().flat_map(|placement| &placement.preferences);
+        preferences.map(|preference| crate::values::preference::format(preference).to_owned()).collect()
+    };
+    let twice = ["--placement-pref", "spread=node.labels.zone", "--placement-pref=spread=engine.labels.rack"];
+    let spec = web(&[&twice[..], &["--generic-resource", "fpga=1", "--generic-resource=gpu=2"]].concat());
+    assert_eq!(over(&spec), ["node.labels.zone", "engine.labels.rack"]);
+    let generic = |spec: &ServiceSpec| {
+        spec.task.resources.as_ref().unwrap().reservations.as_ref().unwrap().generic.len()
+    };
+    assert_eq!(generic(&spec), 2);
+    let spec = update(spec, &["--placement-pref", "spread=node.labels.row", "--constraint", "node.id==a"]);
+    let spec = update(spec.unwrap(), &["--generic-resources", "fpga=3"]).unwrap();
+    assert_eq!((over(&spec).join(" "), generic(&spec)), ("node.labels.row".into(), 1));
+    let spec = update(spec, &["--placement-pref=", "--generic-resources="]).unwrap();
+    assert_eq!((over(&spec).len(), generic(&spec)), (0, 0));
+    assert_eq!(spec.task.placement.as_ref().unwrap().constraints, ["node.id==a"]);
+    // Where there was nothing, nothing is written: an empty placement would replace all tasks.
+    let nothing = ["--placement-pref=", "--constraint=", "--replicas-max-per-node=0", "--generic-resources="];
+    assert_eq!(update(web(&[]), &nothing).unwrap(), web(&[]));
 }
 
 #[test]

@@ -23,6 +23,15 @@ pub(crate) fn parse(text: &str) -> Result<Duration, String> {
     Ok(Duration { seconds: nanos / 1_000_000_000, nanos: (nanos % 1_000_000_000) as i32 })
 }
 
+/// Reads a duration where one below zero makes no sense.
+pub(crate) fn not_negative(text: &str) -> Result<Duration, String> {
+    let duration = parse(text)?;
+    if duration.seconds < 0 || duration.nanos < 0 {
+        return Err(format!("{text:?} is negative: expected 0 or more, such as 1m30s"));
+    }
+    Ok(duration)
+}
+
 fn nanos(text: &str) -> Option<i64> {
     let (sign, mut rest) = match text.strip_prefix('-') {
         Some(rest) => (-1, rest),
@@ -116,5 +125,15 @@ mod tests {
         for bad in ["", "5", "-", "s", "1x", "1s2", "1..5s", ".s", "1 s", "9223372036855s"] {
             assert!(parse(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn where_durations_below_zero_make_no_sense_they_are_refused() {
+        assert_eq!(not_negative("1m"), Ok(Duration { seconds: 60, nanos: 0 }));
+        assert_eq!(not_negative("-0"), Ok(Duration::default()));
+        for bad in ["-1m", "-1ns"] {
+            assert!(not_negative(bad).unwrap_err().contains("expected 0 or more"), "{bad}");
+        }
+        assert!(not_negative("5").unwrap_err().contains("is no duration"));
     }
 }

@@ -6,6 +6,7 @@ pub(crate) mod duration;
 pub(crate) mod mount;
 pub(crate) mod pair;
 pub(crate) mod port;
+pub(crate) mod preference;
 pub(crate) mod reference;
 pub(crate) mod size;
 pub(crate) mod ulimit;
@@ -40,9 +41,38 @@ pub(crate) fn unsigned(text: &str) -> Result<u64, String> {
     })
 }
 
+/// Reads a whole number that may be negative.
+pub(crate) fn integer<T: TryFrom<i64>>(text: &str) -> Result<T, String> {
+    let number: i64 = text.parse().map_err(|_| "expected a whole number".to_owned())?;
+    T::try_from(number).map_err(|_| "the number is too large or too small".into())
+}
+
+/// Reads a share of all, as a number from 0 to 1.
+pub(crate) fn share(text: &str) -> Result<f32, String> {
+    let number = text.parse().ok().filter(|number| (0.0..=1.0).contains(number));
+    number.ok_or_else(|| "expected a share from 0 to 1, such as 0.25 for a quarter of the tasks".into())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn shares_are_numbers_from_0_to_1() {
+        for (text, value) in [("0", 0.0), ("0.25", 0.25), (".5", 0.5), ("1", 1.0), ("1e-1", 0.1)] {
+            assert_eq!(share(text), Ok(value), "{text}");
+        }
+        for bad in ["", "-0.1", "1.1", "25%", "25", "NaN", "inf", "half"] {
+            assert!(share(bad).unwrap_err().contains("from 0 to 1, such as 0.25"), "{bad}");
+        }
+    }
+
+    #[test]
+    fn whole_numbers_may_be_negative() {
+        assert_eq!((integer::<i32>("-7"), integer::<i64>("9")), (Ok(-7), Ok(9)));
+        assert_eq!(integer::<i32>("1.5").unwrap_err(), "expected a whole number");
+        assert_eq!(integer::<i32>("2147483648").unwrap_err(), "the number is too large or too small");
+    }
 
     #[test]
     fn numbers_and_booleans_are_read_as_go_reads_them() {

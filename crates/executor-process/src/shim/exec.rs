@@ -83,11 +83,13 @@ fn prepare(dir: &TaskDir) -> Result<(Launch, PathBuf), String> {
 }
 
 fn limit(limit: &Rlimit) -> Result<(), String> {
+    let number = |limit: u64| if limit == u64::MAX { "unlimited".to_owned() } else { limit.to_string() };
     let resource = resource(&limit.name).ok_or_else(|| format!("unknown resource limit {}", limit.name))?;
     setrlimit(resource, limit.soft, limit.hard).map_err(|error| {
         let now = getrlimit(resource)
-            .map_or_else(|_| String::new(), |(_, hard)| format!("; the hard limit is {hard}"));
-        format!("setting the limit {} to {}:{}: {error}{now}", limit.name, limit.soft, limit.hard)
+            .map_or_else(|_| String::new(), |(_, hard)| format!("; the hard limit is {}", number(hard)));
+        let (soft, hard) = (number(limit.soft), number(limit.hard));
+        format!("setting the limit {} to {soft}:{hard}: {error}{now}", limit.name)
     })
 }
 
@@ -112,4 +114,17 @@ fn find_program(launch: &Launch) -> Result<PathBuf, String> {
     let executable = |file: &PathBuf| file.is_file() && access(file, AccessFlags::X_OK).is_ok();
     // Named without a directory, it will not be found: the error then says so.
     Ok(candidates.into_iter().find(executable).unwrap_or_else(|| name.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_limit_that_can_not_be_set_is_named_in_words() {
+        // More than the hard limit is refused whoever asks.
+        let error = limit(&Rlimit { name: "core".into(), soft: u64::MAX, hard: 1 }).unwrap_err();
+        assert!(error.starts_with("setting the limit core to unlimited:1: EINVAL"), "{error}");
+        assert!(error.contains("; the hard limit is "), "{error}");
+    }
 }
