@@ -28,7 +28,7 @@ const ASSIGNED: &str = "scheduler assigned task to node";
 const CONFIRMED: &str = "scheduler confirmed task can run on preassigned node";
 
 /// Tasks that are put on nodes in one pass, about: what is decided and not written yet takes memory.
-const MOST: usize = 1 << 16;
+const MOST: usize = 1 << 18;
 /// Assignments in one list.
 const LIST: usize = 1024;
 /// Bytes that the assignments of a list take at most, unless one alone takes more.
@@ -174,14 +174,14 @@ impl Reconciler for Scheduler {
     }
 }
 
-/// Cuts assignments into lists. They are in the order of ids, so that each list touches few places of the store.
+/// Cuts assignments into lists. They are in the order of rows, so that each list touches few places of the store.
 fn lists(
     mut assigned: Vec<(Assignment, usize)>,
     pass: u32,
     at: SystemTime,
     tables: &Tables,
 ) -> Vec<Assignments> {
-    assigned.sort_by_cached_key(|(assignment, _)| beginning(&assignment.task));
+    assigned.sort_by_cached_key(|(assignment, _)| swarm_store::place_of(&assignment.task));
     let nodes = tables.shared_nodes();
     let mut lists: Vec<Assignments> = Vec::new();
     let mut assigned = assigned.into_iter().peekable();
@@ -198,14 +198,6 @@ fn lists(
         lists.push(Assignments { tag, list: list.into(), at, bytes, nodes: nodes.clone() });
     }
     lists
-}
-
-/// The beginning of an id, as a number that sorts alike.
-fn beginning(id: &str) -> u64 {
-    let mut bytes = [0; 8];
-    let len = id.len().min(8);
-    bytes[..len].copy_from_slice(&id.as_bytes()[..len]);
-    u64::from_be_bytes(bytes)
 }
 
 /// One look at everything that may be decided.

@@ -52,6 +52,8 @@ pub(crate) struct Chooser<'a> {
     siblings: FastMap<BranchNo, Siblings>,
     of_service: FastMap<BranchNo, u64>,
     starts_with: Source,
+    /// How many tasks each leaf may get, about.
+    for_each: usize,
 }
 
 /// Where the nodes of a branch come from. Each source ends with the next one.
@@ -102,6 +104,7 @@ impl<'a> Chooser<'a> {
             siblings: FastMap::default(),
             of_service: FastMap::default(),
             starts_with: Source::Listed,
+            for_each: tasks / nodes.topologies.get(topology).branches.len().max(1),
         };
         match candidates {
             Some(candidates) => {
@@ -175,10 +178,10 @@ impl<'a> Chooser<'a> {
     }
 
     fn leaf(&mut self, leaf: BranchNo) -> &mut Leaf {
-        let source = self.starts_with;
+        let (source, for_each) = (self.starts_with, self.for_each);
         self.leaves.entry(leaf).or_insert_with(|| Leaf {
             source,
-            aside: Vec::new(),
+            aside: Vec::with_capacity(for_each),
             accepted: 0,
             listed: Listed::new(),
         })

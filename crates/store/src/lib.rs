@@ -66,6 +66,7 @@ pub use batch::Item;
 pub use commit::{Commit, Event, Kinds, Received, Subscription};
 pub use diff::diff;
 pub use error::{Error, Result};
+pub use index::place_of;
 #[doc(hidden)]
 pub use index::{Emit, Key};
 pub use proposer::{ApplyError, Lost, Proposer, StateMachine, Ticket};

@@ -13,7 +13,7 @@ const LEAF: usize = 40;
 /// So few changes are made one after the other in a leaf.
 const FEW: usize = 4;
 /// Children of an inner node. Copying one touches the reference count of each, so it is small.
-const FAN: usize = 16;
+const FAN: usize = 8;
 
 #[derive(Clone, Copy, Debug)]
 struct Leaf<E> {
