@@ -6,7 +6,7 @@
 //! - [`Wishes`]: whether a task would fit on a node, for those who move tasks.
 //!
 //! Inside: `filter` says what a task asks of a node and whether the node has it; `spread` chooses among nodes that
-//! have it, from the `pools` of those that fulfil a set of needs; `verdict` puts into words why none has; `nodes`,
+//! have it, from the `pools` of those that fulfil a set of needs; `facets` knows what nodes have in common; `verdict` puts into words why none has; `nodes`,
 //! `services`, `topology` and `queue` hold what is remembered of nodes, of who runs where, of branches, and of tasks
 //! that wait, `volumes` of cluster volumes; `preempt` makes room for those with a higher priority; `ended` says what the
 //! end of a task means for its node; `track` keeps all that in step with the tables.
