@@ -33,6 +33,9 @@ const LONGEST: u64 = 64 * 1024;
 /// A run that takes longer than this many seconds hangs.
 const TIMEOUT: u64 = 60;
 
+/// Where files of the targets are no waits for a disk.
+const MEMORY: &str = "/dev/shm";
+
 struct Fuzzer {
     program: PathBuf,
     dir: PathBuf,
@@ -71,7 +74,11 @@ impl Fuzzer {
         let log = self.dir.join(format!("{target}.log"));
         let out = std::fs::File::create(&log)?;
         let begin = Instant::now();
-        let status = Command::new(&self.program)
+        let mut command = Command::new(&self.program);
+        if Path::new(MEMORY).is_dir() {
+            command.env("TMPDIR", MEMORY);
+        }
+        let status = command
             .env("SWARM_FUZZ_TARGET", target)
             // When there is no memory, a backtrace would wait for itself; of a panic the program prints one anyway.
             .env("RUST_BACKTRACE", "0")
