@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a test may fail")]
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Once;
 use std::time::Instant;
 
 use swarm_fuzz::{MEMORY, Mutator, TARGETS, Target, corpus};
@@ -13,6 +14,15 @@ static ALLOCATOR: cap::Cap<std::alloc::System> = cap::Cap::new(std::alloc::Syste
 
 /// Runs a target on an input. One that needs too much memory, or never ends, takes the process with it.
 fn execute(target: &Target, input: &[u8], what: &str) -> bool {
+    static REPORTS: Once = Once::new();
+    // What says where a panic was may need more.
+    REPORTS.call_once(|| {
+        let report = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            ALLOCATOR.set_limit(usize::MAX).unwrap();
+            report(info);
+        }));
+    });
     ALLOCATOR.set_limit(ALLOCATOR.allocated() + MEMORY).unwrap();
     let result = catch_unwind(AssertUnwindSafe(|| (target.run)(input)));
     ALLOCATOR.set_limit(usize::MAX).unwrap();

@@ -24,10 +24,16 @@ impl Demand {
     /// What a task asks for.
     pub fn of(task: &Task) -> Demand {
         let (nano_cpus, memory_bytes) = reserved(&task.spec);
+        let generic = Request::new(reserved_generic(&task.spec));
+        Demand { nano_cpus, memory_bytes, generic, ports: Demand::ports_of(task) }
+    }
+
+    /// The ports of the node that a task asks for, in their order.
+    pub fn ports_of(task: &Task) -> Vec<HostPort> {
         let mut ports: Vec<HostPort> = host_ports(task.endpoint.as_deref()).collect();
         ports.sort_unstable();
         ports.dedup();
-        Demand { nano_cpus, memory_bytes, generic: Request::new(reserved_generic(&task.spec)), ports }
+        ports
     }
 
     /// Asks for CPU, memory or generic resources.

@@ -17,12 +17,26 @@ fn key((kind, id): (Kind, &str)) -> Key {
     (kind, id.into())
 }
 
+/// What a group does with an object.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Touch {
+    Writes,
+    Reads,
+}
+
 /// A group that was decided and whose fate is not known yet.
 #[derive(Debug)]
 struct Planned {
     group: Group,
     writes: Vec<Key>,
     reads: Vec<Key>,
+}
+
+impl Planned {
+    fn touches(&self) -> impl Iterator<Item = (&Key, Touch)> {
+        let writes = self.writes.iter().map(|key| (key, Touch::Writes));
+        writes.chain(self.reads.iter().map(|key| (key, Touch::Reads)))
+    }
 }
 
 /// Committed tables with planned groups on top.
@@ -34,8 +48,8 @@ pub(crate) struct Overlay {
     committed: View,
     tables: Tables,
     planned: BTreeMap<u64, Planned>,
-    /// Which planned groups read or write an object.
-    touching: BTreeSet<(Kind, Arc<str>, u64)>,
+    /// Which planned groups write an object, and which only read it.
+    touching: BTreeSet<(Kind, Arc<str>, Touch, u64)>,
     /// Objects whose committed state changed, or whose planned change is settled, since the last merge.
     stale: BTreeSet<Key>,
 }
@@ -98,10 +112,11 @@ impl Overlay {
         let writes: Vec<Key> = group.patches.iter().map(|p| key(p.write.target())).collect();
         let guards = group.patches.iter().flat_map(|p| &p.guards);
         let reads: Vec<Key> = guards.map(|g| key(g.subject())).filter(|k| !writes.contains(k)).collect();
-        for (kind, id) in writes.iter().chain(&reads) {
-            self.touching.insert((*kind, id.clone(), number));
+        let planned = Planned { group, writes, reads };
+        for ((kind, id), touch) in planned.touches() {
+            self.touching.insert((*kind, id.clone(), touch, number));
         }
-        self.planned.insert(number, Planned { group, writes, reads });
+        self.planned.insert(number, planned);
         Ok(events)
     }
 
@@ -113,8 +128,8 @@ impl Overlay {
     /// The fate of a group is known: what is committed tells the rest.
     pub(crate) fn settle(&mut self, number: u64) -> Option<Group> {
         let planned = self.planned.remove(&number)?;
-        for (kind, id) in planned.writes.iter().chain(&planned.reads) {
-            self.touching.remove(&(*kind, id.clone(), number));
+        for ((kind, id), touch) in planned.touches() {
+            self.touching.remove(&(*kind, id.clone(), touch, number));
         }
         self.stale.extend(planned.writes);
         Some(planned.group)
@@ -154,22 +169,33 @@ impl Overlay {
     }
 
     /// Adds to `stale` everything that must be computed again with it, and returns the groups to apply again.
+    ///
+    /// That is what these groups write, and what they look at if a later group writes it: they are to see it as it was
+    /// before that.
     fn affected(&self, stale: &mut BTreeSet<Key>) -> BTreeSet<u64> {
         let mut groups = BTreeSet::new();
         let mut todo: Vec<Key> = stale.iter().cloned().collect();
         while let Some((kind, id)) = todo.pop() {
-            let range = (kind, id.clone(), 0)..=(kind, id, u64::MAX);
-            for (_, _, number) in self.touching.range(range) {
-                if groups.insert(*number) {
-                    for key in &self.planned[number].writes {
-                        if stale.insert(key.clone()) {
-                            todo.push(key.clone());
-                        }
+            let range = (kind, id.clone(), Touch::Writes, 0)..=(kind, id, Touch::Reads, u64::MAX);
+            for (_, _, _, number) in self.touching.range(range) {
+                if !groups.insert(*number) {
+                    continue;
+                }
+                let planned = &self.planned[number];
+                let seen = planned.reads.iter().filter(|key| self.is_written_after(key, *number));
+                for key in planned.writes.iter().chain(seen) {
+                    if stale.insert(key.clone()) {
+                        todo.push(key.clone());
                     }
                 }
             }
         }
         groups
+    }
+
+    fn is_written_after(&self, (kind, id): &Key, number: u64) -> bool {
+        let after = (*kind, id.clone(), Touch::Writes, number)..=(*kind, id.clone(), Touch::Writes, u64::MAX);
+        self.touching.range(after).any(|(_, _, _, by)| *by > number)
     }
 
     /// Puts these objects into their committed state: removals first, as they free names.
@@ -328,6 +354,34 @@ mod tests {
             }
             assert!(overlay.touching.is_empty(), "nothing is left of settled groups");
         }
+    }
+
+    /// What a group looks at is what it was before a later group changed it, whatever else is committed meanwhile.
+    #[test]
+    fn a_group_is_not_refused_for_what_was_decided_after_it() {
+        let task = |id: &str| Object::from(Task { id: id.into(), ..Default::default() });
+        let explain = |id: &str, err: &str| {
+            let (task, err) = (id.to_owned(), err.to_owned());
+            Patch::new(Write::Explain { task, err, at: std::time::UNIX_EPOCH })
+        };
+        let group = |patch| Group { tag: 0, patches: vec![patch] };
+        let mut committed = Tables::default();
+        for id in ["a", "b"] {
+            committed.insert(task(id)).unwrap();
+        }
+        let mut overlay = Overlay::new(View::new(committed.clone(), 1));
+        let mut journal = Journal::new(1);
+        let guard = Guard::DesiredAtMost("b".into(), TaskState::Running);
+        overlay.plan(1, group(explain("a", "decided").guard(guard))).unwrap();
+        overlay.plan(2, group(Patch::new(Write::RaiseDesired("b".into(), TaskState::Shutdown)))).unwrap();
+
+        let raised = group(Patch::new(Write::RaiseDesired("a".into(), TaskState::Running)));
+        let events = apply_group(&mut committed, &raised).unwrap();
+        overlay.commit(&events, &View::new(committed, 2), &mut journal, None);
+        overlay.merge(&mut journal);
+        assert_eq!(content(overlay.tables()), naive(&overlay));
+        let a = overlay.tables().tasks().get("a").unwrap();
+        assert_eq!((a.desired_state(), &*a.status.err), (TaskState::Running, "decided"));
     }
 
     #[test]

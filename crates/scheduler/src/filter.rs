@@ -27,7 +27,7 @@ pub(crate) struct Fixed {
     platforms: Vec<(String, String)>,
 }
 
-/// Everything a task asks of a node. Tasks of one version of a service ask the same.
+/// Everything a task asks of a node. Tasks of one version of a service ask the same, but for ports of the node.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Requirements {
     pub(crate) service: Arc<str>,

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use swarm_api::Shared;
-use swarm_api::v1::Task;
+use swarm_api::v1::{PortConfig, Task};
+use swarm_placement::{Demand, HostPort};
 
 use crate::filter::Requirements;
 use crate::nodes::Slot;
@@ -15,12 +16,15 @@ use crate::verdict::{Tally, Verdict};
 /// Number of a group. It is given again when no task of the group waits any more.
 pub(crate) type GroupNo = u32;
 
-/// What the tasks of a group have in common: the service and the version of its spec; where there is no version, all
-/// that they ask of a node.
+/// What the tasks of a group have in common: the service, the version of its spec, and ports of the node; where there
+/// is no version, all that they ask of a node.
+///
+/// Tasks of one version may differ in their ports: each has the endpoint that the service had when it was allocated.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct GroupKey {
     pub(crate) service: Arc<str>,
     version: Option<u64>,
+    ports: Vec<HostPort>,
     alike: Option<Arc<Requirements>>,
 }
 
@@ -187,7 +191,12 @@ impl Groups {
         }
         let version = task.spec_version.filter(|_| !task.service_id.is_empty()).map(|v| v.index);
         let requirements = version.is_none().then(|| Arc::new(Requirements::of(task)));
-        let key = GroupKey { service: task.service_id.as_str().into(), version, alike: requirements.clone() };
+        let key = GroupKey {
+            service: task.service_id.as_str().into(),
+            version,
+            ports: Demand::ports_of(task),
+            alike: requirements.clone(),
+        };
         let no = match self.by_key.get(&key) {
             Some(no) => *no,
             None => {
@@ -281,7 +290,7 @@ impl Groups {
 
     /// The groups of a service.
     pub(crate) fn of_service(&self, service: &str) -> Vec<GroupNo> {
-        let first = GroupKey { service: service.into(), version: None, alike: None };
+        let first = GroupKey { service: service.into(), version: None, ports: Vec::new(), alike: None };
         self.by_key
             .range(first..)
             .take_while(|(key, _)| *key.service == *service)
@@ -295,14 +304,14 @@ fn are_alike(a: &Task, b: &Task) -> bool {
     if a.service_id != b.service_id || a.spec_version != b.spec_version {
         return false;
     }
-    if a.spec_version.is_some() && !a.service_id.is_empty() {
-        return true;
-    }
     let same_endpoint = match (&a.endpoint, &b.endpoint) {
         (None, None) => true,
         (Some(a), Some(b)) => Shared::ptr_eq(a, b),
         _ => false,
     };
+    if a.spec_version.is_some() && !a.service_id.is_empty() {
+        return same_endpoint || ports(a) == ports(b);
+    }
     let networks = |task: &Task| -> Vec<usize> {
         let address = |network: &Shared<_>| std::ptr::from_ref::<swarm_api::v1::Network>(network) as usize;
         task.networks.iter().map(|n| n.network.as_ref().map_or(0, address)).collect()
@@ -311,6 +320,10 @@ fn are_alike(a: &Task, b: &Task) -> bool {
         && Shared::ptr_eq(&a.spec, &b.spec)
         && a.networks.len() == b.networks.len()
         && (a.networks.is_empty() || networks(a) == networks(b))
+}
+
+fn ports(task: &Task) -> &[PortConfig] {
+    task.endpoint.as_ref().map_or(&[][..], |endpoint| &endpoint.ports)
 }
 
 fn created(task: &Task) -> SystemTime {

@@ -246,6 +246,27 @@ fn a_port_of_a_node_is_used_once() {
     world.runs_on("c", &freed);
 }
 
+/// Tasks that are allocated while their service goes to another version get its ports, others of theirs have none.
+#[test]
+fn tasks_of_one_version_may_ask_for_different_ports() {
+    for ports_first in [false, true] {
+        let mut world = World::new();
+        world.nodes(&["n1"]);
+        world.task("other", "a", |t| host_port(t, 0, 58));
+        assert_eq!(world.on("a"), "n1");
+        world.tasks("s", &["b", "c"], |t| {
+            if (t.id == "b") == ports_first {
+                host_port(t, 0, 58);
+            }
+        });
+        let (with, without) = if ports_first { ("b", "c") } else { ("c", "b") };
+        world.runs_on(without, "n1");
+        world.waits(with, "no suitable node (host-mode port already in use on 1 node)");
+        world.remove_task("a");
+        world.runs_on(with, "n1");
+    }
+}
+
 #[test]
 fn no_node_has_more_replicas_than_may_be() {
     let mut world = World::new();

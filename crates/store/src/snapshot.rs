@@ -224,8 +224,10 @@ impl<R: BufRead> Reader<'_, R> {
     fn key(&mut self) -> Result<Option<(u32, WireType)>, Error> {
         let Some(first) = self.byte()? else { return Ok(None) };
         let key = self.varint_after(first)?;
-        let wire_type = WireType::try_from(key & 7).map_err(broken)?;
-        match u32::try_from(key >> 3).map_err(broken)? {
+        // The encoding has 29 bits for a field's number, beside three for its kind.
+        let key = u32::try_from(key).map_err(|_| broken("a field's number is too large"))?;
+        let wire_type = WireType::try_from(u64::from(key & 7)).map_err(broken)?;
+        match key >> 3 {
             0 => Err(broken("a field has no number")),
             tag => Ok(Some((tag, wire_type))),
         }

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Mutex;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 
@@ -31,6 +32,9 @@ const LONGEST: u64 = 64 * 1024;
 
 /// A run that takes longer than this many seconds hangs.
 const TIMEOUT: u64 = 60;
+
+/// Where files of the targets are no waits for a disk.
+const MEMORY: &str = "/dev/shm";
 
 struct Fuzzer {
     program: PathBuf,
@@ -69,8 +73,15 @@ impl Fuzzer {
         std::fs::create_dir_all(&findings)?;
         let log = self.dir.join(format!("{target}.log"));
         let out = std::fs::File::create(&log)?;
-        let status = Command::new(&self.program)
+        let begin = Instant::now();
+        let mut command = Command::new(&self.program);
+        if Path::new(MEMORY).is_dir() {
+            command.env("TMPDIR", MEMORY);
+        }
+        let status = command
             .env("SWARM_FUZZ_TARGET", target)
+            // When there is no memory, a backtrace would wait for itself; of a panic the program prints one anyway.
+            .env("RUST_BACKTRACE", "0")
             .arg(&found)
             .arg(root().join("crates/fuzz/corpus").join(target))
             .arg(format!("-runs={executions}"))
@@ -85,20 +96,17 @@ impl Fuzzer {
             .status()
             .context("can't run the fuzzer")?;
         ensure!(status.success(), "{target} ended with {status}: see {}", log.display());
-        println!("{target}: {}", summary(&log));
+        println!("{target}: {}", summary(&log, begin.elapsed()));
         Ok(())
     }
 }
 
-/// Executions, and executions a second, as libFuzzer says at its end.
-fn summary(log: &Path) -> String {
+/// Executions as libFuzzer counted them, and a second.
+fn summary(log: &Path, took: Duration) -> String {
     let text = std::fs::read_to_string(log).unwrap_or_default();
-    let value = |name: &str| {
-        let line = text.lines().rev().find_map(|line| line.strip_prefix(name));
-        line.unwrap_or("?").trim().to_owned()
-    };
-    let (all, rate) = (value("stat::number_of_executed_units:"), value("stat::average_exec_per_sec:"));
-    format!("{all} executions, {rate} a second")
+    let all = text.lines().rev().find_map(|line| line.strip_prefix("stat::number_of_executed_units:"));
+    let all: f64 = all.and_then(|all| all.trim().parse().ok()).unwrap_or_default();
+    format!("{all} executions in {:.1} s, {:.0} a second", took.as_secs_f64(), all / took.as_secs_f64())
 }
 
 /// Runs the targets, as many at once as there are processors.

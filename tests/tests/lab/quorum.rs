@@ -38,6 +38,11 @@ async fn leaders_killed(managers: &mut Managers, kills: usize) -> Result<()> {
     let names: std::collections::BTreeSet<_> =
         held.services.iter().map(|service| service.spec.annotations.name.clone()).collect();
     let lost: Vec<_> = acknowledged.iter().filter(|name| !names.contains(*name)).collect();
+    println!(
+        "{kills} leaders were killed, {} services acknowledged, {} lost",
+        acknowledged.len(),
+        lost.len()
+    );
     ensure!(lost.is_empty(), "these of {} acknowledged services are lost: {lost:?}", acknowledged.len());
     managers.one_leader_per_term()
 }

@@ -2,6 +2,7 @@
 
 #![no_main]
 
+use std::backtrace::Backtrace;
 use std::sync::LazyLock;
 
 use swarm_fuzz::{MEMORY, TARGETS, Target};
@@ -17,7 +18,17 @@ static TARGET: LazyLock<&Target> = LazyLock::new(|| {
     })
 });
 
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
+/// What says where a panic was needs more memory than a target may take: without it, it would wait for itself.
+fn report_panics_without_a_limit() {
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        let _ = ALLOCATOR.set_limit(usize::MAX);
+        eprintln!("{}", Backtrace::force_capture());
+        report(info);
+    }));
+}
+
+libfuzzer_sys::fuzz_target!(init: report_panics_without_a_limit(), |bytes: &[u8]| {
     let target = *TARGET;
     // Whoever asks for more gets nothing, which ends the process.
     let _ = ALLOCATOR.set_limit(ALLOCATOR.allocated() + MEMORY);

@@ -131,6 +131,10 @@ pub(crate) fn decode(mut bytes: Bytes) -> Result<Record, String> {
     let first = bytes.get_u64();
     let chain = bytes.get_u32();
     let count = bytes.get_u32();
+    // There is a number for the entry after them too.
+    if first.checked_add(u64::from(count)).is_none() {
+        return Err(format!("a record has {count} entries from {first} on, which is more than there can be"));
+    }
     let mut entries = Vec::with_capacity((count as usize).min(bytes.len() / ENTRY_HEADER));
     for i in 0..u64::from(count) {
         let short = || format!("the record of entry {} is cut short", first + i);
@@ -187,6 +191,9 @@ mod tests {
         let mut version = bytes.clone();
         version[0] = 1;
         assert!(decode(version.into()).unwrap_err().contains("version 1"));
+        let mut first = bytes.clone();
+        first[HEADER - 16..HEADER - 8].fill(0xff);
+        assert!(decode(first.into()).unwrap_err().contains("more than there can be"));
         let mut kind = bytes;
         kind[HEADER + 8] = 9;
         assert!(decode(kind.into()).unwrap_err().contains("unknown type 9"));

@@ -134,6 +134,7 @@ fn a_snapshot_cut_short_or_garbled_is_an_error() {
         (&b"\x23"[..], "group"),
         (&b"\x1b"[..], "of another kind"),
         (&b"\x02\x00"[..], "no number"),
+        (&b"\x80\x80\x80\x80\x10\x00"[..], "too large"),
     ] {
         let error = snapshot::decode(garbled).unwrap_err().to_string();
         assert!(error.contains(reason), "{error}");
