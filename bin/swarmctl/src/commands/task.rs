@@ -248,7 +248,7 @@ Spec
         let payload = Some(prost_types::Any::from_msg(&process).unwrap());
         let runtime = GenericRuntimeSpec { kind: "process".into(), payload };
         task.spec.runtime = Some(task_spec::Runtime::Generic(runtime));
-        task.status.runtime_status = Some(task_status::RuntimeStatus::Container(status));
+        task.status.runtime_status = Some(task_status::RuntimeStatus::Container(status.into()));
         task.into()
     }
 
