@@ -119,7 +119,9 @@ fn placements(tables: &Tables, groups: &[Group], assigned: &[Assignments]) -> Re
         Write::Assign { task, node, .. } => Some((&**task, &**node)),
         _ => None,
     });
-    let listed = assigned.iter().flat_map(|a| &*a.list).map(|a| (&*a.task, &*a.node));
+    // Who has waited longest is placed first, and ids grow: a limit of an earlier version is asked about earlier.
+    let mut listed: Vec<_> = assigned.iter().flat_map(|a| &*a.list).map(|a| (&*a.task, &*a.node)).collect();
+    listed.sort_unstable();
     for (id, to) in singly.chain(listed) {
         let task = tables.tasks().get(id).ok_or("a task that is gone is placed")?;
         let fault = |what: &str| Err(format!("{id} of {} goes to {to}: {what}", task.service_id));
