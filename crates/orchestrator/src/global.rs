@@ -75,12 +75,16 @@ fn filled<'a>(tables: &Tables, service: &Service, tasks: &[&'a Shared<Task>]) ->
     filled
 }
 
+fn needs_restart(tables: &Tables, task: &Task) -> bool {
+    is_live(task) && (has_ended(task) || is_stranded(tables, task))
+}
+
 impl Global {
     fn task_changed(&mut self, tables: &Tables, old: Option<&Task>, task: &Task) {
         if !self.services.contains_key(&task.service_id) {
             return;
         }
-        if is_live(task) && (has_ended(task) || is_stranded(tables, task)) {
+        if needs_restart(tables, task) {
             self.ended.insert(task.id.clone());
         }
         let runs = |t: &Task| t.status.state() == TaskState::Running && is_live(t);
@@ -122,7 +126,8 @@ impl Global {
             let Some(task) = base.tasks().get(&id) else { continue };
             let place = Place::Node(task.node_id.clone());
             let tables = plan.tables_for_place(&task.service_id, &place);
-            let Some(task) = tables.tasks().get(&id).filter(|t| is_live(t)) else { continue };
+            // Its node may be back.
+            let Some(task) = tables.tasks().get(&id).filter(|t| needs_restart(&tables, t)) else { continue };
             let Some(service) = service(&tables, &task.service_id) else { continue };
             let node = tables.nodes().get(&task.node_id);
             if node.is_none() {

@@ -73,7 +73,8 @@ impl Replicated {
             let Some(task) = base.tasks().get(&id) else { continue };
             let place = Place::Slot(task.slot);
             let tables = plan.tables_for_place(&task.service_id, &place);
-            let Some(task) = tables.tasks().get(&id).filter(|t| is_live(t)) else { continue };
+            // Its node may be back.
+            let Some(task) = tables.tasks().get(&id).filter(|t| needs_restart(&tables, t)) else { continue };
             let Some((service, _)) = service(&tables, &task.service_id) else { continue };
             if let Some(group) = self.restarter.restart(ctx, &tables, service, task) {
                 plan.push(&service.id, &place, group.patches);

@@ -116,6 +116,16 @@ fn a_node_that_goes_down_loses_its_task_and_gets_a_new_one_when_it_is_ready_agai
 }
 
 #[test]
+fn a_task_whose_node_is_back_before_anything_was_decided_goes_on() {
+    let mut sim = cluster(&global("g"), &["n1", "n2"]);
+    sim.edit_node("n1", |n| n.status.state = node_status::State::Down as i32);
+    sim.lead(everything());
+    sim.edit_node("n1", |n| n.status.state = node_status::State::Ready as i32);
+    sim.settle();
+    assert_eq!(on_node(&sim, "g", "n1"), [(Running, Running)]);
+}
+
+#[test]
 fn on_a_paused_node_nothing_is_begun() {
     let mut sim = cluster(&global("g"), &["n1", "n2"]);
     availability(&mut sim, "n1", node_spec::Availability::Pause);

@@ -384,6 +384,22 @@ fn a_new_leader_replaces_a_task_that_runs_on_a_dead_node() {
     assert_eq!(states(&sim.tasks("web")), [(1, New, Ready), (1, Running, Shutdown)]);
 }
 
+#[test]
+fn a_task_whose_node_is_back_before_anything_was_decided_goes_on() {
+    let web = service("web", 1);
+    let mut sim = Sim::new(|tx| {
+        let mut down = node("n1");
+        down.status.state = node_status::State::Down as i32;
+        tx.create(down).unwrap();
+        tx.create(web.clone()).unwrap();
+        tx.create(task(&web, "old", 1, "n1", Running, Running)).unwrap();
+    });
+    sim.lead(alone());
+    sim.edit_node("n1", |n| n.status.state = node_status::State::Ready as i32);
+    sim.think();
+    assert_eq!(states(&sim.tasks("web")), [(1, Running, Running)]);
+}
+
 /// Nodes with one, two and three tasks, scaled to four and then to two.
 #[test]
 fn scaling_down_step_by_step_levels_the_nodes_and_then_spares_what_runs() {
