@@ -316,6 +316,31 @@ fn an_update_takes_over_from_moves_under_way() {
     }
 }
 
+/// Neither it nor its predecessor makes the service one task poorer than its updates may.
+#[test]
+fn a_new_leader_counts_the_move_that_is_under_way() {
+    for order in [UpdateOrder::StopFirst, UpdateOrder::StartFirst] {
+        let update = UpdateConfig { order: order as i32, ..at_once(1) };
+        let mut sim = on(&["n1", "n2"], &automatic(8, update));
+        sim.behaviour = Box::new(|task| {
+            let goal = if task.node_id == "n3" { Starting } else { Running };
+            (!task.status.reached(goal)).then_some((goal, ""))
+        });
+        sim.add_node("n3");
+        sim.advance(secs(30));
+        let under_way = |sim: &Sim| sim.live("web").iter().filter(|t| t.node_id == "n3").count();
+        assert_eq!(under_way(&sim), 1, "{order:?}");
+        for _ in 0..3 {
+            sim.lead(leader());
+            sim.advance(secs(60));
+            assert_eq!(under_way(&sim), 1, "{order:?}");
+        }
+        sim.behaviour = Box::new(healthy);
+        sim.advance(secs(120));
+        assert_eq!((loads(&sim, ["n1", "n2", "n3"]), sim.live("web").len()), ([3, 3, 2], 8), "{order:?}");
+    }
+}
+
 #[test]
 fn a_new_leader_goes_on() {
     for update in [at_once(1), started_first(1)] {
