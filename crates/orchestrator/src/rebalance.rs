@@ -143,6 +143,11 @@ impl Rebalancer {
         self.running.remove(service);
     }
 
+    /// An update puts right what is under way, from now on. When it is over, the service changes.
+    pub(crate) fn stop(&mut self, service: &str) {
+        self.running.remove(service);
+    }
+
     /// The task of the place is on its way: that there are two of them is as it should be.
     pub(crate) fn is_moving(&self, service: &str, place: &Place) -> bool {
         self.running.get(service).is_some_and(|b| b.at_work.contains_key(place))
@@ -173,8 +178,7 @@ impl Rebalancer {
                 continue;
             };
             if is_busy(service) {
-                // The update puts right what was under way. When it is over, the service changes.
-                self.running.remove(&id);
+                self.stop(&id);
                 continue;
             }
             let balance = self.running.remove(&id);

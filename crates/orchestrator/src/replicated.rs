@@ -123,6 +123,9 @@ impl Replicated {
             }
         }
         self.updates.refresh(ctx, &tables, service, &live, plan);
+        if self.updates.is_running(id) || is_paused(service) {
+            self.rebalancer.stop(id);
+        }
         let missing = wanted.saturating_sub(live.len());
         let free = (1..).map(Place::Slot).filter(|place| !live.contains_key(place));
         let recipe = Recipe::new(&tables, service);

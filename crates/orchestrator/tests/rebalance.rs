@@ -316,6 +316,23 @@ fn an_update_takes_over_from_moves_under_way() {
     }
 }
 
+/// Its tasks may run by the next time that anything is decided.
+#[test]
+fn an_update_leaves_nothing_of_moves_under_way_however_fast_it_is() {
+    let mut sim = on(&["n1", "n2"], &automatic(6, started_first(0)));
+    sim.behaviour = Box::new(|t| healthy(t).filter(|_| t.node_id != "n3"));
+    sim.add_node("n3");
+    sim.advance(secs(20));
+    assert_eq!(sim.live("web").len(), 8);
+    sim.behaviour = Box::new(healthy);
+    sim.update_service("web", |spec| spec.task.force_update += 1);
+    sim.turn();
+    while sim.agents() {}
+    sim.advance(secs(120));
+    assert_eq!(slots(&sim.live("web")), [1, 2, 3, 4, 5, 6]);
+    assert!(sim.live("web").iter().all(|t| t.spec.force_update == 1));
+}
+
 /// Neither it nor its predecessor makes the service one task poorer than its updates may.
 #[test]
 fn a_new_leader_counts_the_move_that_is_under_way() {
