@@ -31,6 +31,8 @@ pub enum Guard {
     TaskBelow(String, TaskState),
     /// The task is wanted at or below this state.
     DesiredAtMost(String, TaskState),
+    /// The task is wanted above this state.
+    DesiredAbove(String, TaskState),
     /// The task is on this node (the empty id: not assigned yet).
     TaskOnNode(String, String),
 }
@@ -164,6 +166,9 @@ impl Guard {
             }),
             Guard::TaskState(id, state) => tables.tasks().get(id).is_some_and(|t| t.status.state() == *state),
             Guard::TaskBelow(id, state) => tables.tasks().get(id).is_some_and(|t| !t.status.reached(*state)),
+            Guard::DesiredAbove(id, state) => {
+                tables.tasks().get(id).is_some_and(|t| t.desired_state > *state as i32)
+            }
             Guard::DesiredAtMost(id, state) => {
                 tables.tasks().get(id).is_some_and(|t| t.desired_state <= *state as i32)
             }
