@@ -143,9 +143,11 @@ impl Rebalancer {
         self.running.remove(service);
     }
 
-    /// An update puts right what is under way, from now on. When it is over, the service changes.
-    pub(crate) fn stop(&mut self, service: &str) {
-        self.running.remove(service);
+    /// An update puts right what is under way, from now on: places and their new tasks. When it is over, the service
+    /// changes.
+    pub(crate) fn stop(&mut self, service: &str) -> Vec<(Place, String)> {
+        let moves = self.running.remove(service).map(|balance| balance.at_work).unwrap_or_default();
+        moves.into_iter().map(|(place, at_work)| (place, at_work.new)).collect()
     }
 
     /// The task of the place is on its way: that there are two of them is as it should be.
@@ -178,7 +180,7 @@ impl Rebalancer {
                 continue;
             };
             if is_busy(service) {
-                self.stop(&id);
+                self.running.remove(&id);
                 continue;
             }
             let balance = self.running.remove(&id);
@@ -192,7 +194,7 @@ impl Rebalancer {
             if balance.step(ctx, &tables, service, restarter, plan) {
                 self.running.insert(id, balance);
             } else if is_requested(service) {
-                plan.push_other(status::label_removed(service, REBALANCE_NOW));
+                plan.push_service(&service.id, status::label_removed(service, REBALANCE_NOW));
             }
         }
     }
