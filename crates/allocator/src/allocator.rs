@@ -33,10 +33,6 @@ fn is_open(task: &Task) -> bool {
     !task.status.reached(TaskState::Pending) && task.desired_state <= TaskState::Complete as i32
 }
 
-fn spec_index(service: &Service) -> u64 {
-    service.spec_version.map_or(0, |v| v.index)
-}
-
 impl Allocator {
     fn wake(&mut self, kind: Kind, id: &str) {
         for task in self.waiting.remove(&(kind, id.to_owned())).unwrap_or_default() {
@@ -110,8 +106,7 @@ impl Allocator {
             what: "allocate",
             edit: Arc::new(edit),
         });
-        let guard = Guard::ServiceSpec(service.id.clone(), spec_index(service));
-        groups.push(Group { tag: 0, patches: vec![patch.guard(guard)] });
+        groups.push(Group { tag: 0, patches: vec![patch.guard(Guard::spec_of(service))] });
         tracing::debug!(service.id = service.id, "service is allocated");
         Some(wanted)
     }

@@ -6,7 +6,7 @@ use swarm_reconcile::{Ctx, Guard, Patch, Write};
 use swarm_store::Tables;
 
 use crate::place::Place;
-use crate::spec::{iteration, version};
+use crate::spec::iteration;
 
 /// Makes tasks of one service; what all of them share is made once.
 pub(crate) struct Recipe<'a> {
@@ -47,7 +47,6 @@ impl<'a> Recipe<'a> {
         task.status.state = TaskState::New as i32;
         task.status.message = "created".into();
         task.status.timestamp = Some(ctx.now.wall.into());
-        let guard = Guard::ServiceSpec(service.id.clone(), version(service));
-        (id, Patch::new(Write::Create(task.into())).guard(guard))
+        (id, Patch::new(Write::Create(task.into())).guard(Guard::spec_of(service)))
     }
 }

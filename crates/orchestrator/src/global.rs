@@ -171,7 +171,7 @@ impl Global {
             }
         }
         for (place, tasks) in places {
-            leave(&place, &tasks, plan);
+            forget(&place, &tasks, plan);
         }
         self.updates.refresh(ctx, &tables, service, &live, plan);
     }
@@ -225,13 +225,15 @@ impl Global {
             }
             return;
         }
-        // Its tasks, history as well, have no place any more.
-        let place = Place::Node(node.to_owned());
-        for task in base.tasks().by_node(node).filter(|t| self.services.contains_key(&t.service_id)) {
-            if task.desired_state < TaskState::Remove as i32 {
-                plan.push_task(&place, task, remove(task));
-            }
-        }
+        let ours = base.tasks().by_node(node).filter(|t| self.services.contains_key(&t.service_id));
+        forget(&Place::Node(node.to_owned()), &ours.collect::<Vec<_>>(), plan);
+    }
+}
+
+/// The place's node is gone: tasks, history as well, have no place any more.
+fn forget(place: &Place, tasks: &[&Shared<Task>], plan: &mut Plan<'_>) {
+    for task in tasks.iter().filter(|t| t.desired_state < TaskState::Remove as i32) {
+        plan.push_task(place, task, remove(task));
     }
 }
 

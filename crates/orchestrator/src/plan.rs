@@ -33,8 +33,9 @@ impl<'a> Plan<'a> {
         self.groups.push(Group { tag: 0, patches });
     }
 
-    /// Adds a group that changes no task.
-    pub(crate) fn push_other(&mut self, patch: Patch) {
+    /// Adds a group that changes a service and no task.
+    pub(crate) fn push_service(&mut self, service: &str, patch: Patch) {
+        self.touched.entry(service.to_owned()).or_default();
         self.groups.push(Group { tag: 0, patches: vec![patch] });
     }
 

@@ -59,7 +59,9 @@ fn updating_since(service: &Service) -> Option<SystemTime> {
 fn delete(task: &Task) -> Group {
     let mut patch = Patch::new(Write::Remove(Kind::Task, task.id.clone()));
     if never_assigned(task) {
+        // That it is not wanted any more may have been decided just now, and come to nothing.
         patch = patch.guard(Guard::TaskBelow(task.id.clone(), TaskState::Assigned));
+        patch = patch.guard(Guard::DesiredAbove(task.id.clone(), TaskState::Complete));
     }
     Group { tag: 0, patches: vec![patch] }
 }

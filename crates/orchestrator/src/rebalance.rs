@@ -7,17 +7,17 @@ mod spread;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use swarm_api::Object;
 use swarm_api::extensions::{REBALANCE, REBALANCE_NOW};
-use swarm_api::v1::{Node, Service, TaskState};
-use swarm_reconcile::{Ctx, Guard};
+use swarm_api::v1::{Node, Service, Task, TaskState};
+use swarm_api::{Object, Shared};
+use swarm_reconcile::{Ctx, Guard, Now};
 use swarm_store::Tables;
 
 use crate::create::Recipe;
-use crate::place::Place;
+use crate::place::{Place, by_place};
 use crate::plan::Plan;
 use crate::restart::{Restarter, shut_down};
-use crate::spec::{has_ended, is_live};
+use crate::spec::{created_at, has_ended, is_live, may_run};
 use crate::status;
 use crate::update::{PLACEMENT_LIMIT, Pace};
 
@@ -33,8 +33,11 @@ pub(crate) fn moves(tables: &Tables, service: &Service) -> Vec<Place> {
 /// A place whose task moves.
 #[derive(Debug)]
 struct Move {
-    old: String,
+    /// The task that goes when the new one runs, unless it has gone already.
+    old: Option<String>,
     new: String,
+    /// Nobody knows whether it is a move: an earlier leader began it. It counts as one, and is nobody's failure.
+    found: bool,
     /// By when the new task must have a node, unless it has one.
     limit: Option<Duration>,
 }
@@ -63,6 +66,21 @@ impl Balance {
             at_work: BTreeMap::new(),
             resting: Vec::new(),
             watched: BTreeMap::new(),
+        }
+    }
+
+    /// Takes places as moving that have a task of which one would expect that it runs soon: an earlier leader may have
+    /// moved it.
+    fn take_over(&mut self, now: Now, tables: &Tables, service: &Service) {
+        for (place, tasks) in by_place(tables, service) {
+            let comes = |t: &&&Shared<Task>| {
+                let is_new = now.wall < created_at(t) + PLACEMENT_LIMIT;
+                is_live(t) && !t.status.reached(TaskState::Running) && (may_run(t) || is_new)
+            };
+            let Some(new) = tasks.iter().rfind(comes) else { continue };
+            let old = tasks.iter().find(|t| is_live(t) && t.id != new.id).map(|t| t.id.clone());
+            let limit = Some(now.mono + PLACEMENT_LIMIT);
+            self.at_work.insert(place, Move { old, new: new.id.clone(), found: true, limit });
         }
     }
 
@@ -125,6 +143,13 @@ impl Rebalancer {
         self.running.remove(service);
     }
 
+    /// An update puts right what is under way, from now on: places and their new tasks. When it is over, the service
+    /// changes.
+    pub(crate) fn stop(&mut self, service: &str) -> Vec<(Place, String)> {
+        let moves = self.running.remove(service).map(|balance| balance.at_work).unwrap_or_default();
+        moves.into_iter().map(|(place, at_work)| (place, at_work.new)).collect()
+    }
+
     /// The task of the place is on its way: that there are two of them is as it should be.
     pub(crate) fn is_moving(&self, service: &str, place: &Place) -> bool {
         self.running.get(service).is_some_and(|b| b.at_work.contains_key(place))
@@ -155,16 +180,21 @@ impl Rebalancer {
                 continue;
             };
             if is_busy(service) {
-                // The update puts right what was under way. When it is over, the service changes.
                 self.running.remove(&id);
                 continue;
             }
             let balance = self.running.remove(&id);
-            let mut balance = balance.unwrap_or_else(|| Balance::new(moves(&tables, service).len()));
+            let mut balance = balance.unwrap_or_else(|| {
+                let mut balance = Balance::new(moves(&tables, service).len());
+                if balance.budget > 0 {
+                    balance.take_over(ctx.now, &tables, service);
+                }
+                balance
+            });
             if balance.step(ctx, &tables, service, restarter, plan) {
                 self.running.insert(id, balance);
             } else if is_requested(service) {
-                plan.push_other(status::label_removed(service, REBALANCE_NOW));
+                plan.push_service(&service.id, status::label_removed(service, REBALANCE_NOW));
             }
         }
     }
@@ -214,25 +244,31 @@ impl Balance {
     fn finish_moves(&mut self, now: Duration, pace: &Pace, tables: &Tables, plan: &mut Plan<'_>) {
         let before = self.at_work.len();
         let (watched, failed) = (&mut self.watched, &mut self.failed);
-        self.at_work.retain(|place, Move { old, new, limit }| {
+        self.at_work.retain(|place, Move { old, new, found, limit }| {
             let Some(task) = tables.tasks().get(new) else { return false };
             if has_ended(task) {
-                *failed += usize::from(task.status.state() != TaskState::Shutdown);
+                *failed += usize::from(!*found && task.status.state() != TaskState::Shutdown);
                 return false;
             }
             if !is_live(task) {
                 return false;
             }
             if task.status.reached(TaskState::Running) {
-                if let Some(old) = tables.tasks().get(old).filter(|t| is_live(t)) {
+                let old = old.as_ref().and_then(|old| tables.tasks().get(old));
+                if let Some(old) = old.filter(|t| is_live(t)) {
                     plan.push_task(place, old, shut_down(old));
                 }
-                watched.insert(new.clone(), now + pace.monitor);
+                if !*found {
+                    watched.insert(new.clone(), now + pace.monitor);
+                }
                 return false;
             }
             if task.status.reached(TaskState::Assigned) {
                 *limit = None;
             } else if limit.is_some_and(|limit| limit <= now) {
+                if *found {
+                    return false;
+                }
                 *failed += 1;
                 if pace.start_first() {
                     plan.push_task(place, task, shut_down(task));
@@ -279,7 +315,7 @@ impl Balance {
         plan.push(&service.id, &place, patches);
         self.budget -= 1;
         let limit = Some(ctx.now.mono + PLACEMENT_LIMIT);
-        self.at_work.insert(place, Move { old: old.id.clone(), new, limit });
+        self.at_work.insert(place, Move { old: Some(old.id.clone()), new, found: false, limit });
     }
 }
 

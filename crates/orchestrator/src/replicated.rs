@@ -14,7 +14,7 @@ use crate::plan::Plan;
 use crate::rebalance::{Rebalancer, comes};
 use crate::restart::Restarter;
 use crate::spec::{Mode, is_live, is_stranded, loses_tasks, mode, service_matters};
-use crate::update::{Updates, is_paused, remove, thin_out};
+use crate::update::{Updates, is_paused, is_updated, remove, thin_out};
 
 /// Groups in one turn after which no further service is begun, and tasks that one service gets in a turn.
 const MOST: usize = 10_000;
@@ -123,6 +123,10 @@ impl Replicated {
             }
         }
         self.updates.refresh(ctx, &tables, service, &live, plan);
+        if self.updates.is_running(id) || is_paused(service) {
+            let moves = self.rebalancer.stop(id);
+            self.updates.take_over(ctx.now.mono, &tables, service, moves);
+        }
         let missing = wanted.saturating_sub(live.len());
         let free = (1..).map(Place::Slot).filter(|place| !live.contains_key(place));
         let recipe = Recipe::new(&tables, service);
@@ -248,7 +252,7 @@ impl Reconciler for Replicated {
         }
         self.dirty.append(&mut self.updates.advance(ctx, &mut self.restarter, &mut plan));
         let updates = &self.updates;
-        let busy = |service: &Service| updates.is_running(&service.id) || is_paused(service);
+        let busy = |service: &Service| updates.is_running(&service.id) || is_updated(service);
         self.rebalancer.advance(ctx, &mut self.restarter, busy, &mut plan);
         let more = (!self.dirty.is_empty()).then_some(ctx.now.mono);
         let due = [more, self.restarter.next(), self.updates.next(), self.rebalancer.next()];

@@ -11,7 +11,6 @@ use swarm_api::{Kind, Object};
 use swarm_reconcile::{Guard, Patch, Write};
 
 use crate::place::is_rolling_back;
-use crate::spec::version;
 
 fn edit(
     service: &Service,
@@ -25,7 +24,7 @@ fn edit(
         (changed != *service).then_some(Object::Service(changed))
     };
     let write = Write::Edit { kind: Kind::Service, id: service.id.clone(), what, edit: Arc::new(edit) };
-    Patch::new(write).guard(Guard::ServiceSpec(service.id.clone(), version(service)))
+    Patch::new(write).guard(Guard::spec_of(service))
 }
 
 /// The update has begun.

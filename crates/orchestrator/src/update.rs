@@ -157,6 +157,13 @@ impl Update {
     }
 }
 
+/// The service is being updated or goes back, or waits for an operator amid that.
+pub(crate) fn is_updated(service: &Service) -> bool {
+    use UpdateState::{RollbackStarted, Updating};
+    let status = service.update_status.as_ref();
+    is_paused(service) || status.is_some_and(|s| matches!(s.state(), Updating | RollbackStarted))
+}
+
 /// The service waits for an operator.
 pub(crate) fn is_paused(service: &Service) -> bool {
     let status = service.update_status.as_ref();
@@ -215,15 +222,32 @@ impl Updates {
         };
         match update {
             None if matches!(state, Some(Updating | RollbackStarted)) => {
-                plan.push_other(status::complete(service, ctx.now.wall));
+                plan.push_service(&service.id, status::complete(service, ctx.now.wall));
             }
             None => (),
             Some(update) => {
                 if status.is_none() {
-                    plan.push_other(status::begin(service, ctx.now.wall));
+                    plan.push_service(&service.id, status::begin(service, ctx.now.wall));
                 }
                 self.running.insert(service.id.clone(), update);
                 self.touched.insert(service.id.clone());
+            }
+        }
+    }
+
+    /// Places that have new tasks already, which are to stay, are at work too.
+    pub(crate) fn take_over(
+        &mut self,
+        now: Duration,
+        tables: &Tables,
+        service: &Service,
+        moves: Vec<(Place, String)>,
+    ) {
+        let Some(update) = self.running.get_mut(&service.id) else { return };
+        for (place, task) in moves {
+            if tables.tasks().get(&task).is_some_and(|t| !is_dirty(tables, service, t)) {
+                let limit = Some(now + PLACEMENT_LIMIT);
+                update.work.entry(place).or_insert(Work { task, limit });
             }
         }
     }
@@ -374,10 +398,10 @@ fn step(
         let action = if is_rolling_back(service) { FailureAction::Pause } else { update.pace.action };
         tracing::warn!(service.id = service.id, task.id = update.culprit, ?action, "update failed");
         if action == FailureAction::Rollback {
-            plan.push_other(status::roll_back(service, &update.culprit));
+            plan.push_service(&service.id, status::roll_back(service, &update.culprit));
             return Step::RolledBack;
         }
-        plan.push_other(status::pause(service, &update.culprit, update.pace.action));
+        plan.push_service(&service.id, status::pause(service, &update.culprit, update.pace.action));
         return Step::Over;
     }
     while update.pace.has_room(update.work.len() + update.resting.len()) {
@@ -399,7 +423,7 @@ fn step(
         return Step::GoesOn;
     }
     tracing::info!(service.id = service.id, "update is complete");
-    plan.push_other(status::complete(service, ctx.now.wall));
+    plan.push_service(&service.id, status::complete(service, ctx.now.wall));
     Step::Over
 }
 

@@ -116,6 +116,22 @@ fn a_node_that_goes_down_loses_its_task_and_gets_a_new_one_when_it_is_ready_agai
 }
 
 #[test]
+fn a_new_leader_forgets_the_history_of_a_node_that_is_gone() {
+    let g = global("g");
+    let mut sim = Sim::new(|tx| {
+        tx.create(node("n1")).unwrap();
+        tx.create(g.clone()).unwrap();
+        for id in ["a", "b"] {
+            tx.create(task(&g, id, 0, "gone", Shutdown, Shutdown)).unwrap();
+        }
+    });
+    sim.lead(everything());
+    sim.settle();
+    assert_eq!(on_node(&sim, "g", "gone"), []);
+    assert_eq!(on_node(&sim, "g", "n1"), [(Running, Running)]);
+}
+
+#[test]
 fn a_task_whose_node_is_back_before_anything_was_decided_goes_on() {
     let mut sim = cluster(&global("g"), &["n1", "n2"]);
     sim.edit_node("n1", |n| n.status.state = node_status::State::Down as i32);

@@ -27,6 +27,24 @@ fn fail(sim: &mut Sim, slot: u64) {
     sim.advance(secs(5));
 }
 
+/// The decision to stop it came to nothing, since somebody changed the service meanwhile.
+#[test]
+fn a_task_that_is_wanted_after_all_is_not_forgotten() {
+    let mut sim = Sim::new(|tx| drop(tx.create(service("web", 1)).unwrap()));
+    sim.lead(everything());
+    set_limit(&mut sim, 0);
+    sim.think();
+    let before = sim.live("web");
+    assert_eq!(states(&before), [(1, Pending, Running)]);
+    sim.update_service("web", |spec| spec.task.force_update += 1);
+    let decided = sim.decide();
+    sim.update_service("web", |spec| spec.task.force_update += 1);
+    decided.into_iter().for_each(|batch| sim.commit(batch));
+    assert_eq!(sim.live("web").iter().map(|t| &t.id).collect::<Vec<_>>(), [&before[0].id]);
+    sim.think();
+    assert_eq!(sim.live("web").len(), 1);
+}
+
 #[test]
 fn the_oldest_tasks_of_a_slot_go_beyond_the_limit() {
     let mut sim = cluster(service("web", 2));

@@ -317,6 +317,91 @@ fn an_update_takes_over_from_moves_under_way() {
 }
 
 #[test]
+fn an_update_counts_moves_under_way_that_it_has_no_quarrel_with() {
+    let mut sim = on(&["n1", "n2"], &automatic(6, started_first(1)));
+    sim.edit_node("n1", |n| drop(n.spec.annotations.labels.insert("zone".into(), "a".into())));
+    sim.behaviour = Box::new(|t| healthy(t).filter(|_| t.node_id != "n3"));
+    sim.add_node("n3");
+    sim.advance(secs(20));
+    let coming = |sim: &Sim| sim.live("web").iter().filter(|t| t.status.state() != Running).count();
+    assert_eq!(coming(&sim), 1);
+    // What is on the first node must go.
+    sim.update_service("web", |spec| {
+        let constraints = vec!["node.labels.zone!=a".into()];
+        spec.task.placement = Some(Placement { constraints, ..Default::default() });
+    });
+    sim.advance(secs(20));
+    assert_eq!(coming(&sim), 1);
+    sim.behaviour = Box::new(healthy);
+    sim.advance(secs(120));
+    assert_eq!(loads(&sim, ["n1", "n2", "n3"]), [0, 3, 3]);
+    assert_eq!(slots(&sim.live("web")), [1, 2, 3, 4, 5, 6]);
+}
+
+#[test]
+fn after_a_rollback_the_pace_is_that_of_updates_again() {
+    let mut web = service("web", 6);
+    web.spec.update = Some(at_once(1));
+    web.spec.rollback = Some(at_once(0));
+    let mut sim = on(&["n1", "n2"], &web);
+    sim.update_service("web", |spec| drop(spec.annotations.labels.insert("a".into(), "b".into())));
+    sim.advance(secs(60));
+    sim.behaviour = Box::new(|t| healthy(t).filter(|_| t.node_id != "n3"));
+    sim.add_node("n3");
+    let now = sim.now().wall;
+    sim.write(|tx| {
+        let mut web = tx.services().get("web").unwrap().clone();
+        rolled_back(&mut web, now);
+        web.spec.annotations.labels.insert(REBALANCE_NOW.into(), "1".into());
+        tx.update(web).unwrap();
+    });
+    sim.advance(secs(20));
+    assert_eq!(sim.live("web").iter().filter(|t| t.status.state() != Running).count(), 1);
+}
+
+/// Its tasks may run by the next time that anything is decided.
+#[test]
+fn an_update_leaves_nothing_of_moves_under_way_however_fast_it_is() {
+    let mut sim = on(&["n1", "n2"], &automatic(6, started_first(0)));
+    sim.behaviour = Box::new(|t| healthy(t).filter(|_| t.node_id != "n3"));
+    sim.add_node("n3");
+    sim.advance(secs(20));
+    assert_eq!(sim.live("web").len(), 8);
+    sim.behaviour = Box::new(healthy);
+    sim.update_service("web", |spec| spec.task.force_update += 1);
+    sim.turn();
+    while sim.agents() {}
+    sim.advance(secs(120));
+    assert_eq!(slots(&sim.live("web")), [1, 2, 3, 4, 5, 6]);
+    assert!(sim.live("web").iter().all(|t| t.spec.force_update == 1));
+}
+
+/// Neither it nor its predecessor makes the service one task poorer than its updates may.
+#[test]
+fn a_new_leader_counts_the_move_that_is_under_way() {
+    for order in [UpdateOrder::StopFirst, UpdateOrder::StartFirst] {
+        let update = UpdateConfig { order: order as i32, ..at_once(1) };
+        let mut sim = on(&["n1", "n2"], &automatic(8, update));
+        sim.behaviour = Box::new(|task| {
+            let goal = if task.node_id == "n3" { Starting } else { Running };
+            (!task.status.reached(goal)).then_some((goal, ""))
+        });
+        sim.add_node("n3");
+        sim.advance(secs(30));
+        let under_way = |sim: &Sim| sim.live("web").iter().filter(|t| t.node_id == "n3").count();
+        assert_eq!(under_way(&sim), 1, "{order:?}");
+        for _ in 0..3 {
+            sim.lead(leader());
+            sim.advance(secs(60));
+            assert_eq!(under_way(&sim), 1, "{order:?}");
+        }
+        sim.behaviour = Box::new(healthy);
+        sim.advance(secs(120));
+        assert_eq!((loads(&sim, ["n1", "n2", "n3"]), sim.live("web").len()), ([3, 3, 2], 8), "{order:?}");
+    }
+}
+
+#[test]
 fn a_new_leader_goes_on() {
     for update in [at_once(1), started_first(1)] {
         let mut sim = on(&["n1", "n2"], &automatic(6, update));

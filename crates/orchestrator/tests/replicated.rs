@@ -384,6 +384,27 @@ fn a_new_leader_replaces_a_task_that_runs_on_a_dead_node() {
     assert_eq!(states(&sim.tasks("web")), [(1, New, Ready), (1, Running, Shutdown)]);
 }
 
+/// What was decided for a version is not done when that version comes back, two changes later.
+#[test]
+fn a_rollback_does_not_bring_decisions_back_with_its_version() {
+    let mut sim = Sim::new(|tx| drop(tx.create(node("n1")).unwrap()));
+    sim.lead(alone());
+    sim.write(|tx| drop(tx.create(service("web", 1)).unwrap()));
+    let decided = sim.decide();
+    sim.update_service("web", |spec| spec.task.force_update += 1);
+    let now = sim.now().wall;
+    sim.write(|tx| {
+        let mut web = tx.services().get("web").unwrap().clone();
+        rolled_back(&mut web, now);
+        tx.update(web).unwrap();
+    });
+    assert_eq!(sim.view().services().get("web").unwrap().spec_version, service("web", 1).spec_version);
+    decided.into_iter().for_each(|batch| sim.commit(batch));
+    assert_eq!(sim.tasks("web").len(), 0);
+    sim.think();
+    assert_eq!(sim.live("web").len(), 1);
+}
+
 #[test]
 fn a_task_whose_node_is_back_before_anything_was_decided_goes_on() {
     let web = service("web", 1);

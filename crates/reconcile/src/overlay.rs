@@ -232,6 +232,7 @@ impl Guard {
             Guard::TaskState(id, _)
             | Guard::TaskBelow(id, _)
             | Guard::DesiredAtMost(id, _)
+            | Guard::DesiredAbove(id, _)
             | Guard::TaskOnNode(id, _) => (Kind::Task, id),
         }
     }

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use swarm_api::v1::{GenericResource, Task, TaskState, VolumeAttachment, volume_spec};
+use swarm_api::v1::{GenericResource, Service, Task, TaskState, VolumeAttachment, volume_spec};
 use swarm_api::{Kind, Object, Shared};
 use swarm_store::{Event, Tables};
 
@@ -17,8 +17,10 @@ pub enum Guard {
     Exists(Kind, String),
     /// The object still has this version.
     Version(Kind, String, u64),
-    /// The service is there, is not being deleted, and its spec has this version (`spec_version.index`, 0 if absent).
-    ServiceSpec(String, u64),
+    /// The service is there, is not being deleted, and its spec and the one before have these versions
+    /// (`spec_version.index` and `previous_spec_version.index`, 0 if absent). A rollback brings a version back, but not
+    /// with the one before it.
+    ServiceSpec(String, [u64; 2]),
     /// The node is READY and ACTIVE.
     NodeUsable(String),
     /// The cluster volume is ACTIVE, and not being deleted.
@@ -29,6 +31,8 @@ pub enum Guard {
     TaskBelow(String, TaskState),
     /// The task is wanted at or below this state.
     DesiredAtMost(String, TaskState),
+    /// The task is wanted above this state.
+    DesiredAbove(String, TaskState),
     /// The task is on this node (the empty id: not assigned yet).
     TaskOnNode(String, String),
 }
@@ -136,7 +140,16 @@ pub struct Patch {
     pub write: Write,
 }
 
+fn spec_versions(service: &Service) -> [u64; 2] {
+    [service.spec_version, service.previous_spec_version].map(|version| version.map_or(0, |v| v.index))
+}
+
 impl Guard {
+    /// The service is there to stay, and asks for what it asks for now.
+    pub fn spec_of(service: &Service) -> Guard {
+        Guard::ServiceSpec(service.id.clone(), spec_versions(service))
+    }
+
     /// Whether it holds on these tables.
     pub fn holds(&self, tables: &Tables) -> bool {
         match self {
@@ -144,16 +157,18 @@ impl Guard {
             Guard::Version(kind, id, version) => {
                 tables.object(*kind, id).is_some_and(|o| o.meta().version.index == *version)
             }
-            Guard::ServiceSpec(id, version) => tables
-                .services()
-                .get(id)
-                .is_some_and(|s| !s.pending_delete && s.spec_version.map_or(0, |v| v.index) == *version),
+            Guard::ServiceSpec(id, versions) => {
+                tables.services().get(id).is_some_and(|s| !s.pending_delete && spec_versions(s) == *versions)
+            }
             Guard::NodeUsable(id) => is_usable(tables.nodes(), id),
             Guard::VolumeUsable(id) => tables.volumes().get(id).is_some_and(|v| {
                 v.spec.availability() == volume_spec::VolumeAvailability::Active && !v.pending_delete
             }),
             Guard::TaskState(id, state) => tables.tasks().get(id).is_some_and(|t| t.status.state() == *state),
             Guard::TaskBelow(id, state) => tables.tasks().get(id).is_some_and(|t| !t.status.reached(*state)),
+            Guard::DesiredAbove(id, state) => {
+                tables.tasks().get(id).is_some_and(|t| t.desired_state > *state as i32)
+            }
             Guard::DesiredAtMost(id, state) => {
                 tables.tasks().get(id).is_some_and(|t| t.desired_state <= *state as i32)
             }

@@ -222,7 +222,8 @@ impl<'a> World<'a> {
             let Some(batch) = self.under_way.pop_front() else { break };
             self.sim.commit(batch);
         }
-        self.sim.pass(millis(step.pass));
+        // Time never stands still between turns.
+        self.sim.pass(millis(step.pass.max(1)));
     }
 
     fn decide(&mut self) {
