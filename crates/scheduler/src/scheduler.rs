@@ -166,6 +166,9 @@ impl Reconciler for Scheduler {
             }
             _ => list.iter().for_each(&mut refused),
         }
+        if self.state.node_went {
+            list.iter().for_each(|assignment| self.state.written(&ctx.now, &assignment.task, tables));
+        }
         let pass = (settled.tag >> 32) as u32;
         let of_pass = settled.tag >> 32 << 32..=settled.tag | u64::from(u32::MAX);
         if self.in_flight.range(of_pass).next().is_none() {

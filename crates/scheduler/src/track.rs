@@ -168,6 +168,8 @@ pub(crate) struct State {
     pub(crate) in_flight: BTreeMap<u32, Vec<Arc<str>>>,
     /// Nodes that are not there, and may have tasks.
     homeless: FastSet<Arc<str>>,
+    /// A node went while assignments were in flight: one that was meant for it may be written all the same, if it is back.
+    pub(crate) node_went: bool,
     /// Tasks that wait for their own node, by node.
     pub(crate) bound: BTreeMap<Arc<str>, BTreeMap<Arc<str>, Shared<Task>>>,
     /// Those of them that were not looked at: node and task.
@@ -209,6 +211,7 @@ impl State {
         match node {
             None => {
                 self.nodes.remove(id);
+                self.node_went |= !self.in_flight.is_empty();
                 if tables.tasks().by_node(id).next().is_some() {
                     self.homeless.insert(id.into());
                 }
@@ -334,11 +337,21 @@ impl State {
         self.sync_task(now, id, tables);
     }
 
+    /// An assignment is written. Where its node went meanwhile, the tables know what became of it.
+    pub(crate) fn written(&mut self, now: &Now, id: &str, tables: &Tables) {
+        if let Some(At::Placed(placed)) = self.places.get(id)
+            && !placed.is_on(&self.nodes)
+        {
+            self.sync_task(now, id, tables);
+        }
+    }
+
     /// All assignments of a pass are settled.
     pub(crate) fn pass_settled(&mut self, now: &Now, pass: u32, tables: &Tables) {
         for id in self.in_flight.remove(&pass).unwrap_or_default() {
             self.sync_task(now, &id, tables);
         }
+        self.node_went &= !self.in_flight.is_empty();
     }
 
     fn put_waiting(&mut self, task: &Shared<Task>) {

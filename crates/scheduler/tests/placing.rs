@@ -473,3 +473,22 @@ fn a_steady_stream_of_commits_holds_nobody_up() {
     }
     assert_eq!(world.shares("s"), [50, 50]);
 }
+
+#[test]
+fn a_task_that_was_on_its_way_counts_on_a_node_that_left_and_came_back() {
+    let mut world = World::new();
+    world.nodes(&["n1"]);
+    world.service("s", &Default::default());
+    world.sim.write(|tx| drop(tx.create(task("s", "a", 1)).unwrap()));
+    let batches = world.sim.decide();
+    world.sim.write(|tx| drop(tx.remove::<swarm_api::v1::Node>("n1").unwrap()));
+    assert!(world.sim.decide().is_empty());
+    world.nodes(&["n1"]);
+    assert!(world.sim.decide().is_empty());
+    batches.into_iter().for_each(|batch| world.sim.commit(batch));
+    world.sim.think();
+    world.runs_on("a", "n1");
+    world.nodes(&["n2"]);
+    world.task("s", "b", |_| {});
+    world.runs_on("b", "n2");
+}
