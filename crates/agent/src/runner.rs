@@ -193,7 +193,7 @@ impl Runner {
                     let same = || {
                         let mut before = before.clone();
                         before.desired_state = self.task.desired_state;
-                        same_but_status(&before, &self.task)
+                        Task::is_same_to_its_node(&before, &self.task)
                             && next(self.status.state(), self.task.desired_state()) == Step::Call(operation)
                     };
                     if interrupted == Interrupted::Closed || !same() {
@@ -309,42 +309,5 @@ pub(crate) async fn report_unresolved(
         Ok(true) => context.reporter.put(&task.id, status),
         Ok(false) => {}
         Err(error) => tracing::error!(task.id = task.id, %error, "its status can't be stored"),
-    }
-}
-
-/// Equal in everything that is not status, version or time.
-pub(crate) fn same_but_status(a: &Shared<Task>, b: &Shared<Task>) -> bool {
-    if Shared::ptr_eq(a, b) {
-        return true;
-    }
-    let mut a = (**a).clone();
-    a.status = b.status.clone();
-    a.meta = b.meta;
-    a == **b
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use swarm_api::v1::{Meta, Version};
-
-    #[test]
-    fn a_task_is_the_same_whatever_its_status_and_version() {
-        let task = |change: &dyn Fn(&mut Task)| -> Shared<Task> {
-            let mut task = Task { id: "t".into(), node_id: "n1".into(), ..Default::default() };
-            task.desired_state = TaskState::Running as i32;
-            change(&mut task);
-            task.into()
-        };
-        let first = task(&|_| {});
-        let same = |change: &dyn Fn(&mut Task)| same_but_status(&first, &task(change));
-        assert!(same(&|_| {}));
-        assert!(same(&|t| t.status.state = TaskState::Running as i32));
-        assert!(same(&|t| t.status.err = "x".into()));
-        assert!(same(&|t| t.meta = Meta { version: Version { index: 7 }, ..Default::default() }));
-        assert!(!same(&|t| t.desired_state = TaskState::Shutdown as i32));
-        assert!(!same(&|t| t.spec.force_update = 1));
-        assert!(!same(&|t| t.spec_version = Some(Version { index: 7 })));
-        assert!(!same(&|t| t.networks.push(Default::default())));
     }
 }

@@ -17,7 +17,7 @@ use tokio_util::task::TaskTracker;
 use crate::database::Record;
 use crate::dependencies;
 use crate::executors::Executors;
-use crate::runner::{Context, Runner, report_unresolved, same_but_status};
+use crate::runner::{Context, Runner, report_unresolved};
 use crate::{Controller, ControllerError, Error};
 
 /// First and longest pause before the removal of a task is tried again.
@@ -247,7 +247,7 @@ impl State {
         let Some(handle) = running else {
             return self.start(task).await;
         };
-        if same_but_status(&handle.task, &task) {
+        if Task::is_same_to_its_node(&handle.task, &task) {
             return;
         }
         if task.desired_state < handle.task.desired_state {

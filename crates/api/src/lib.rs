@@ -22,6 +22,7 @@ pub mod naming;
 mod node_state;
 pub mod object;
 mod redact;
+mod sameness;
 mod shared;
 mod task_spec;
 mod task_state;

@@ -73,7 +73,7 @@ pub(crate) fn task_change(
     match (was, is) {
         (_, Some(new)) => {
             let known = was.filter(|_| new.status.state > TaskState::Assigned as i32);
-            let send = !known.is_some_and(|old| same_but_status(old, new));
+            let send = !known.is_some_and(|old| Task::is_same_to_its_node(old, new));
             let ends =
                 was.is_some_and(|old| !old.status.state().is_terminal()) && new.status.state().is_terminal();
             (send || ends).then(|| TaskChange::Changed { task: new.clone(), send })
@@ -81,26 +81,6 @@ pub(crate) fn task_change(
         (Some(_), None) => Some(TaskChange::Removed),
         (None, None) => None,
     }
-}
-
-/// Equal in everything but status, version and times.
-fn same_but_status(a: &Shared<Task>, b: &Shared<Task>) -> bool {
-    Shared::ptr_eq(a, b)
-        || (a.id == b.id
-            && a.desired_state == b.desired_state
-            && a.node_id == b.node_id
-            && a.service_id == b.service_id
-            && a.slot == b.slot
-            && a.spec == b.spec
-            && a.annotations == b.annotations
-            && a.service_annotations == b.service_annotations
-            && a.networks == b.networks
-            && a.endpoint == b.endpoint
-            && a.log_driver == b.log_driver
-            && a.spec_version == b.spec_version
-            && a.assigned_generic_resources == b.assigned_generic_resources
-            && a.job_iteration == b.job_iteration
-            && a.volumes == b.volumes)
 }
 
 /// Something that a task or a volume needs on its node.
@@ -368,30 +348,4 @@ fn only_id(dependency: Dependency) -> assignment::Item {
 pub(crate) fn published_to(volume: &Volume) -> impl Iterator<Item = &str> {
     debug_assert!(!StoreObject::id(volume).is_empty());
     volume.publish_status.iter().map(|status| status.node_id.as_str())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use swarm_api::v1::{Meta, Version};
-
-    #[test]
-    fn a_task_is_the_same_whatever_its_status_and_version() {
-        let task = |change: &dyn Fn(&mut Task)| -> Shared<Task> {
-            let mut task = Task { id: "t".into(), node_id: "n1".into(), ..Default::default() };
-            task.desired_state = TaskState::Running as i32;
-            change(&mut task);
-            task.into()
-        };
-        let first = task(&|_| {});
-        let same = |change: &dyn Fn(&mut Task)| same_but_status(&first, &task(change));
-        assert!(same(&|_| {}));
-        assert!(same(&|t| t.status.state = TaskState::Running as i32));
-        assert!(same(&|t| t.status.err = "x".into()));
-        assert!(same(&|t| t.meta = Meta { version: Version { index: 7 }, ..Default::default() }));
-        assert!(!same(&|t| t.desired_state = TaskState::Shutdown as i32));
-        assert!(!same(&|t| t.spec.force_update = 1));
-        assert!(!same(&|t| t.spec_version = Some(Version { index: 7 })));
-        assert!(!same(&|t| t.networks.push(Default::default())));
-    }
 }

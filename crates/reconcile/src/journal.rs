@@ -98,42 +98,10 @@ pub(crate) fn difference(old: Option<Object>, new: Option<Object>) -> Option<Eve
 }
 
 fn is_same(a: &Object, b: &Object) -> bool {
-    let (Object::Task(a), Object::Task(b)) = (a, b) else { return a == b };
-    let Task {
-        id,
-        meta: _,
-        spec,
-        service_id,
-        slot,
-        node_id,
-        annotations,
-        service_annotations,
-        status,
-        desired_state,
-        networks,
-        endpoint,
-        log_driver,
-        spec_version,
-        assigned_generic_resources,
-        job_iteration,
-        volumes,
-    } = &**a;
-    *desired_state == b.desired_state
-        && *status == b.status
-        && *node_id == b.node_id
-        && *id == b.id
-        && *service_id == b.service_id
-        && *slot == b.slot
-        && *spec == b.spec
-        && *annotations == b.annotations
-        && *service_annotations == b.service_annotations
-        && *networks == b.networks
-        && *endpoint == b.endpoint
-        && *log_driver == b.log_driver
-        && *spec_version == b.spec_version
-        && *assigned_generic_resources == b.assigned_generic_resources
-        && *job_iteration == b.job_iteration
-        && *volumes == b.volumes
+    match (a, b) {
+        (Object::Task(a), Object::Task(b)) => Task::is_same_but_stamps(a, b),
+        _ => a == b,
+    }
 }
 
 /// One event per object, in the order in which objects were first touched.

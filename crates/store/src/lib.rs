@@ -49,6 +49,7 @@ mod diff;
 mod error;
 mod index;
 mod intern;
+mod parallel;
 mod proposer;
 mod queries;
 mod rows;

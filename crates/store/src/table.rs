@@ -4,10 +4,10 @@ use std::cmp::Ordering;
 use std::sync::Arc;
 
 use imbl::{OrdMap, OrdSet};
-use parking_lot::Mutex;
 use swarm_api::Shared;
 
 use crate::index::{self, Moved, custom, ix, lower};
+use crate::parallel::{both, merged};
 use crate::rows::Rows;
 use crate::sorted::{Change, Sorted};
 use crate::tables::{Indexed, id_of};
@@ -517,53 +517,6 @@ pub(crate) struct Replaced<T: Indexed> {
     told: bool,
     pub(crate) old: Shared<T>,
     pub(crate) new: Shared<T>,
-}
-
-/// Work on fewer objects than this is not worth another thread.
-const MANY: usize = 1024;
-
-/// Does both, at the same time if it is work on many objects.
-fn both<A, B: Send>(objects: usize, a: impl FnOnce() -> A, b: impl FnOnce() -> B + Send) -> (A, B) {
-    if objects < MANY {
-        return (a(), b());
-    }
-    // Whoever takes it does it.
-    let b = Mutex::new(Some(b));
-    let take = || b.lock().take();
-    std::thread::scope(|scope| {
-        let other = std::thread::Builder::new().name("store".to_owned());
-        let other = other.spawn_scoped(scope, || take().map(|b| b()));
-        let a = a();
-        // If there could be no thread, or it has not begun yet.
-        let own = take().map(|b| b());
-        let theirs =
-            other.ok().and_then(|other| other.join().unwrap_or_else(|p| std::panic::resume_unwind(p)));
-        match own.or(theirs) {
-            Some(b) => (a, b),
-            None => unreachable!("one of the two took it"),
-        }
-    })
-}
-
-/// Two lists that are in order, as one.
-fn merged<E: Copy>(a: Vec<E>, b: Vec<E>, order: impl Fn(&E, &E) -> Ordering) -> Vec<E> {
-    if b.is_empty() {
-        return a;
-    }
-    let mut merged = Vec::with_capacity(a.len() + b.len());
-    let (mut a, mut b) = (&a[..], &b[..]);
-    while let (Some(x), Some(y)) = (a.first(), b.first()) {
-        if order(y, x).is_lt() {
-            merged.push(*y);
-            b = &b[1..];
-        } else {
-            merged.push(*x);
-            a = &a[1..];
-        }
-    }
-    merged.extend_from_slice(a);
-    merged.extend_from_slice(b);
-    merged
 }
 
 fn key_order<T: Indexed>(rows: &Rows<Shared<T>>, a: &KeyEntry, b: &KeyEntry) -> Ordering {

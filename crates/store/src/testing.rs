@@ -33,6 +33,7 @@ struct State {
     refuse: bool,
     /// Queue full: `propose` itself fails.
     full: bool,
+    drops: usize,
     leader: bool,
     /// Highest epoch whose queued proposals are refused.
     dead: u64,
@@ -143,6 +144,11 @@ impl LoopbackProposer {
     /// While it is so, `propose` itself says "dropped".
     pub fn set_full(&self, full: bool) {
         self.change(|state| state.full = full);
+    }
+
+    /// Waits until `propose` itself has said "dropped" this often.
+    pub fn wait_for_drops(&self, drops: usize) {
+        self.wait(|state| state.drops >= drops);
     }
 
     /// Applies an entry of somebody else, ahead of what is queued.
@@ -286,6 +292,9 @@ impl Proposer for LoopbackProposer {
         state.epoch = state.epoch.max(ticket.epoch);
         if state.full || ticket.epoch <= state.door.max(state.dead) {
             state.door = state.door.max(ticket.epoch);
+            state.drops += 1;
+            drop(state);
+            self.shared.changed.notify_all();
             return Err(Error::Dropped);
         }
         state.ops.push_back(Op::Propose(ticket, data));

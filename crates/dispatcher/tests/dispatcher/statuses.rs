@@ -174,8 +174,11 @@ async fn what_a_slow_disk_refuses_is_written_later() {
     let session = h.session("n1").await;
     raft.set_full(true);
     h.report("n1", &session.id, vec![("t", Some(status(TaskState::Failed)))]).await.unwrap();
-    // Time for some attempts, and never too little for the test to pass.
-    tokio::time::sleep(Duration::from_millis(500)).await;
+    let tried = tokio::task::spawn_blocking({
+        let raft = raft.clone();
+        move || raft.wait_for_drops(3)
+    });
+    tokio::time::timeout(Duration::from_secs(60), tried).await.unwrap().unwrap();
     assert_eq!(h.task_state("t"), TaskState::Assigned);
     raft.set_full(false);
     let (view, mut commits) = h.store.view_and_subscribe();

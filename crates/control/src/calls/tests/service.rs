@@ -360,6 +360,15 @@ async fn a_zero_restart_condition_stays_none() {
     assert_eq!((update.parallelism, update.monitor.unwrap().seconds), (0, 5));
 }
 
+/// Names of the services that a list with these filters has, in order.
+async fn listed(control: &Control, filters: list_services_request::Filters) -> Vec<String> {
+    let request = ListServicesRequest { filters: Some(filters) };
+    let services = control.rpc().list_services(Request::new(request)).await.unwrap().into_inner().services;
+    let mut names: Vec<String> = services.iter().map(|s| s.spec.annotations.name.clone()).collect();
+    names.sort();
+    names
+}
+
 #[tokio::test]
 async fn services_are_filtered() {
     use list_services_request::Filters;
@@ -369,14 +378,7 @@ async fn services_are_filtered() {
         spec.annotations.labels.insert("k".into(), label.into());
         create_service(&control, spec).await.unwrap();
     }
-    let list = async |filters: Filters| {
-        let request = ListServicesRequest { filters: Some(filters) };
-        let services =
-            control.rpc().list_services(Request::new(request)).await.unwrap().into_inner().services;
-        let mut names: Vec<String> = services.iter().map(|s| s.spec.annotations.name.clone()).collect();
-        names.sort();
-        names
-    };
+    let list = async |filters: Filters| listed(&control, filters).await;
     let label = |key: &str, value: &str| BTreeMap::from([(key.to_owned(), value.to_owned())]);
     assert_eq!(list(Filters::default()).await, ["Alp", "alpha", "beta"]);
     assert_eq!(list(Filters { names: text("alpha"), ..Default::default() }).await, ["alpha"]);
@@ -611,14 +613,7 @@ async fn prefixes_of_one_list_are_alternatives() {
     for name in ["alpha", "beta", "gamma"] {
         create_service(&control, service_spec(name, 0)).await.unwrap();
     }
-    let list = async |filters: Filters| {
-        let request = ListServicesRequest { filters: Some(filters) };
-        let services =
-            control.rpc().list_services(Request::new(request)).await.unwrap().into_inner().services;
-        let mut names: Vec<String> = services.iter().map(|s| s.spec.annotations.name.clone()).collect();
-        names.sort();
-        names
-    };
+    let list = async |filters: Filters| listed(&control, filters).await;
     let words = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
     let prefixes = Filters { name_prefixes: words(&["al", "ga", "x", "alp"]), ..Default::default() };
     assert_eq!(list(prefixes.clone()).await, ["alpha", "gamma"]);

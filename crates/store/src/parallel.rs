@@ -1,0 +1,77 @@
+//! Work on many objects, on two threads.
+
+use std::cmp::Ordering;
+
+use parking_lot::Mutex;
+
+/// Work on fewer objects than this is not worth another thread.
+const MANY: usize = 1024;
+
+/// Does both, at the same time if it is work on many objects.
+pub(crate) fn both<A, B: Send>(
+    objects: usize,
+    a: impl FnOnce() -> A,
+    b: impl FnOnce() -> B + Send,
+) -> (A, B) {
+    if objects < MANY {
+        return (a(), b());
+    }
+    // Whoever takes it does it.
+    let b = Mutex::new(Some(b));
+    let take = || b.lock().take();
+    std::thread::scope(|scope| {
+        let other = std::thread::Builder::new().name("store".to_owned());
+        let other = other.spawn_scoped(scope, || take().map(|b| b()));
+        let a = a();
+        // If there could be no thread, or it has not begun yet.
+        let own = take().map(|b| b());
+        let theirs =
+            other.ok().and_then(|other| other.join().unwrap_or_else(|p| std::panic::resume_unwind(p)));
+        match own.or(theirs) {
+            Some(b) => (a, b),
+            None => unreachable!("one of the two took it"),
+        }
+    })
+}
+
+/// Two lists that are in order, as one.
+pub(crate) fn merged<E: Copy>(a: Vec<E>, b: Vec<E>, order: impl Fn(&E, &E) -> Ordering) -> Vec<E> {
+    if b.is_empty() {
+        return a;
+    }
+    let mut merged = Vec::with_capacity(a.len() + b.len());
+    let (mut a, mut b) = (&a[..], &b[..]);
+    while let (Some(x), Some(y)) = (a.first(), b.first()) {
+        if order(y, x).is_lt() {
+            merged.push(*y);
+            b = &b[1..];
+        } else {
+            merged.push(*x);
+            a = &a[1..];
+        }
+    }
+    merged.extend_from_slice(a);
+    merged.extend_from_slice(b);
+    merged
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_are_done_however_many_objects_there_are() {
+        for objects in [1, MANY] {
+            let mut own = vec![1];
+            let (a, b) = both(objects, || own.push(2), || 3);
+            assert_eq!((a, b, own), ((), 3, vec![1, 2]));
+        }
+    }
+
+    #[test]
+    fn two_lists_in_order_become_one() {
+        assert_eq!(merged(vec![1, 4, 5], vec![0, 4, 9], u8::cmp), [0, 1, 4, 4, 5, 9]);
+        assert_eq!(merged(vec![1], vec![], u8::cmp), [1]);
+        assert_eq!(merged(vec![], vec![1], u8::cmp), [1]);
+    }
+}
