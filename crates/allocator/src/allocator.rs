@@ -11,8 +11,8 @@ use swarm_store::{Event, Tables};
 use crate::ports::Ports;
 use crate::{endpoint, network};
 
-/// Most tasks allocated in one turn.
-const MOST: usize = 10_000;
+/// Most tasks allocated in one turn: as a rule all that orchestrators create in it, so that both is written at once.
+const MOST: usize = 100_000;
 
 /// Gives services their endpoints, and takes tasks from NEW to PENDING once everything they need is there.
 #[derive(Debug, Default)]

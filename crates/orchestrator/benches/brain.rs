@@ -9,6 +9,8 @@ use std::time::Duration;
 
 use swarm_api::v1::{NodeDescription, Resources, TaskState, node_status};
 
+use swarm_reconcile::IdSource;
+
 use common::{Sim, leader, node, service};
 
 /// CPU time of the only thread.
@@ -25,10 +27,26 @@ fn timed(what: &str, per: usize, f: impl FnOnce()) {
     println!("{what:<60} {took:>12.3?}   {each:>10.2?} each");
 }
 
+/// Ids as they are: random, of 25 characters, and the same in every run.
+struct Ids(u64);
+
+impl IdSource for Ids {
+    fn next(&mut self) -> String {
+        const DIGITS: &[u8; 36] = b"0123456789abcdefghijklmnopqrstuvwxyz";
+        let mut digit = || {
+            self.0 ^= self.0 << 13;
+            self.0 ^= self.0 >> 7;
+            self.0 ^= self.0 << 17;
+            char::from(DIGITS[(self.0 >> 32) as usize % 36])
+        };
+        (0..25).map(|_| digit()).collect()
+    }
+}
+
 fn main() {
     let nodes = 1_000;
     let tasks = std::env::var("TASKS").ok().and_then(|t| t.parse().ok()).unwrap_or(100_000u64);
-    let mut sim = Sim::new(|tx| {
+    let mut sim = Sim::with_ids(Box::new(Ids(1)), |tx| {
         for n in 0..nodes {
             let mut node = node(&format!("node-{n:05}"));
             node.description = Some(NodeDescription {

@@ -16,7 +16,8 @@ use crate::restart::Restarter;
 use crate::spec::{Mode, is_live, is_stranded, loses_tasks, mode, service_matters};
 use crate::update::{Updates, is_paused, is_updated, remove, thin_out};
 
-/// Groups in one turn after which no further service is begun, and tasks that one service gets in a turn.
+/// Groups in one turn after which no further service is begun, and tasks that one service gets in a turn if it has
+/// fewer.
 const MOST: usize = 10_000;
 
 /// Creates, restarts, updates and removes the tasks of replicated services.
@@ -130,7 +131,9 @@ impl Replicated {
         let missing = wanted.saturating_sub(live.len());
         let free = (1..).map(Place::Slot).filter(|place| !live.contains_key(place));
         let recipe = Recipe::new(&tables, service);
-        for place in free.take(missing.min(MOST)) {
+        // As many as were looked at, so that a large service is not looked at over and over.
+        let most = MOST.max(live.len());
+        for place in free.take(missing.min(most)) {
             let (task, create) = match dead.remove(&place) {
                 None => recipe.create(ctx, &place, TaskState::Running),
                 // Something may still run there.
@@ -141,7 +144,7 @@ impl Replicated {
             tracing::info!(task.id = task, service.id = id, slot = place.slot(), "task is created");
             plan.push(id, &place, vec![create]);
         }
-        more |= missing > MOST;
+        more |= missing > most;
         // Slots that nobody needs: the reaper forgets their tasks once they have stopped. The original deletes
         // them at once, running or not (`orchestration.md` §20.8).
         for (place, tasks) in dead {

@@ -6,10 +6,14 @@ use swarm_api::{Kind, Object};
 use swarm_store::{Event, Tables, Tx};
 
 use crate::assign;
-use crate::{Batch, Effect, Group, Patch, Refused};
+use crate::{Batch, Effect, Group, Patch, Refused, bulk};
 
 /// Applies a group to plain tables, as a whole or not at all. Returns what changed.
 pub(crate) fn apply_group(tables: &mut Tables, group: &Group) -> Result<Vec<Event>, Refused> {
+    if let Some((_, tasks)) = bulk::tasks(group) {
+        bulk::apply(tables, &[group]).pop().unwrap_or(Ok(()))?;
+        return Ok(tasks.map(|task| Event::Created(Object::Task(task.clone()))).collect());
+    }
     let mut done = Vec::with_capacity(group.patches.len());
     for patch in &group.patches {
         match patch.apply(tables) {
@@ -62,7 +66,15 @@ impl Batch {
 /// other's fate.
 fn write_groups(tx: &mut Tx, groups: &[Group]) -> Result<Vec<Result<(), Refused>>, swarm_store::Error> {
     let mut results = Vec::with_capacity(groups.len());
+    let mut bulk: Vec<&Group> = Vec::new();
     for group in groups {
+        if bulk::tasks(group).is_some() {
+            bulk.push(group);
+            continue;
+        }
+        if !bulk.is_empty() {
+            results.extend(bulk::apply(tx, &std::mem::take(&mut bulk)));
+        }
         results.push(if is_simple(&group.patches) {
             match evaluate(tx, group) {
                 Ok(effects) => {
@@ -82,6 +94,9 @@ fn write_groups(tx: &mut Tx, groups: &[Group]) -> Result<Vec<Result<(), Refused>
                 Ok(())
             })
         });
+    }
+    if !bulk.is_empty() {
+        results.extend(bulk::apply(tx, &bulk));
     }
     Ok(results)
 }

@@ -105,13 +105,19 @@ pub struct Sizer {
 impl Sizer {
     /// Most bytes of this task after it is assigned.
     pub fn bytes(&mut self, task: &Task, assignment: &Assignment) -> usize {
+        let generic = assignment.generic.iter().map(|g| g.encoded_len() + 12).sum::<usize>();
+        self.bytes_of(task) + assignment.node.len() + assignment.message.len() + generic
+    }
+
+    /// Most bytes of this task, which has no generic resources yet.
+    pub(crate) fn bytes_of(&mut self, task: &Task) -> usize {
         // Stamps, numbers, and every field's own key and length.
         const REST: usize = 128;
-        let own = task.id.len() + task.service_id.len() + assignment.node.len() + assignment.message.len();
+        let own = task.id.len() + task.service_id.len() + task.node_id.len();
         let mut seldom = 0;
-        if !task.networks.is_empty() || task.log_driver.is_some() || !assignment.generic.is_empty() {
+        if !task.networks.is_empty() || task.log_driver.is_some() || !task.volumes.is_empty() {
             seldom += task.networks.iter().map(|n| n.encoded_len() + 12).sum::<usize>();
-            seldom += assignment.generic.iter().map(|g| g.encoded_len() + 12).sum::<usize>();
+            seldom += task.volumes.iter().map(|v| v.encoded_len() + 12).sum::<usize>();
             seldom += task.log_driver.as_ref().map_or(0, prost::Message::encoded_len);
         }
         REST + own + seldom + task.status.encoded_len() + task.annotations.encoded_len() + self.shared(task)

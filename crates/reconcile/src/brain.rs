@@ -5,13 +5,15 @@ use std::time::Duration;
 
 use prost::Message as _;
 use swarm_api::defaults::MAX_BATCH_BYTES;
-use swarm_api::v1::{StoreAction, StoreActionKind};
+use swarm_api::hash::FastSet;
+use swarm_api::v1::{StoreAction, StoreActionKind, Task};
+use swarm_api::{Kind, Object, Shared};
 use swarm_store::{Event, Tables, View};
 
 use crate::assign::is_outcome;
 use crate::journal::{Journal, difference};
 use crate::overlay::Overlay;
-use crate::{Assignments, Ctx, Group, Outcome, Reconciler, Refused, Settled};
+use crate::{Assignments, Ctx, Effect, Group, Outcome, Patch, Reconciler, Refused, Settled, Sizer, Write, bulk};
 
 /// Most batches whose fate is open. While so many are in flight events gather, and the next turn takes them all.
 pub const MAX_IN_FLIGHT: usize = 4;
@@ -80,6 +82,8 @@ pub struct Brain {
     owners: BTreeMap<u64, usize>,
     /// Assignments whose fate is open, by their number; numbers are those of groups.
     assigning: BTreeMap<u64, Assignments>,
+    /// Who is to be told of a group's fate beside its owner, and with which mark: what they decided became a part of it.
+    joined: BTreeMap<u64, Vec<(usize, u64)>>,
     ready: VecDeque<Ready>,
     flying: BTreeMap<u64, Flying>,
     next_group: u64,
@@ -115,6 +119,7 @@ impl Brain {
             overlay: Overlay::default(),
             owners: BTreeMap::new(),
             assigning: BTreeMap::new(),
+            joined: BTreeMap::new(),
             ready: VecDeque::new(),
             flying: BTreeMap::new(),
             next_group: 0,
@@ -195,6 +200,9 @@ impl Brain {
             Some(assignments) => Some(assignments.tag),
             None => self.overlay.settle(number).map(|group| group.tag),
         };
+        for (seat, tag) in self.joined.remove(&number).unwrap_or_default() {
+            self.seats[seat].settled.push(Settled { tag, outcome: outcome.clone() });
+        }
         if let (Some(tag), Some(owner)) = (tag, self.owners.remove(&number)) {
             self.seats[owner].settled.push(Settled { tag, outcome });
         }
@@ -275,8 +283,7 @@ impl Brain {
             called = true;
         }
         let corrections = std::mem::take(&mut seat.corrections);
-        let news = self.journal.has_news(index).then(|| self.journal.news(index));
-        for events in [news.as_deref().unwrap_or_default(), &corrections] {
+        for events in self.journal.news(index).chain([&corrections[..]]) {
             if !events.is_empty() {
                 seat.reconciler.observe(ctx, events, tables);
                 called = true;
@@ -288,14 +295,98 @@ impl Brain {
             let decision = seat.reconciler.decide(ctx, tables);
             seat.wake_at = decision.wake_at;
             let assignments = seat.reconciler.assignments();
-            for group in decision.groups {
-                self.plan(index, group);
-            }
+            self.plan_all(index, decision.groups);
             for assignments in assignments {
                 self.plan_assignments(index, assignments);
             }
         }
         self.journal.caught_up(index);
+    }
+
+    /// Puts groups on top. What only changes tasks whose creation is not handed out yet becomes a part of that.
+    fn plan_all(&mut self, index: usize, groups: Vec<Group>) {
+        let (mut amended, mut ids) = (Vec::new(), FastSet::default());
+        let mut sizers = <[Sizer; 2]>::default();
+        let mut new = Vec::new();
+        for group in bulk::join(groups) {
+            if bulk::tasks(&group).is_some() {
+                self.amend(std::mem::take(&mut amended));
+                ids.clear();
+                new.push(group);
+                continue;
+            }
+            self.plan_bulk(index, std::mem::take(&mut new));
+            let unborn = self.unborn(&group);
+            if unborn.is_none() || ids.contains(group.patches[0].write.target().1) {
+                // It may look at what is amended.
+                self.amend(std::mem::take(&mut amended));
+                ids.clear();
+            }
+            match unborn.and_then(|(number, place, at)| {
+                Some((number, place, self.amendment(at, &group.patches[0], &mut sizers)?))
+            }) {
+                Some(amendment) => {
+                    let joined = self.joined.entry(amendment.0).or_default();
+                    if joined.last() != Some(&(index, group.tag)) {
+                        joined.push((index, group.tag));
+                    }
+                    ids.insert(amendment.2.id.clone());
+                    amended.push(amendment);
+                }
+                None => self.plan(index, group),
+            }
+        }
+        self.amend(amended);
+        self.plan_bulk(index, new);
+    }
+
+    /// Puts groups of new tasks on top.
+    fn plan_bulk(&mut self, index: usize, groups: Vec<Group>) {
+        let first = self.next_group;
+        let bytes: Vec<usize> = groups.iter().map(|group| bulk::bytes(group).unwrap_or_default()).collect();
+        match self.overlay.plan_bulk(first, groups) {
+            Ok(events) => {
+                for (number, bytes) in (first..).zip(bytes) {
+                    self.ready.push_back(Ready { number, bytes });
+                    self.owners.insert(number, index);
+                    self.next_group = number + 1;
+                }
+                events.into_iter().for_each(|event| self.journal.push(event));
+            }
+            Err(groups) => groups.into_iter().for_each(|group| self.plan(index, group)),
+        }
+    }
+
+    /// The group that creates the one task that this group changes, the place there, and the group's place among those that
+    /// are not handed out: if this one changes no more, on no conditions, and nobody else has to do with the task.
+    fn unborn(&self, group: &Group) -> Option<(u64, usize, usize)> {
+        let [patch] = &group.patches[..] else { return None };
+        if !patch.guards.is_empty() || matches!(patch.write, Write::Create(_) | Write::Remove(..)) {
+            return None;
+        }
+        let (Kind::Task, id) = patch.write.target() else { return None };
+        let (number, place) = self.overlay.creator(id)?;
+        let at = self.ready.binary_search_by_key(&number, |ready| ready.number).ok()?;
+        Some((number, place, at))
+    }
+
+    /// The task as the patch makes it, if there is room for it in the group in this place.
+    fn amendment(&mut self, at: usize, patch: &Patch, sizers: &mut [Sizer; 2]) -> Option<Shared<Task>> {
+        let tables = self.overlay.tables();
+        let Ok(Effect::Update(Object::Task(new))) = patch.evaluate(tables) else { return None };
+        let old = tables.tasks().get(&new.id)?;
+        let growth = sizers[1].bytes_of(&new).saturating_sub(sizers[0].bytes_of(old));
+        if self.ready[at].bytes + growth > MAX_BATCH_BYTES {
+            return None;
+        }
+        self.ready[at].bytes += growth;
+        Some(new)
+    }
+
+    fn amend(&mut self, amended: Vec<(u64, usize, Shared<Task>)>) {
+        if !amended.is_empty() {
+            self.overlay.amend(amended).into_iter().for_each(|event| self.journal.push(event));
+        }
     }
 
     fn plan(&mut self, index: usize, group: Group) {
@@ -312,11 +403,9 @@ impl Brain {
                     patches = ?self.overlay.group(self.next_group).map(|g| &g.patches),
                     "decided"
                 );
-                self.ready.push_back(Ready {
-                    number: self.next_group,
-                    bytes: events.iter().map(encoded_bytes).sum(),
-                });
-                self.owners.insert(self.next_group, index);
+                let number = self.next_group;
+                self.ready.push_back(Ready { number, bytes: events.iter().map(encoded_bytes).sum() });
+                self.owners.insert(number, index);
                 self.next_group += 1;
                 events.into_iter().for_each(|e| self.journal.push(e));
             }

@@ -1,10 +1,7 @@
 //! What changed since each reconciler looked last.
 
-use std::sync::Arc;
-
-use swarm_api::hash::FastMap;
 use swarm_api::v1::Task;
-use swarm_api::{Kind, Object};
+use swarm_api::Object;
 use swarm_store::Event;
 
 /// Changes of the overlay in order, with one reading position per reconciler. Positions count from the first
@@ -16,8 +13,6 @@ pub(crate) struct Journal {
     known: Vec<(std::ops::Range<usize>, usize)>,
     first: usize,
     read: Vec<usize>,
-    /// What the last reader was given, and from which part: most readers ask for the same.
-    last: Option<(usize, usize, Arc<[Event]>)>,
 }
 
 impl Journal {
@@ -47,27 +42,16 @@ impl Journal {
         self.first + self.events.len()
     }
 
-    /// Whether the reader has not seen everything.
-    pub(crate) fn has_news(&self, reader: usize) -> bool {
-        self.read[reader] < self.end()
-    }
-
-    /// The difference between what the reader saw last and what is there now, one event per object at most.
-    pub(crate) fn news(&mut self, reader: usize) -> Arc<[Event]> {
-        let (from, to) = (self.read[reader], self.end());
-        let known = |at: usize| self.known.iter().any(|(range, by)| *by == reader && range.contains(&at));
-        if self.known.iter().any(|(range, by)| *by == reader && range.end > from) {
-            let events = (from..to).filter(|at| !known(*at)).map(|at| &self.events[at - self.first]);
-            return merge(events).into();
-        }
-        match &self.last {
-            Some((begin, end, news)) if (*begin, *end) == (from, to) => news.clone(),
-            _ => {
-                let news: Arc<[Event]> = merge(self.events[from - self.first..].iter()).into();
-                self.last = Some((from, to, news.clone()));
-                news
-            }
-        }
+    /// What happened since the reader looked last, in order and in parts: what it knows is left out.
+    pub(crate) fn news(&self, reader: usize) -> impl Iterator<Item = &[Event]> {
+        let from = self.read[reader];
+        let known = self.known.iter().filter(move |(range, by)| *by == reader && range.end > from);
+        let begins = std::iter::once(from).chain(known.clone().map(|(range, _)| range.end));
+        let ends = known.map(|(range, _)| range.start).chain([self.end()]);
+        begins
+            .zip(ends)
+            .filter(|(begin, end)| begin < end)
+            .map(|(begin, end)| &self.events[begin - self.first..end - self.first])
     }
 
     /// The reader knows everything written so far.
@@ -81,7 +65,6 @@ impl Journal {
         self.events.drain(..done - self.first);
         self.first = done;
         self.known.retain(|(range, _)| range.end > done);
-        self.last = None;
     }
 }
 
@@ -104,29 +87,6 @@ fn is_same(a: &Object, b: &Object) -> bool {
     }
 }
 
-/// One event per object, in the order in which objects were first touched.
-fn merge<'a>(events: impl Iterator<Item = &'a Event> + Clone) -> Vec<Event> {
-    let (count, _) = events.size_hint();
-    // What was only made cannot have been touched twice.
-    if events.clone().all(|event| matches!(event, Event::Created(_))) {
-        return events.cloned().collect();
-    }
-    // Looked up only, never iterated: the order of the result is that of `merged`.
-    let mut place: FastMap<(Kind, &str), usize> = FastMap::default();
-    place.reserve(count);
-    let mut merged: Vec<(Option<&Object>, Option<&Object>)> = Vec::with_capacity(count);
-    for event in events {
-        let at = *place.entry((event.kind(), event.id())).or_insert(merged.len());
-        match merged.get_mut(at) {
-            Some(pair) => pair.1 = event.new(),
-            None => merged.push((event.old(), event.new())),
-        }
-    }
-    let mut news = Vec::with_capacity(merged.len());
-    news.extend(merged.into_iter().filter_map(|(old, new)| difference(old.cloned(), new.cloned())));
-    news
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -135,21 +95,26 @@ mod tests {
         Task { id: "t".into(), slot, ..Default::default() }.into()
     }
 
-    #[test]
-    fn changes_of_one_object_become_one() {
-        let updated = |a, b| Event::Updated { old: task(a), new: task(b) };
-        assert_eq!(merge([updated(1, 2), updated(2, 3)].iter()), [updated(1, 3)]);
-        assert_eq!(merge([Event::Created(task(1)), updated(1, 2)].iter()), [Event::Created(task(2))]);
-        assert_eq!(merge([updated(1, 2), Event::Removed(task(2))].iter()), [Event::Removed(task(1))]);
-        assert_eq!(merge([Event::Removed(task(1)), Event::Created(task(2))].iter()), [updated(1, 2)]);
+    fn news(journal: &Journal, reader: usize) -> Vec<Event> {
+        journal.news(reader).flatten().cloned().collect()
     }
 
     #[test]
-    fn changes_that_cancel_each_other_are_no_news() {
-        assert_eq!(merge([Event::Created(task(1)), Event::Removed(task(1))].iter()), []);
-        let there = Event::Updated { old: task(1), new: task(2) };
-        let back = Event::Updated { old: task(2), new: task(1) };
-        assert_eq!(merge([there, back].iter()), []);
+    fn who_knows_of_something_is_not_told() {
+        let mut journal = Journal::new(2);
+        let events: Vec<Event> = (1..5).map(|slot| Event::Created(task(slot))).collect();
+        journal.push(events[0].clone());
+        journal.push_known(events[1..3].to_vec(), 1);
+        journal.push(events[3].clone());
+        assert_eq!(news(&journal, 0), events);
+        assert_eq!(news(&journal, 1), [events[0].clone(), events[3].clone()]);
+        journal.caught_up(1);
+        journal.push_known([events[0].clone()], 1);
+        assert!(news(&journal, 1).is_empty());
+        journal.caught_up(0);
+        journal.caught_up(1);
+        journal.trim();
+        assert!(journal.events.is_empty() && journal.known.is_empty());
     }
 
     #[test]
@@ -158,13 +123,14 @@ mod tests {
         journal.push(Event::Created(task(1)));
         journal.caught_up(0);
         journal.trim();
-        assert!(!journal.has_news(0) && journal.has_news(1));
+        assert!(news(&journal, 0).is_empty() && !news(&journal, 1).is_empty());
         journal.push(Event::Updated { old: task(1), new: task(2) });
-        assert_eq!(*journal.news(0), [Event::Updated { old: task(1), new: task(2) }]);
-        assert_eq!(*journal.news(1), [Event::Created(task(2))]);
+        let updated = Event::Updated { old: task(1), new: task(2) };
+        assert_eq!(news(&journal, 0), [updated.clone()]);
+        assert_eq!(news(&journal, 1), [Event::Created(task(1)), updated]);
         journal.caught_up(0);
         journal.caught_up(1);
         journal.trim();
-        assert!(journal.events.is_empty() && !journal.has_news(1));
+        assert!(journal.events.is_empty());
     }
 }

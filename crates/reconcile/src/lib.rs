@@ -17,6 +17,7 @@
 mod apply;
 mod assign;
 mod brain;
+mod bulk;
 mod ctx;
 mod journal;
 mod overlay;
@@ -36,7 +37,8 @@ use swarm_store::{Event, Tables};
 /// Everything a reconciler decided in one turn.
 #[derive(Debug, Default)]
 pub struct Decision {
-    /// Changes, in order. The driver packs groups into transactions; it never splits one.
+    /// Changes, in order. The driver packs groups into transactions; it never splits one. Neighbours with the same mark that
+    /// only create tasks, on the same conditions, may become one group.
     pub groups: Vec<Group>,
     /// When to call [`Reconciler::decide`] again even if nothing happens, on the monotonic clock. Replaces what was
     /// asked for before; `None` means that there is nothing to wait for.

@@ -3,12 +3,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use swarm_api::{Kind, Object};
+use smallvec::SmallVec;
+use swarm_api::hash::{FastMap, FastSet};
+use swarm_api::v1::Task;
+use swarm_api::{Kind, Object, Shared};
 use swarm_store::{Event, Tables, View};
 
 use crate::apply::apply_group;
 use crate::journal::{Journal, difference};
-use crate::{Group, Guard, Refused};
+use crate::{Group, Guard, Refused, Write, bulk};
 
 /// An object.
 type Key = (Kind, Arc<str>);
@@ -17,11 +20,35 @@ fn key((kind, id): (Kind, &str)) -> Key {
     (kind, id.into())
 }
 
+/// Objects, each once, in the order in which they came.
+#[derive(Debug, Default)]
+struct Keys {
+    list: Vec<Key>,
+    set: FastSet<Key>,
+}
+
+impl Keys {
+    fn add(&mut self, key: Key) {
+        if self.set.insert(key.clone()) {
+            self.list.push(key);
+        }
+    }
+}
+
 /// What a group does with an object.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Touch {
     Writes,
     Reads,
+}
+
+/// A group that has to do with an object.
+#[derive(Debug, Clone, Copy)]
+struct Touching {
+    by: u64,
+    touch: Touch,
+    /// Of the patch, where it writes.
+    place: u32,
 }
 
 /// A group that was decided and whose fate is not known yet.
@@ -33,9 +60,9 @@ struct Planned {
 }
 
 impl Planned {
-    fn touches(&self) -> impl Iterator<Item = (&Key, Touch)> {
-        let writes = self.writes.iter().map(|key| (key, Touch::Writes));
-        writes.chain(self.reads.iter().map(|key| (key, Touch::Reads)))
+    fn touches(&self) -> impl Iterator<Item = (&Key, Touch, u32)> {
+        let writes = self.writes.iter().zip(0..).map(|(key, place)| (key, Touch::Writes, place));
+        writes.chain(self.reads.iter().map(|key| (key, Touch::Reads, 0)))
     }
 }
 
@@ -48,10 +75,10 @@ pub(crate) struct Overlay {
     committed: View,
     tables: Tables,
     planned: BTreeMap<u64, Planned>,
-    /// Which planned groups write an object, and which only read it.
-    touching: BTreeSet<(Kind, Arc<str>, Touch, u64)>,
+    /// Which planned groups write an object, and which only read it. Looked up only.
+    touching: FastMap<Key, SmallVec<[Touching; 1]>>,
     /// Objects whose committed state changed, or whose planned change is settled, since the last merge.
-    stale: BTreeSet<Key>,
+    stale: Keys,
 }
 
 impl Overlay {
@@ -76,7 +103,7 @@ impl Overlay {
         journal: &mut Journal,
         knows: Option<usize>,
     ) {
-        if self.planned.is_empty() && self.stale.is_empty() {
+        if self.planned.is_empty() && self.stale.list.is_empty() {
             let news = |e: &Event| difference(e.old().cloned(), e.new().cloned());
             match knows {
                 Some(reader) => journal.push_known(events.iter().filter_map(news), reader),
@@ -84,7 +111,7 @@ impl Overlay {
             }
             self.tables = view.to_tables();
         } else {
-            self.stale.extend(events.iter().map(|e| key((e.kind(), e.id()))));
+            events.iter().for_each(|e| self.stale.add(key((e.kind(), e.id()))));
         }
         self.committed = view.clone();
     }
@@ -92,12 +119,12 @@ impl Overlay {
     /// Takes note of a view from which any number of commits are missing.
     pub(crate) fn jump(&mut self, view: &View) {
         let events = swarm_store::diff(&self.committed, view);
-        self.stale.extend(events.iter().map(|e| key((e.kind(), e.id()))));
+        events.iter().for_each(|e| self.stale.add(key((e.kind(), e.id()))));
         self.committed = view.clone();
     }
 
     pub(crate) fn has_stale(&self) -> bool {
-        !self.stale.is_empty()
+        !self.stale.list.is_empty()
     }
 
     /// Puts a group on top. Returns what it changes.
@@ -106,18 +133,58 @@ impl Overlay {
             Ok(events) => events,
             Err(refused) => return Err((group, refused)),
         };
-        if events.is_empty() {
-            return Ok(events);
+        if !events.is_empty() {
+            self.note(number, group);
         }
+        Ok(events)
+    }
+
+    /// Puts groups of new tasks on top, the first of which gets this number. All or none.
+    pub(crate) fn plan_bulk(&mut self, first: u64, groups: Vec<Group>) -> Result<Vec<Event>, Vec<Group>> {
+        let mut tables = self.tables.clone();
+        if bulk::apply(&mut tables, &groups.iter().collect::<Vec<_>>()).iter().any(Result::is_err) {
+            return Err(groups);
+        }
+        self.tables = tables;
+        let tasks = groups.iter().filter_map(bulk::tasks).flat_map(|(_, tasks)| tasks);
+        let events = tasks.map(|task| Event::Created(Object::Task(task.clone()))).collect();
+        (first..).zip(groups).for_each(|(number, group)| self.note(number, group));
+        Ok(events)
+    }
+
+    /// Takes note of what a group that is on top has to do with.
+    fn note(&mut self, number: u64, group: Group) {
         let writes: Vec<Key> = group.patches.iter().map(|p| key(p.write.target())).collect();
         let guards = group.patches.iter().flat_map(|p| &p.guards);
         let reads: Vec<Key> = guards.map(|g| key(g.subject())).filter(|k| !writes.contains(k)).collect();
         let planned = Planned { group, writes, reads };
-        for ((kind, id), touch) in planned.touches() {
-            self.touching.insert((*kind, id.clone(), touch, number));
+        for (key, touch, place) in planned.touches() {
+            self.touching.entry(key.clone()).or_default().push(Touching { by: number, touch, place });
         }
         self.planned.insert(number, planned);
-        Ok(events)
+    }
+
+    /// The group of new tasks that creates this one, and the place there, if no other group has to do with it.
+    pub(crate) fn creator(&self, task: &str) -> Option<(u64, usize)> {
+        let [touching] = self.touching.get(&key((Kind::Task, task)))?[..] else { return None };
+        let place = touching.place as usize;
+        let planned = self.planned.get(&touching.by)?;
+        let creates = planned.writes.len() > 1
+            && touching.touch == Touch::Writes
+            && matches!(&planned.group.patches.get(place)?.write, Write::Create(o) if o.id() == task);
+        creates.then_some((touching.by, place))
+    }
+
+    /// Makes the tasks that planned groups create, at these places in them, others. Returns what changes.
+    pub(crate) fn amend(&mut self, amended: Vec<(u64, usize, Shared<Task>)>) -> Vec<Event> {
+        let tasks: Vec<Shared<Task>> = amended.iter().map(|(_, _, task)| task.clone()).collect();
+        for (number, place, task) in amended {
+            let patches = self.planned.get_mut(&number).map(|planned| &mut planned.group.patches);
+            if let Some(patch) = patches.and_then(|patches| patches.get_mut(place)) {
+                patch.write = Write::Create(task.into());
+            }
+        }
+        self.tables.replace_tasks(&tasks)
     }
 
     /// The group as it was planned.
@@ -128,28 +195,34 @@ impl Overlay {
     /// The fate of a group is known: what is committed tells the rest.
     pub(crate) fn settle(&mut self, number: u64) -> Option<Group> {
         let planned = self.planned.remove(&number)?;
-        for ((kind, id), touch) in planned.touches() {
-            self.touching.remove(&(*kind, id.clone(), touch, number));
+        for (key, ..) in planned.touches() {
+            if let Some(touching) = self.touching.get_mut(key) {
+                touching.retain(|touching| touching.by != number);
+                if touching.is_empty() {
+                    self.touching.remove(key);
+                }
+            }
         }
-        self.stale.extend(planned.writes);
+        planned.writes.into_iter().for_each(|key| self.stale.add(key));
         Some(planned.group)
     }
 
     /// Brings the tables up to date and journals every difference.
     pub(crate) fn merge(&mut self, journal: &mut Journal) {
-        if self.stale.is_empty() {
+        if self.stale.list.is_empty() {
             return;
         }
         let mut stale = std::mem::take(&mut self.stale);
         if self.planned.is_empty() {
             let old = std::mem::replace(&mut self.tables, self.committed.to_tables());
-            for (kind, id) in &stale {
+            for (kind, id) in &stale.list {
                 let new = self.tables.object(*kind, id);
                 difference(old.object(*kind, id), new).into_iter().for_each(|e| journal.push(e));
             }
             return;
         }
         let groups = self.affected(&mut stale);
+        let stale = stale.list;
         let old: Vec<Option<Object>> = stale.iter().map(|(kind, id)| self.tables.object(*kind, id)).collect();
         if self.reset(&stale).is_err() {
             // Unique names that wandered between objects: start from the committed tables.
@@ -172,34 +245,30 @@ impl Overlay {
     ///
     /// That is what these groups write, and what they look at if a later group writes it: they are to see it as it was
     /// before that.
-    fn affected(&self, stale: &mut BTreeSet<Key>) -> BTreeSet<u64> {
+    fn affected(&self, stale: &mut Keys) -> BTreeSet<u64> {
         let mut groups = BTreeSet::new();
-        let mut todo: Vec<Key> = stale.iter().cloned().collect();
-        while let Some((kind, id)) = todo.pop() {
-            let range = (kind, id.clone(), Touch::Writes, 0)..=(kind, id, Touch::Reads, u64::MAX);
-            for (_, _, _, number) in self.touching.range(range) {
-                if !groups.insert(*number) {
+        let mut done = 0;
+        while let Some(key) = stale.list.get(done) {
+            done += 1;
+            for Touching { by, .. } in self.touching.get(key).into_iter().flatten() {
+                if !groups.insert(*by) {
                     continue;
                 }
-                let planned = &self.planned[number];
-                let seen = planned.reads.iter().filter(|key| self.is_written_after(key, *number));
-                for key in planned.writes.iter().chain(seen) {
-                    if stale.insert(key.clone()) {
-                        todo.push(key.clone());
-                    }
-                }
+                let planned = &self.planned[by];
+                let seen = planned.reads.iter().filter(|key| self.is_written_after(key, *by));
+                planned.writes.iter().chain(seen).for_each(|key| stale.add(key.clone()));
             }
         }
         groups
     }
 
-    fn is_written_after(&self, (kind, id): &Key, number: u64) -> bool {
-        let after = (*kind, id.clone(), Touch::Writes, number)..=(*kind, id.clone(), Touch::Writes, u64::MAX);
-        self.touching.range(after).any(|(_, _, _, by)| *by > number)
+    fn is_written_after(&self, key: &Key, number: u64) -> bool {
+        let mut touching = self.touching.get(key).into_iter().flatten();
+        touching.any(|touching| touching.touch == Touch::Writes && touching.by > number)
     }
 
     /// Puts these objects into their committed state: removals first, as they free names.
-    fn reset(&mut self, keys: &BTreeSet<Key>) -> swarm_store::Result<()> {
+    fn reset(&mut self, keys: &[Key]) -> swarm_store::Result<()> {
         let mut there = Vec::new();
         for (kind, id) in keys {
             match (self.tables.object(*kind, id), self.committed.object(*kind, id)) {

@@ -13,7 +13,7 @@ use swarm_api::v1::{
 use swarm_api::{Shared, defaults};
 use swarm_store::{Event, Store, Tables, Tx};
 
-use crate::{Batch, Ctx, Decision, Group, Guard, Patch, Reconciler, SequentialIds, Stage, Write};
+use crate::{Batch, Ctx, Decision, Group, Guard, IdSource, Patch, Reconciler, SequentialIds, Stage, Write};
 
 /// Wall time at which simulations begin, after the epoch.
 const BEGIN: Duration = Duration::from_secs(1_700_000_000);
@@ -60,8 +60,13 @@ pub fn healthy(task: &Task) -> Option<(TaskState, &'static str)> {
 impl Sim {
     /// A cluster in this state, without a leader yet.
     pub fn new(setup: impl FnMut(&mut Tx) + Send) -> Sim {
+        Sim::with_ids(Box::<SequentialIds>::default(), setup)
+    }
+
+    /// The same with ids of another kind.
+    pub fn with_ids(ids: Box<dyn IdSource>, setup: impl FnMut(&mut Tx) + Send) -> Sim {
         let mut sim = Sim {
-            stage: Stage::new(Store::local(), UNIX_EPOCH + BEGIN, Box::<SequentialIds>::default()),
+            stage: Stage::new(Store::local(), UNIX_EPOCH + BEGIN, ids),
             behaviour: Box::new(healthy),
             silent: Vec::new(),
             agents_stop_tasks: true,

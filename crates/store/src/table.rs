@@ -7,11 +7,13 @@ use imbl::{OrdMap, OrdSet};
 use swarm_api::Shared;
 
 use crate::index::{self, Moved, custom, ix, lower};
-use crate::parallel::{both, merged};
 use crate::rows::Rows;
-use crate::sorted::{Change, Sorted};
+use crate::sorted::Sorted;
 use crate::tables::{Indexed, id_of};
 use crate::{Error, Result};
+
+mod many;
+
 
 /// The beginning of an id, as a number that sorts alike: 12 bytes hold 62 bits of a random one. Where two ids
 /// begin alike, the objects themselves are compared.
@@ -260,64 +262,6 @@ impl<T: Indexed> Table<T> {
         Ok(old)
     }
 
-    /// Puts other versions of many objects in the place of those with these ids, and copies what is shared with other
-    /// versions of the table once for all of them. `change` is given the place in `ids` and the object of each that is
-    /// there, in no particular order, on two threads if there are many; `None` leaves it as it is. Of an id that comes
-    /// twice the first counts. Returns what was replaced, by what, in the order of `ids`, with the place there. For kinds
-    /// without unique names.
-    pub(crate) fn replace_many(
-        &mut self,
-        ids: &[&str],
-        change: impl Fn(usize, &Shared<T>) -> Option<Shared<T>> + Sync,
-    ) -> Vec<Replaced<T>> {
-        debug_assert!(!T::UNIQUE_NAME);
-        // In the order of slots, whose neighbours are neighbours in memory.
-        let mut order: Vec<(u32, u32)> = ids.iter().zip(0..).map(|(id, at)| (index::home(id), at)).collect();
-        order.sort_unstable_by(|(a, x), (b, y)| {
-            a.cmp(b).then_with(|| (ids[*x as usize], x).cmp(&(ids[*y as usize], y)))
-        });
-        order.dedup_by(|(a, x), (b, y)| a == b && ids[*x as usize] == ids[*y as usize]);
-        let look = |part: &[(u32, u32)]| -> (Vec<Replaced<T>>, Vec<Change<KeyEntry>>) {
-            let mut replaced = Vec::with_capacity(part.len());
-            let mut changes = Vec::with_capacity(part.len() * 3);
-            for (_, at) in part {
-                let Some((slot, old)) = self.find(ids[*at as usize]) else { continue };
-                let Some(new) = change(*at as usize, old) else { continue };
-                let prefix = Prefix::of(new.id());
-                let entry = |key| KeyEntry::new(key, prefix, slot);
-                let told = new.moved_keys(old, &mut |moved| {
-                    changes.push(match moved {
-                        Moved::Away(key) => Change::Drop(entry(key)),
-                        Moved::Here(key) => Change::Put(entry(key)),
-                    });
-                });
-                replaced.push(Replaced { at: *at, slot, told, old: old.clone(), new });
-            }
-            changes.sort_unstable_by(|a, b| key_order(&self.rows, a.entry(), b.entry()));
-            (replaced, changes)
-        };
-        let (first, second) = order.split_at(order.len() / 2);
-        let ((mut replaced, first), (others, second)) = both(order.len(), || look(first), || look(second));
-        replaced.extend(others);
-        let mut rows: Vec<(u32, Shared<T>)> = replaced.iter().map(|r| (r.slot, r.new.clone())).collect();
-        // Those whose slot is not their home are somewhere else.
-        if !rows.is_sorted_by_key(|(slot, _)| *slot) {
-            rows.sort_unstable_by_key(|(slot, _)| *slot);
-        }
-        debug_assert!(rows.windows(2).all(|pair| pair[0].0 != pair[1].0), "each once");
-        // Ids stay where they are.
-        let ids = self.rows.clone();
-        let order = |a: &KeyEntry, b: &KeyEntry| key_order(&ids, a, b);
-        let put = || self.rows.insert_many(&mut rows);
-        let index = || self.keys.apply(&merged(first, second, |a, b| order(a.entry(), b.entry())), order);
-        both(replaced.len(), put, index);
-        for replaced in replaced.iter().filter(|replaced| !replaced.told) {
-            self.reindex(replaced.slot, &replaced.old, &replaced.new);
-        }
-        replaced.sort_unstable_by_key(|replaced| replaced.at);
-        replaced
-    }
-
     fn reindex(&mut self, slot: u32, old: &T, new: &T) {
         let (mut gone, mut come) = (Vec::new(), Vec::new());
         let told = new.moved_keys(old, &mut |moved| match moved {
@@ -505,18 +449,6 @@ impl<T: Indexed> Table<T> {
 
 fn has_stem<T: Indexed>(object: &T, stem: &str) -> bool {
     object.stem().is_some_and(|own| *lower(own) == *stem)
-}
-
-/// An object of which there is another version now.
-#[derive(Debug)]
-pub(crate) struct Replaced<T: Indexed> {
-    /// Where its id was in the list.
-    pub(crate) at: u32,
-    slot: u32,
-    /// Which keys moved was easily told.
-    told: bool,
-    pub(crate) old: Shared<T>,
-    pub(crate) new: Shared<T>,
 }
 
 fn key_order<T: Indexed>(rows: &Rows<Shared<T>>, a: &KeyEntry, b: &KeyEntry) -> Ordering {

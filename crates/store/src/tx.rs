@@ -80,12 +80,27 @@ impl Tx {
             Some(Shared::from(new))
         });
         let places = replaced.iter().map(|replaced| replaced.at as usize).collect();
-        self.events.extend(
-            replaced
-                .into_iter()
-                .map(|r| Event::Updated { old: Object::Task(r.old), new: Object::Task(r.new) }),
-        );
+        self.events.extend(replaced.into_iter().map(Event::from));
         places
+    }
+
+    /// Adds many tasks at once, which costs a fraction of as many [`Tx::create`].
+    ///
+    /// # Errors
+    /// [`Error::Exists`] if one of the ids is there, or comes twice: nothing is changed then.
+    pub fn create_tasks(&mut self, tasks: impl IntoIterator<Item = Shared<Task>>) -> Result<()> {
+        let (version, now) = (self.version, self.now.into());
+        let stamped = |mut task: Shared<Task>| {
+            let meta = &mut task.meta;
+            meta.version.index = version;
+            meta.created_at.get_or_insert(now);
+            meta.updated_at = Some(now);
+            task
+        };
+        let tasks: Vec<Shared<Task>> = tasks.into_iter().map(stamped).collect();
+        self.tables.insert_tasks(&tasks)?;
+        self.events.extend(tasks.into_iter().map(|task| Event::Created(Object::Task(task))));
+        Ok(())
     }
 
     /// Removes an object and returns it as it was.
