@@ -13,7 +13,9 @@ use swarm_store::{Event, Tables, View};
 use crate::assign::is_outcome;
 use crate::journal::{Journal, difference};
 use crate::overlay::Overlay;
-use crate::{Assignments, Ctx, Effect, Group, Outcome, Patch, Reconciler, Refused, Settled, Sizer, Write, bulk};
+use crate::{
+    Assignments, Ctx, Effect, Group, Outcome, Patch, Reconciler, Refused, Settled, Sizer, Write, bulk,
+};
 
 /// Most batches whose fate is open. While so many are in flight events gather, and the next turn takes them all.
 pub const MAX_IN_FLIGHT: usize = 4;

@@ -109,7 +109,8 @@ pub(crate) fn apply(to: &mut impl Place, groups: &[&Group]) -> Vec<Result<(), Re
             }
         })
         .collect();
-    let of = |group: &&Group| tasks(group).into_iter().flat_map(|(_, tasks)| tasks.cloned()).collect::<Vec<_>>();
+    let of =
+        |group: &&Group| tasks(group).into_iter().flat_map(|(_, tasks)| tasks.cloned()).collect::<Vec<_>>();
     let fit = groups.iter().zip(&results).filter(|(_, result)| result.is_ok());
     if to.add(fit.flat_map(|(group, _)| of(group)).collect()).is_err() {
         for (group, result) in groups.iter().zip(&mut results).filter(|(_, result)| result.is_ok()) {

@@ -1,7 +1,7 @@
 //! What changed since each reconciler looked last.
 
-use swarm_api::v1::Task;
 use swarm_api::Object;
+use swarm_api::v1::Task;
 use swarm_store::Event;
 
 /// Changes of the overlay in order, with one reading position per reconciler. Positions count from the first

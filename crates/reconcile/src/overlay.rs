@@ -352,6 +352,13 @@ mod tests {
         Group { tag: 0, patches: (0..=dice.roll(2)).map(|_| patch(dice)).collect() }
     }
 
+    fn new_tasks(dice: &mut Dice) -> Group {
+        let from = dice.roll(5);
+        let task = |n: usize| Task { id: format!("t{n}"), ..Default::default() };
+        let patches = (from..from + 2).map(|n| Patch::new(Write::Create(task(n).into())));
+        Group { tag: 0, patches: patches.collect() }
+    }
+
     fn content(tables: &Tables) -> Vec<Object> {
         tables.tasks().iter().map(|t| Object::Task(t.clone())).collect()
     }
@@ -376,10 +383,31 @@ mod tests {
             let mut journal = Journal::new(1);
             for step in 1..60 {
                 let before = content(overlay.tables());
-                match dice.roll(4) {
+                match dice.roll(6) {
                     0 | 1 => {
-                        if let Ok(events) = overlay.plan(step, group(&mut dice)) {
+                        if let Ok(events) = overlay.plan(step * 10, group(&mut dice)) {
                             events.into_iter().for_each(|e| journal.push(e));
+                        }
+                    }
+                    3 => {
+                        let groups: Vec<Group> = (0..=dice.roll(2)).map(|_| new_tasks(&mut dice)).collect();
+                        let planned = groups.len() as u64;
+                        if let Ok(events) = overlay.plan_bulk(step * 10, groups) {
+                            assert!(overlay.planned.len() as u64 >= planned);
+                            events.into_iter().for_each(|e| journal.push(e));
+                        }
+                    }
+                    4 => {
+                        let id = id(&mut dice);
+                        // It may be refused by now.
+                        if let Some((number, place)) = overlay.creator(&id)
+                            && let Some(mut task) = overlay.tables().tasks().get(&id).cloned()
+                        {
+                            task.slot += 1;
+                            overlay
+                                .amend(vec![(number, place, task)])
+                                .into_iter()
+                                .for_each(|e| journal.push(e));
                         }
                     }
                     2 => {
@@ -407,7 +435,7 @@ mod tests {
                 assert_eq!(content(overlay.tables()), naive(&overlay), "seed {seed} step {step}");
                 let mut replayed: BTreeMap<String, Object> =
                     before.into_iter().map(|o| (o.id().to_owned(), o)).collect();
-                for event in journal.news(0).iter() {
+                for event in journal.news(0).flatten() {
                     match event.new() {
                         Some(new) => replayed.insert(new.id().to_owned(), new.clone()),
                         None => replayed.remove(event.id()),
@@ -470,7 +498,7 @@ mod tests {
         let mut journal = Journal::new(1);
         overlay.jump(&View::new(new, 9));
         overlay.merge(&mut journal);
-        let ids: Vec<_> = journal.news(0).iter().map(|e| e.id().to_owned()).collect();
+        let ids: Vec<_> = journal.news(0).flatten().map(|e| e.id().to_owned()).collect();
         assert_eq!(ids, ["a", "b", "c", "e"]);
     }
 }

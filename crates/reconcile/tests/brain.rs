@@ -239,7 +239,7 @@ fn a_commit_that_contradicts_a_group_in_flight_shows_at_once() {
     bench.commit(&[Patch::new(Write::Remove(Kind::Task, "b".into()))]);
     bench.turn();
     assert_eq!(bench.explained("a"), "");
-    assert_eq!(bench.puppets[0].news(), [event("updated", "a"), event("removed", "b")]);
+    assert_eq!(bench.puppets[0].news(), [event("removed", "b"), event("updated", "a")]);
 }
 
 #[test]
@@ -372,4 +372,92 @@ fn groups_are_written_whole_or_not_at_all() {
     let view = store.view();
     let left: Vec<_> = view.tasks().iter().map(|t| (&t.id[..], &t.status.err[..])).collect();
     assert_eq!(left, [("a", "y"), ("d", "in the same group")]);
+}
+
+#[test]
+fn new_tasks_are_one_group_with_what_is_decided_of_them_in_the_same_turn() {
+    let mut bench = Bench::new(2, &["knock"]);
+    bench.puppets[0].will(["a", "b", "c"].map(|id| group(1, [create(id)])));
+    let guarded = explain("c", "guarded").guard(Guard::Exists(Kind::Task, "a".into()));
+    bench.puppets[1].will([
+        group(2, [explain("a", "once")]),
+        group(2, [explain("b", "once")]),
+        group(2, [explain("a", "twice")]),
+        group(3, [guarded]),
+        group(4, [explain("c", "after it")]),
+    ]);
+    knock(&mut bench, "now");
+    let [batch] = &bench.turn()[..] else { panic!("one batch") };
+    let tags: Vec<_> = batch.groups.iter().map(|g| (g.tag, g.patches.len())).collect();
+    assert_eq!(tags, [(1, 3), (3, 1), (4, 1)], "conditions, and what comes after them, stay by themselves");
+    let errors: Vec<String> = batch.groups[0]
+        .patches
+        .iter()
+        .map(|patch| match &patch.write {
+            Write::Create(Object::Task(task)) => task.status.err.clone(),
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    assert_eq!(errors, ["twice", "once", ""]);
+    assert_eq!(["a", "b", "c"].map(|id| bench.explained(id)), ["twice", "once", "after it"]);
+    let created = ["a", "b", "c"].map(|id| event("created", id));
+    assert_eq!(bench.puppets[1].news()[1..], created);
+    let index = bench.commit_batch(batch);
+    bench.written(batch, index);
+    bench.turn();
+    let settled = |tag| Told::Settled(tag, "committed");
+    let told = bench.puppets[0].news();
+    assert_eq!(told[..2], [event("updated", "knock"), settled(1)]);
+    assert!(told[2..].iter().all(|told| matches!(told, Told::Event("updated", _))), "by the other: {told:?}");
+    assert_eq!(bench.puppets[1].news(), [settled(2), settled(3), settled(4)]);
+    assert!(!bench.brain.is_busy());
+}
+
+#[test]
+fn new_tasks_that_are_refused_are_gone_for_all_who_had_to_do_with_them() {
+    let mut bench = Bench::new(2, &["knock"]);
+    bench.puppets[0].will(["a", "b"].map(|id| group(1, [create(id)])));
+    bench.puppets[1].will([group(2, [explain("b", "x")])]);
+    knock(&mut bench, "now");
+    let batch = bench.turn().remove(0);
+    bench.puppets.iter().for_each(|p| drop(p.told()));
+    let index = bench.commit(&[]);
+    let refused = Refused::Guard(Guard::Exists(Kind::Service, "s".into()));
+    bench.brain.settle(batch.id, Fate::Written(index, vec![Err(refused)]));
+    bench.turn();
+    let gone = ["a", "b"].map(|id| event("removed", id));
+    assert_eq!(bench.puppets[1].news(), [&[Told::Settled(2, "refused")], &gone[..]].concat());
+    assert_eq!(bench.explained("b"), "gone");
+}
+
+#[test]
+fn new_tasks_on_different_conditions_stay_apart_and_fail_apart() {
+    let store = Store::local();
+    let node = |id: &str| swarm_api::v1::Node { id: id.into(), ..Default::default() };
+    futures::executor::block_on(store.update(|tx| tx.create(node("n")).map(drop))).unwrap();
+    let on = |id: &str, node: &str| create(id).guard(Guard::Exists(Kind::Node, node.into()));
+    let plain = |id: &str| create(id);
+    let groups = vec![
+        group(0, [on("a", "n"), plain("b")]),
+        group(0, [on("c", "other"), plain("d")]),
+        group(0, [on("e", "n"), plain("f")]),
+        group(0, [on("g", "n"), plain("a")]),
+    ];
+    let batch = Batch { id: 0, groups, assignments: Vec::new() };
+    let (results, _) = futures::executor::block_on(store.update(|tx| batch.apply(tx))).unwrap();
+    assert_eq!(results.iter().map(Result::is_ok).collect::<Vec<_>>(), [true, false, true, false]);
+    assert_eq!(results[3], Err(Refused::Store(Error::Exists)));
+    let view = store.view();
+    assert_eq!(view.tasks().iter().map(|t| &t.id[..]).collect::<Vec<_>>(), ["a", "b", "e", "f"]);
+
+    let mut bench = Bench::new(1, &["knock"]);
+    bench.tables.insert(node("n").into()).unwrap();
+    let view = bench.view();
+    bench.brain.lagged(&view);
+    bench.puppets[0].will([group(1, [on("a", "n")]), group(1, [on("b", "n")]), group(1, [plain("c")])]);
+    knock(&mut bench, "now");
+    let [batch] = &bench.turn()[..] else { panic!("one batch") };
+    assert_eq!(batch.groups.iter().map(|g| g.patches.len()).collect::<Vec<_>>(), [2, 1]);
+    let guards: Vec<usize> = batch.groups[0].patches.iter().map(|patch| patch.guards.len()).collect();
+    assert_eq!(guards, [1, 0], "once for both");
 }

@@ -14,7 +14,6 @@ use crate::{Error, Result};
 
 mod many;
 
-
 /// The beginning of an id, as a number that sorts alike: 12 bytes hold 62 bits of a random one. Where two ids
 /// begin alike, the objects themselves are compared.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -560,6 +559,31 @@ mod tests {
         table.delete(&b).unwrap();
         assert!(table.strays.is_empty() && table.get(&b).is_none());
         assert_eq!(table.len(), 1);
+    }
+
+    #[test]
+    fn many_objects_whose_ids_ask_for_one_slot_are_all_found() {
+        let (a, b) = colliding();
+        for there in [false, true] {
+            let mut table = Table::default();
+            if there {
+                table.insert(node(&a, 0)).unwrap();
+            }
+            let new: Vec<_> = [&a, &b]
+                .into_iter()
+                .skip(usize::from(there))
+                .chain([&"c".to_owned()])
+                .map(|id| node(id, 1))
+                .collect();
+            table.insert_many(&new).unwrap();
+            assert_eq!((table.len(), table.strays.len()), (3, 1));
+            assert_eq!(
+                [&a, &b, "c"].map(|id| table.get(id).unwrap().id.clone()),
+                [&a, &b, "c"].map(str::to_owned)
+            );
+            assert_eq!(table.by_role(swarm_api::v1::NodeRole::Manager).count(), new.len());
+            assert_eq!(table.insert_many(&new).unwrap_err(), Error::Exists);
+        }
     }
 
     #[test]

@@ -110,7 +110,8 @@ impl<T: Indexed> Table<T> {
             for (slot, object) in part {
                 let prefix = Prefix::of(object.id());
                 keys.collect(&***object);
-                changes.extend(keys.sorted().iter().map(|key| Change::Put(KeyEntry::new(*key, prefix, *slot))));
+                changes
+                    .extend(keys.sorted().iter().map(|key| Change::Put(KeyEntry::new(*key, prefix, *slot))));
                 texts |= keys.texts;
                 keys.clear();
             }
@@ -125,7 +126,9 @@ impl<T: Indexed> Table<T> {
                     false => id_in(&rows, a.slot).cmp(id_in(&rows, b.slot)),
                 })
             };
-            let put = |(slot, o): &(u32, &Shared<T>)| Change::Put(IdEntry { prefix: Prefix::of(o.id()), slot: *slot });
+            let put = |(slot, o): &(u32, &Shared<T>)| {
+                Change::Put(IdEntry { prefix: Prefix::of(o.id()), slot: *slot })
+            };
             let mut changes: Vec<_> = own.iter().map(put).collect();
             changes.sort_unstable_by(|a, b| order(a.entry(), b.entry()));
             ids.apply(&changes, order);

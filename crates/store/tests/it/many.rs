@@ -1,4 +1,4 @@
-//! Many tasks replaced at once, compared with the same done one by one.
+//! Many tasks created and replaced at once, compared with the same done one by one.
 
 use std::collections::BTreeSet;
 
@@ -65,14 +65,25 @@ proptest! {
     ) {
         let web = service("s", "web");
         let (at_once, one_by_one) = (Store::local(), Store::local());
-        for store in [&at_once, &one_by_one] {
-            let created = store.update(|tx| {
-                for n in 0..count {
-                    tx.create(task(&id(n), &web, n as u64 % 5))?;
-                }
-                Ok::<_, Error>(())
-            });
+        // In parts, so that some come to a table that has others.
+        let numbers: Vec<usize> = (0..count).step_by(2).chain((1..count).step_by(2)).collect();
+        let new = |n: usize| task(&id(n), &web, n as u64 % 5);
+        for part in numbers.chunks(count.div_ceil(3)) {
+            let before = (at_once.view(), answers(&at_once.view()));
+            let created = at_once.update(|tx| tx.create_tasks(part.iter().map(|n| Shared::from(new(*n)))));
             block_on(created).unwrap();
+            let created = one_by_one.update(|tx| part.iter().try_for_each(|n| tx.create(new(*n)).map(drop)));
+            block_on(created).unwrap();
+            prop_assert_eq!(answers(&at_once.view()), answers(&one_by_one.view()));
+            prop_assert_eq!(&answers(&before.0), &before.1, "the version before is as it was");
+        }
+        for others in [vec![new(count), new(0)], vec![new(count), new(count)]] {
+            let refused = at_once.update(|tx| {
+                let refused = tx.create_tasks(others.iter().cloned().map(Shared::from));
+                assert!(tx.is_unchanged() && tx.tasks().len() == count);
+                refused
+            });
+            prop_assert_eq!(block_on(refused).map(drop), Err(Error::Exists));
         }
         for (step, seed) in rounds {
             let seed = usize::from(seed);
