@@ -126,7 +126,7 @@ impl Replicated {
         self.updates.refresh(ctx, &tables, service, &live, plan);
         if self.updates.is_running(id) || is_paused(service) {
             let moves = self.rebalancer.stop(id);
-            self.updates.take_over(ctx.now.mono, &tables, service, moves);
+            self.updates.take_over(ctx.now, &tables, service, moves);
         }
         let missing = wanted.saturating_sub(live.len());
         let free = (1..).map(Place::Slot).filter(|place| !live.contains_key(place));

@@ -8,7 +8,7 @@ use swarm_api::v1::update_config::{FailureAction, UpdateOrder};
 use swarm_api::v1::update_status::UpdateState;
 use swarm_api::v1::{Service, ServiceSpec, Task, TaskState, UpdateConfig};
 use swarm_api::{Object, Shared, duration};
-use swarm_reconcile::{Ctx, Guard, Patch, Write};
+use swarm_reconcile::{Ctx, Guard, Now, Patch, Write};
 use swarm_store::{Event, Tables};
 
 use crate::create::Recipe;
@@ -86,6 +86,21 @@ struct Work {
     task: String,
     /// By when it must have a node, unless it has one.
     limit: Option<Duration>,
+    /// The update did not make it: a rebalancing did, an earlier leader, or a restart. It is nobody's failure, and
+    /// the limit holds even if it has a node.
+    found: bool,
+}
+
+impl Work {
+    fn new(now: Duration, task: String) -> Work {
+        Work { task, limit: Some(now + PLACEMENT_LIMIT), found: false }
+    }
+
+    /// `None` if the task was made so long ago that nobody need wait for it.
+    fn found(now: Now, task: &Task) -> Option<Work> {
+        let left = now.remaining(created_at(task), PLACEMENT_LIMIT);
+        (!left.is_zero()).then(|| Work { task: task.id.clone(), limit: Some(now.mono + left), found: true })
+    }
 }
 
 /// One service's update.
@@ -214,7 +229,9 @@ impl Updates {
                 if let (Some(Updating | RollbackStarted), Some(status)) = (state, status) {
                     inherit(&mut update, ctx.now.mono, tables, service, status.started_at.as_ref(), places);
                 }
-                (!update.todo.is_empty() || !update.work.is_empty()).then(|| {
+                find_under_way(&mut update, ctx.now, tables, service, places);
+                let goes_on = update.work.keys().any(|place| update.started.contains(place));
+                (!update.todo.is_empty() || goes_on).then(|| {
                     tracing::info!(service.id = service.id, tasks = update.total, "update begins");
                     update
                 })
@@ -238,16 +255,16 @@ impl Updates {
     /// Places that have new tasks already, which are to stay, are at work too.
     pub(crate) fn take_over(
         &mut self,
-        now: Duration,
+        now: Now,
         tables: &Tables,
         service: &Service,
         moves: Vec<(Place, String)>,
     ) {
         let Some(update) = self.running.get_mut(&service.id) else { return };
         for (place, task) in moves {
-            if tables.tasks().get(&task).is_some_and(|t| !is_dirty(tables, service, t)) {
-                let limit = Some(now + PLACEMENT_LIMIT);
-                update.work.entry(place).or_insert(Work { task, limit });
+            let task = tables.tasks().get(&task).filter(|t| !is_dirty(tables, service, t));
+            if let Some(work) = task.and_then(|t| Work::found(now, t)) {
+                update.work.entry(place).or_insert(work);
             }
         }
     }
@@ -356,10 +373,9 @@ fn inherit(
             if task.status.reached(TaskState::Running) {
                 update.running_since.extend(heard_at(task).map(|since| (task.id.clone(), since)));
             } else if tasks.len() == 1 {
-                // The first attempt; those after it are restarts, which no update waits for.
-                let work = Work { task: task.id.clone(), limit: Some(now + PLACEMENT_LIMIT) };
+                // The first attempt. Those after it may be restarts, which no update waits for.
                 update.todo.retain(|p| p != place);
-                update.work.insert(place.clone(), work);
+                update.work.insert(place.clone(), Work::new(now, task.id.clone()));
             }
         }
         let early = |t: &Task| {
@@ -373,6 +389,40 @@ fn inherit(
             update.culprit.clone_from(&task.id);
         }
     }
+}
+
+/// Replacements under way that no update of this leader began: moves of a rebalancing that an earlier leader saw to, and
+/// what an earlier update made for the second time. What is only restarted can't always be told from them.
+fn find_under_way(
+    update: &mut Update,
+    now: Now,
+    tables: &Tables,
+    service: &Service,
+    places: &BTreeMap<Place, Vec<&Shared<Task>>>,
+) {
+    if update.todo.is_empty() && update.started.is_empty() {
+        return; // there is no update
+    }
+    let clean = |t: &Shared<Task>| is_live(t) && !has_ended(t) && !is_dirty(tables, service, t);
+    // Held for no other reason than the delay of restarts.
+    let is_restart = |place: &Place, task: &Task| {
+        let ended_before = |t: &Task| has_ended(t) && heard_at(t) <= Some(created_at(task));
+        let mut others = place.tasks(tables, &service.id).into_iter().filter(|t| t.id != task.id);
+        task.desired_state() == TaskState::Ready && others.all(|t| ended_before(t))
+    };
+    for (place, tasks) in places {
+        if let [task] = tasks[..]
+            && clean(task)
+            && !task.status.reached(TaskState::Running)
+            && !is_restart(place, task)
+            && let Some(work) = Work::found(now, task)
+        {
+            update.work.entry(place.clone()).or_insert(work);
+        }
+    }
+    // Where a new task is there already, nothing has to be made: these places are seen to before others are begun.
+    let has_new = |place: &Place| places.get(place).is_some_and(|tasks| tasks.iter().any(|t| clean(t)));
+    update.todo.make_contiguous().sort_by_key(|place| !has_new(place));
 }
 
 /// What a step of an update came to.
@@ -409,7 +459,7 @@ fn step(
         match begin_place(update, ctx, tables, service, &place, restarter, plan) {
             Some(task) => {
                 update.started.insert(place.clone());
-                update.work.insert(place, Work { task, limit: Some(now + PLACEMENT_LIMIT) });
+                update.work.insert(place, Work::new(now, task));
             }
             None if update.pace.delay.is_zero() => (),
             None => update.resting.push(now + update.pace.delay),
@@ -436,10 +486,12 @@ fn finish_places(update: &mut Update, now: Duration, tables: &Tables) {
         if task.status.reached(TaskState::Running) || task.desired_state > TaskState::Complete as i32 {
             return false;
         }
-        if task.status.reached(TaskState::Assigned) {
+        if task.status.reached(TaskState::Assigned) && !work.found {
             work.limit = None;
         } else if work.limit.is_some_and(|limit| limit <= now) {
-            stuck.push((place.clone(), work.task.clone()));
+            if !work.found {
+                stuck.push((place.clone(), work.task.clone()));
+            }
             return false;
         }
         true

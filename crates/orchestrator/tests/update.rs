@@ -501,6 +501,91 @@ fn a_clean_task_that_is_held_is_released_and_the_other_goes() {
     assert_eq!((live.len(), &live[0].id[..], live[0].status.state()), (1, "held", Running));
 }
 
+/// A leader that finds these tasks, of version 2 and of another one, of a service whose update is in this state. The
+/// first slot is still to be updated. Nothing goes on on the node n2.
+fn amid(
+    order: UpdateOrder,
+    state: UpdateState,
+    tasks: &[(&str, u64, u64, &str, TaskState, TaskState)],
+) -> Sim {
+    let update = UpdateConfig { order: order as i32, ..acting(FailureAction::Pause, 0.5) };
+    let mut web = web(2, update);
+    web.spec_version = Some(swarm_api::v1::Version { index: 2 });
+    web.update_status = Some(UpdateStatus { state: state as i32, ..Default::default() });
+    let mut sim = Sim::new(|tx| {
+        tx.create(node("n1")).unwrap();
+        tx.create(node("n2")).unwrap();
+        tx.create(web.clone()).unwrap();
+        for (id, slot, version, node, state, desired) in tasks {
+            let mut task = task(&web, id, *slot, node, *state, *desired);
+            task.spec_version = Some(swarm_api::v1::Version { index: *version });
+            if *version != 2 {
+                task.spec.runtime = container("outdated");
+            }
+            tx.create(task).unwrap();
+        }
+    });
+    sim.silent.push("n2".into());
+    sim.lead(everything());
+    sim
+}
+
+/// A rebalancing that an earlier leader saw to, after an update that had left a slot behind.
+#[test]
+fn the_update_of_a_new_leader_counts_the_move_that_is_under_way() {
+    for order in [UpdateOrder::StopFirst, UpdateOrder::StartFirst] {
+        let mut sim = amid(
+            order,
+            UpdateState::Completed,
+            &[("a", 1, 1, "n1", Running, Running), ("b", 2, 2, "n2", Starting, Running)],
+        );
+        sim.settle();
+        assert_eq!((count(&sim, "outdated", Running), sim.live("web").len()), (1, 2), "{order:?}");
+        sim.silent.clear();
+        sim.advance(secs(60));
+        assert_eq!((count(&sim, "outdated", Running), sim.live("web").len()), (0, 2), "{order:?}");
+        assert_eq!(count(&sim, "old", Running), 2, "{order:?}");
+    }
+}
+
+/// The first attempt failed, and the update was at the slot again when its leader was lost. With start-first the task
+/// that is replaced may still be there.
+#[test]
+fn a_new_leader_counts_the_second_attempt_of_an_update() {
+    let (first, second) =
+        (("b", 2, 2, "n1", Failed, TaskState::Shutdown), ("c", 2, 2, "n2", Starting, Running));
+    let replaced = ("d", 2, 1, "n1", Running, Running);
+    for (order, slot) in [
+        (UpdateOrder::StopFirst, vec![first, second]),
+        (UpdateOrder::StartFirst, vec![first, second]),
+        (UpdateOrder::StartFirst, vec![first, second, replaced]),
+    ] {
+        let mut tasks = vec![("a", 1, 1, "n1", Running, Running)];
+        tasks.extend(&slot);
+        let mut sim = amid(order, UpdateState::Updating, &tasks);
+        sim.settle();
+        assert_eq!(slots(&sim.tasks("web")), [vec![1], vec![2; slot.len()]].concat(), "{order:?}");
+        sim.silent.clear();
+        sim.advance(secs(60));
+        assert_eq!((count(&sim, "old", Running), sim.live("web").len()), (2, 2), "{order:?}");
+    }
+}
+
+/// Nobody knows whether an update waits for it.
+#[test]
+fn what_a_new_leader_found_under_way_holds_up_its_update_for_ten_minutes_at_most() {
+    let mut sim = amid(
+        UpdateOrder::StopFirst,
+        UpdateState::Completed,
+        &[("a", 1, 1, "n1", Running, Running), ("b", 2, 2, "n2", Starting, Running)],
+    );
+    sim.advance(secs(599));
+    assert_eq!(count(&sim, "outdated", Running), 1);
+    sim.advance(secs(60));
+    assert_eq!((count(&sim, "outdated", Running), count(&sim, "old", Running)), (0, 1));
+    assert_eq!(status(&sim), Some(UpdateState::Completed), "it is no failure either");
+}
+
 #[test]
 fn a_new_leader_completes_what_is_done() {
     let tasks = [("a", 1, Running, Running)];
