@@ -132,7 +132,7 @@ impl Replicated {
         let free = (1..).map(Place::Slot).filter(|place| !live.contains_key(place));
         let recipe = Recipe::new(&tables, service);
         // As many as were looked at, so that a large service is not looked at over and over.
-        let most = MOST.max(live.len());
+        let most = live.len().clamp(MOST, 10 * MOST);
         for place in free.take(missing.min(most)) {
             let (task, create) = match dead.remove(&place) {
                 None => recipe.create(ctx, &place, TaskState::Running),

@@ -285,7 +285,8 @@ impl Brain {
             called = true;
         }
         let corrections = std::mem::take(&mut seat.corrections);
-        for events in self.journal.news(index).chain([&corrections[..]]) {
+        let news = self.journal.news(index);
+        for events in news.iter().map(|part| &part[..]).chain([&corrections[..]]) {
             if !events.is_empty() {
                 seat.reconciler.observe(ctx, events, tables);
                 called = true;
@@ -309,7 +310,7 @@ impl Brain {
     fn plan_all(&mut self, index: usize, groups: Vec<Group>) {
         let (mut amended, mut ids) = (Vec::new(), FastSet::default());
         let mut sizers = <[Sizer; 2]>::default();
-        let mut new = Vec::new();
+        let (mut new, mut apart) = (Vec::new(), false);
         for group in bulk::join(groups) {
             if bulk::tasks(&group).is_some() {
                 self.amend(std::mem::take(&mut amended));
@@ -318,7 +319,8 @@ impl Brain {
                 continue;
             }
             self.plan_bulk(index, std::mem::take(&mut new));
-            let unborn = self.unborn(&group);
+            // What comes after a change that stays by itself, stays behind it.
+            let unborn = if apart { None } else { self.unborn(&group) };
             if unborn.is_none() || ids.contains(group.patches[0].write.target().1) {
                 // It may look at what is amended.
                 self.amend(std::mem::take(&mut amended));
@@ -335,7 +337,10 @@ impl Brain {
                     ids.insert(amendment.2.id.clone());
                     amended.push(amendment);
                 }
-                None => self.plan(index, group),
+                None => {
+                    apart = true;
+                    self.plan(index, group);
+                }
             }
         }
         self.amend(amended);
@@ -344,6 +349,9 @@ impl Brain {
 
     /// Puts groups of new tasks on top.
     fn plan_bulk(&mut self, index: usize, groups: Vec<Group>) {
+        if groups.is_empty() {
+            return;
+        }
         let first = self.next_group;
         let bytes: Vec<usize> = groups.iter().map(|group| bulk::bytes(group).unwrap_or_default()).collect();
         match self.overlay.plan_bulk(first, groups) {

@@ -1,14 +1,49 @@
 //! What changed since each reconciler looked last.
 
-use swarm_api::Object;
+use std::hash::{Hash, Hasher};
+
+use swarm_api::hash::{FastHasher, FastMap};
 use swarm_api::v1::Task;
+use swarm_api::{Kind, Object};
 use swarm_store::Event;
 
+/// What a reader is told at once.
+#[derive(Debug)]
+pub(crate) enum Part<'a> {
+    /// Events of objects that are in no other one.
+    Plain(&'a [Event]),
+    /// Several events of an object, made one.
+    Merged(Vec<Event>),
+}
+
+impl std::ops::Deref for Part<'_> {
+    type Target = [Event];
+    fn deref(&self) -> &[Event] {
+        match self {
+            Part::Plain(events) => events,
+            Part::Merged(events) => events,
+        }
+    }
+}
+
+/// Other events of the same object.
+#[derive(Debug, Clone, Copy)]
+struct Link {
+    /// Position of the one before; 0 if there is none, which is never within what a reader has not seen.
+    before: usize,
+    /// There is one after it.
+    superseded: bool,
+}
+
 /// Changes of the overlay in order, with one reading position per reconciler. Positions count from the first
-/// entry ever written, so trimming does not move them.
+/// entry ever written, which is number one, so trimming does not move them.
 #[derive(Debug, Default)]
 pub(crate) struct Journal {
     events: Vec<Event>,
+    /// Beside each event, which others are of the same object.
+    links: Vec<Link>,
+    /// One more than the position of the last event of an object, by its hash.
+    last: FastMap<u64, usize>,
     /// Positions of events that one reader need not be told of, with that reader; in order.
     known: Vec<(std::ops::Range<usize>, usize)>,
     first: usize,
@@ -17,10 +52,23 @@ pub(crate) struct Journal {
 
 impl Journal {
     pub(crate) fn new(readers: usize) -> Journal {
-        Journal { read: vec![0; readers], ..Journal::default() }
+        Journal { first: 1, read: vec![1; readers], ..Journal::default() }
     }
 
     pub(crate) fn push(&mut self, event: Event) {
+        let mut hasher = FastHasher::default();
+        (event.kind(), event.id()).hash(&mut hasher);
+        let last = self.last.insert(hasher.finish(), self.end() + 1);
+        // Of another object with the same hash nothing is said: its events are told one by one.
+        let at = last.map(|last| last - 1 - self.first);
+        let before = at.filter(|at| {
+            let last = &self.events[*at];
+            last.kind() == event.kind() && last.id() == event.id()
+        });
+        if let Some(before) = before {
+            self.links[before].superseded = true;
+        }
+        self.links.push(Link { before: before.map_or(0, |at| self.first + at), superseded: false });
         self.events.push(event);
     }
 
@@ -28,7 +76,7 @@ impl Journal {
     pub(crate) fn push_known(&mut self, events: impl IntoIterator<Item = Event>, reader: usize) {
         if self.read.len() > 1 {
             let begin = self.end();
-            self.events.extend(events);
+            events.into_iter().for_each(|event| self.push(event));
             self.known.push((begin..self.end(), reader));
         }
     }
@@ -42,16 +90,43 @@ impl Journal {
         self.first + self.events.len()
     }
 
-    /// What happened since the reader looked last, in order and in parts: what it knows is left out.
-    pub(crate) fn news(&self, reader: usize) -> impl Iterator<Item = &[Event]> {
+    /// The difference between what the reader saw last and what is there now, in parts: one event per object at most.
+    pub(crate) fn news(&self, reader: usize) -> Vec<Part<'_>> {
         let from = self.read[reader];
-        let known = self.known.iter().filter(move |(range, by)| *by == reader && range.end > from);
-        let begins = std::iter::once(from).chain(known.clone().map(|(range, _)| range.end));
-        let ends = known.map(|(range, _)| range.start).chain([self.end()]);
-        begins
-            .zip(ends)
-            .filter(|(begin, end)| begin < end)
-            .map(|(begin, end)| &self.events[begin - self.first..end - self.first])
+        if self.known.iter().any(|(range, by)| *by == reader && range.end > from) {
+            let known = |at: &usize| self.known.iter().any(|(range, by)| *by == reader && range.contains(at));
+            let events = (from..self.end()).filter(|at| !known(at)).map(|at| &self.events[at - self.first]);
+            return vec![Part::Merged(merge(events))];
+        }
+        let (mut parts, mut merged) = (Vec::new(), Vec::new());
+        let mut plain = from - self.first;
+        for (at, link) in self.links.iter().enumerate().skip(plain) {
+            if !link.superseded && link.before < from {
+                if !merged.is_empty() {
+                    parts.push(Part::Merged(std::mem::take(&mut merged)));
+                }
+                continue;
+            }
+            if plain < at {
+                parts.push(Part::Plain(&self.events[plain..at]));
+            }
+            plain = at + 1;
+            if !link.superseded {
+                let mut first = at;
+                while self.links[first].before >= from {
+                    first = self.links[first].before - self.first;
+                }
+                let (old, new) = (self.events[first].old(), self.events[at].new());
+                merged.extend(difference(old.cloned(), new.cloned()));
+            }
+        }
+        if !merged.is_empty() {
+            parts.push(Part::Merged(merged));
+        }
+        if plain < self.events.len() {
+            parts.push(Part::Plain(&self.events[plain..]));
+        }
+        parts
     }
 
     /// The reader knows everything written so far.
@@ -63,7 +138,13 @@ impl Journal {
     pub(crate) fn trim(&mut self) {
         let done = self.read.iter().copied().min().unwrap_or_else(|| self.end());
         self.events.drain(..done - self.first);
+        self.links.drain(..done - self.first);
         self.first = done;
+        if self.events.is_empty() {
+            self.last.clear();
+        } else {
+            self.last.retain(|_, last| *last > done);
+        }
         self.known.retain(|(range, _)| range.end > done);
     }
 }
@@ -87,6 +168,21 @@ fn is_same(a: &Object, b: &Object) -> bool {
     }
 }
 
+/// One event per object, in the order in which objects were first touched.
+fn merge<'a>(events: impl Iterator<Item = &'a Event>) -> Vec<Event> {
+    // Looked up only, never iterated: the order of the result is that of `merged`.
+    let mut place: FastMap<(Kind, &str), usize> = FastMap::default();
+    let mut merged: Vec<(Option<&Object>, Option<&Object>)> = Vec::new();
+    for event in events {
+        let at = *place.entry((event.kind(), event.id())).or_insert(merged.len());
+        match merged.get_mut(at) {
+            Some(pair) => pair.1 = event.new(),
+            None => merged.push((event.old(), event.new())),
+        }
+    }
+    merged.into_iter().filter_map(|(old, new)| difference(old.cloned(), new.cloned())).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -96,13 +192,57 @@ mod tests {
     }
 
     fn news(journal: &Journal, reader: usize) -> Vec<Event> {
-        journal.news(reader).flatten().cloned().collect()
+        journal.news(reader).iter().flat_map(|part| part.to_vec()).collect()
+    }
+
+    fn other(id: &str) -> Event {
+        Event::Created(Task { id: id.into(), ..Default::default() }.into())
+    }
+
+    /// What a reader is told of these, as a whole and from each place on.
+    fn told(events: &[Event]) -> Vec<Event> {
+        let mut journal = Journal::new(1);
+        // There was something before.
+        (0..3).for_each(|n| journal.push(other(&n.to_string())));
+        journal.caught_up(0);
+        events.iter().for_each(|event| journal.push(event.clone()));
+        for from in 4..journal.end() {
+            journal.read[0] = from;
+            assert_eq!(sorted(news(&journal, 0)), sorted(merge(events[from - 4..].iter())));
+        }
+        journal.read[0] = 4;
+        news(&journal, 0)
+    }
+
+    fn sorted(mut events: Vec<Event>) -> Vec<Event> {
+        events.sort_by(|a, b| a.id().cmp(b.id()));
+        events
+    }
+
+    #[test]
+    fn changes_of_one_object_become_one() {
+        let updated = |a, b| Event::Updated { old: task(a), new: task(b) };
+        assert_eq!(told(&[updated(1, 2), updated(2, 3)]), [updated(1, 3)]);
+        assert_eq!(told(&[Event::Created(task(1)), updated(1, 2)]), [Event::Created(task(2))]);
+        assert_eq!(told(&[updated(1, 2), Event::Removed(task(2))]), [Event::Removed(task(1))]);
+        assert_eq!(told(&[Event::Removed(task(1)), Event::Created(task(2))]), [updated(1, 2)]);
+        let between =
+            [other("a"), updated(1, 2), other("b"), updated(2, 3), other("c"), updated(3, 4), other("d")];
+        assert_eq!(told(&between), [other("a"), other("b"), other("c"), updated(1, 4), other("d")]);
+    }
+
+    #[test]
+    fn changes_that_cancel_each_other_are_no_news() {
+        assert_eq!(told(&[Event::Created(task(1)), Event::Removed(task(1))]), []);
+        let there = Event::Updated { old: task(1), new: task(2) };
+        let back = Event::Updated { old: task(2), new: task(1) };
+        assert_eq!(told(&[there, other("a"), back]), [other("a")]);
     }
 
     #[test]
     fn who_knows_of_something_is_not_told() {
         let mut journal = Journal::new(2);
-        let events: Vec<Event> = (1..5).map(|slot| Event::Created(task(slot))).collect();
+        let events: Vec<Event> = ["a", "b", "c", "d"].map(other).to_vec();
         journal.push(events[0].clone());
         journal.push_known(events[1..3].to_vec(), 1);
         journal.push(events[3].clone());
@@ -126,8 +266,8 @@ mod tests {
         assert!(news(&journal, 0).is_empty() && !news(&journal, 1).is_empty());
         journal.push(Event::Updated { old: task(1), new: task(2) });
         let updated = Event::Updated { old: task(1), new: task(2) };
-        assert_eq!(news(&journal, 0), [updated.clone()]);
-        assert_eq!(news(&journal, 1), [Event::Created(task(1)), updated]);
+        assert_eq!(news(&journal, 0), [updated]);
+        assert_eq!(news(&journal, 1), [Event::Created(task(2))]);
         journal.caught_up(0);
         journal.caught_up(1);
         journal.trim();

@@ -35,20 +35,13 @@ impl Keys {
     }
 }
 
-/// What a group does with an object.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Touch {
-    Writes,
-    Reads,
-}
-
-/// A group that has to do with an object.
-#[derive(Debug, Clone, Copy)]
-struct Touching {
-    by: u64,
-    touch: Touch,
-    /// Of the patch, where it writes.
-    place: u32,
+/// The groups that have to do with an object.
+#[derive(Debug, Default)]
+struct Touched {
+    /// Those that write it, with the place of the patch.
+    writes: SmallVec<[(u64, u32); 1]>,
+    /// Those that only read it; of a service they may be thousands.
+    reads: BTreeSet<u64>,
 }
 
 /// A group that was decided and whose fate is not known yet.
@@ -57,13 +50,6 @@ struct Planned {
     group: Group,
     writes: Vec<Key>,
     reads: Vec<Key>,
-}
-
-impl Planned {
-    fn touches(&self) -> impl Iterator<Item = (&Key, Touch, u32)> {
-        let writes = self.writes.iter().zip(0..).map(|(key, place)| (key, Touch::Writes, place));
-        writes.chain(self.reads.iter().map(|key| (key, Touch::Reads, 0)))
-    }
 }
 
 /// Committed tables with planned groups on top.
@@ -76,7 +62,7 @@ pub(crate) struct Overlay {
     tables: Tables,
     planned: BTreeMap<u64, Planned>,
     /// Which planned groups write an object, and which only read it. Looked up only.
-    touching: FastMap<Key, SmallVec<[Touching; 1]>>,
+    touching: FastMap<Key, Touched>,
     /// Objects whose committed state changed, or whose planned change is settled, since the last merge.
     stale: Keys,
 }
@@ -158,21 +144,24 @@ impl Overlay {
         let guards = group.patches.iter().flat_map(|p| &p.guards);
         let reads: Vec<Key> = guards.map(|g| key(g.subject())).filter(|k| !writes.contains(k)).collect();
         let planned = Planned { group, writes, reads };
-        for (key, touch, place) in planned.touches() {
-            self.touching.entry(key.clone()).or_default().push(Touching { by: number, touch, place });
+        for (key, place) in planned.writes.iter().zip(0..) {
+            self.touching.entry(key.clone()).or_default().writes.push((number, place));
+        }
+        for key in &planned.reads {
+            self.touching.entry(key.clone()).or_default().reads.insert(number);
         }
         self.planned.insert(number, planned);
     }
 
     /// The group of new tasks that creates this one, and the place there, if no other group has to do with it.
     pub(crate) fn creator(&self, task: &str) -> Option<(u64, usize)> {
-        let [touching] = self.touching.get(&key((Kind::Task, task)))?[..] else { return None };
-        let place = touching.place as usize;
-        let planned = self.planned.get(&touching.by)?;
+        let touched = self.touching.get(&key((Kind::Task, task)))?;
+        let [(by, place)] = touched.writes[..] else { return None };
+        let planned = self.planned.get(&by)?;
         let creates = planned.writes.len() > 1
-            && touching.touch == Touch::Writes
-            && matches!(&planned.group.patches.get(place)?.write, Write::Create(o) if o.id() == task);
-        creates.then_some((touching.by, place))
+            && touched.reads.is_empty()
+            && matches!(&planned.group.patches.get(place as usize)?.write, Write::Create(o) if o.id() == task);
+        creates.then_some((by, place as usize))
     }
 
     /// Makes the tasks that planned groups create, at these places in them, others. Returns what changes.
@@ -195,10 +184,11 @@ impl Overlay {
     /// The fate of a group is known: what is committed tells the rest.
     pub(crate) fn settle(&mut self, number: u64) -> Option<Group> {
         let planned = self.planned.remove(&number)?;
-        for (key, ..) in planned.touches() {
-            if let Some(touching) = self.touching.get_mut(key) {
-                touching.retain(|touching| touching.by != number);
-                if touching.is_empty() {
+        for key in planned.writes.iter().chain(&planned.reads) {
+            if let Some(touched) = self.touching.get_mut(key) {
+                touched.writes.retain(|(by, _)| *by != number);
+                touched.reads.remove(&number);
+                if touched.writes.is_empty() && touched.reads.is_empty() {
                     self.touching.remove(key);
                 }
             }
@@ -250,7 +240,8 @@ impl Overlay {
         let mut done = 0;
         while let Some(key) = stale.list.get(done) {
             done += 1;
-            for Touching { by, .. } in self.touching.get(key).into_iter().flatten() {
+            let Some(touched) = self.touching.get(key) else { continue };
+            for by in touched.writes.iter().map(|(by, _)| by).chain(&touched.reads) {
                 if !groups.insert(*by) {
                     continue;
                 }
@@ -263,8 +254,7 @@ impl Overlay {
     }
 
     fn is_written_after(&self, key: &Key, number: u64) -> bool {
-        let mut touching = self.touching.get(key).into_iter().flatten();
-        touching.any(|touching| touching.touch == Touch::Writes && touching.by > number)
+        self.touching.get(key).is_some_and(|touched| touched.writes.iter().any(|(by, _)| *by > number))
     }
 
     /// Puts these objects into their committed state: removals first, as they free names.
@@ -435,7 +425,7 @@ mod tests {
                 assert_eq!(content(overlay.tables()), naive(&overlay), "seed {seed} step {step}");
                 let mut replayed: BTreeMap<String, Object> =
                     before.into_iter().map(|o| (o.id().to_owned(), o)).collect();
-                for event in journal.news(0).flatten() {
+                for event in journal.news(0).iter().flat_map(|part| part.to_vec()) {
                     match event.new() {
                         Some(new) => replayed.insert(new.id().to_owned(), new.clone()),
                         None => replayed.remove(event.id()),
@@ -498,7 +488,8 @@ mod tests {
         let mut journal = Journal::new(1);
         overlay.jump(&View::new(new, 9));
         overlay.merge(&mut journal);
-        let ids: Vec<_> = journal.news(0).flatten().map(|e| e.id().to_owned()).collect();
+        let news = journal.news(0);
+        let ids: Vec<_> = news.iter().flat_map(|part| part.iter()).map(|e| e.id().to_owned()).collect();
         assert_eq!(ids, ["a", "b", "c", "e"]);
     }
 }

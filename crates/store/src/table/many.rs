@@ -88,6 +88,9 @@ impl<T: Indexed> Table<T> {
     /// [`Error::Exists`] if one of the ids is there, or comes twice: nothing is changed then.
     pub(crate) fn insert_many(&mut self, objects: &[Shared<T>]) -> Result<()> {
         debug_assert!(!T::UNIQUE_NAME);
+        if objects.is_empty() {
+            return Ok(());
+        }
         let mut order: Vec<(u32, &Shared<T>)> = objects.iter().map(|o| (index::home(o.id()), o)).collect();
         order.sort_unstable_by(|(a, x), (b, y)| a.cmp(b).then_with(|| id_of(x).cmp(id_of(y))));
         let twice = order.windows(2).any(|pair| id_of(pair[0].1) == id_of(pair[1].1));
