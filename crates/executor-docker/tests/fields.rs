@@ -6,46 +6,19 @@ mod common;
 
 use std::collections::BTreeMap;
 
-use bollard::models::{ContainerInspectResponse, MountPoint};
-use bollard::query_parameters::{InspectContainerOptions, InspectNetworkOptions};
-use common::{Given, Lab, controller, within};
-use swarm_agent::{Controller, ControllerError, Executor, LogLine, LogOptions};
+use bollard::models::MountPoint;
+use common::{Given, Lab, inspect, output, within};
+use swarm_agent::{ControllerError, Executor, LogLine, LogOptions};
 use swarm_api::v1::container_spec::{DnsConfig, Ulimit};
 use swarm_api::v1::mount::{TmpfsOptions, Type, VolumeOptions};
-use swarm_api::v1::network_spec::ConfigFrom;
 use swarm_api::v1::port_config::{Protocol, PublishMode};
 use swarm_api::v1::privileges::{
     AppArmorOpts, SeccompOpts, app_armor_opts::AppArmorMode, seccomp_opts::SeccompMode,
 };
 use swarm_api::v1::{
-    ConfigReference, ContainerSpec, Driver, Endpoint, FileTarget, HealthConfig, Mount, Network,
-    NetworkAttachment, NetworkSpec, PortConfig, Privileges, ResourceRequirements, Resources, SecretReference,
-    Task, config_reference, secret_reference,
+    ConfigReference, ContainerSpec, Driver, Endpoint, FileTarget, HealthConfig, Mount, PortConfig,
+    Privileges, ResourceRequirements, Resources, SecretReference, Task, config_reference, secret_reference,
 };
-
-/// Runs a task to its end, and gives what it wrote.
-async fn output(task: &dyn Controller) -> Vec<String> {
-    within(task.prepare()).await.unwrap();
-    within(task.start()).await.unwrap();
-    let ended = within(task.wait()).await;
-    let (sink, mut lines) = tokio::sync::mpsc::channel(1000);
-    within(task.logs(LogOptions::default(), sink)).await.unwrap();
-    let mut all = Vec::new();
-    while let Some(line) = lines.recv().await {
-        all.push(String::from_utf8(line.data.to_vec()).unwrap());
-    }
-    assert_eq!(ended, Ok(()), "{all:#?}");
-    all
-}
-
-async fn inspect(lab: &Lab, task: &dyn Controller) -> ContainerInspectResponse {
-    let id = task.container_status().await.unwrap().container_id;
-    lab.docker.inspect_container(&id, None::<InspectContainerOptions>).await.unwrap()
-}
-
-fn words(words: &[&str]) -> Vec<String> {
-    words.iter().map(|word| (*word).to_owned()).collect()
-}
 
 const PROFILE: &str = r#"{
     "defaultAction": "SCMP_ACT_ALLOW",
@@ -66,11 +39,11 @@ async fn a_container_is_set_up_as_its_spec_says() {
         mkdir /tmp/x 2>/dev/null || echo no mkdir
     ";
     let spec = ContainerSpec {
-        hosts: words(&["10.9.8.7 db alias"]),
+        hosts: common::words(&["10.9.8.7 db alias"]),
         dns_config: Some(DnsConfig {
-            nameservers: words(&["10.9.8.1"]),
-            search: words(&["lan.test"]),
-            options: words(&["ndots:3"]),
+            nameservers: common::words(&["10.9.8.1"]),
+            search: common::words(&["lan.test"]),
+            options: common::words(&["ndots:3"]),
         }),
         oom_score_adj: 321,
         ulimits: vec![Ulimit { name: "nofile".into(), soft: 111, hard: 222 }],
@@ -80,8 +53,8 @@ async fn a_container_is_set_up_as_its_spec_says() {
         tty: true,
         open_stdin: true,
         stop_signal: "SIGUSR2".into(),
-        capability_add: words(&["NET_ADMIN"]),
-        capability_drop: words(&["CHOWN"]),
+        capability_add: common::words(&["NET_ADMIN"]),
+        capability_drop: common::words(&["CHOWN"]),
         labels: BTreeMap::from([("team".into(), "x".into())]),
         privileges: Some(Privileges {
             no_new_privileges: true,
@@ -299,7 +272,7 @@ async fn secrets_and_configs_are_files_in_memory_for_as_long_as_the_task_lives()
         echo done; while :; do sleep 100 & wait $!; done
     ";
     let spec = ContainerSpec {
-        env: words(&["WHO=slot {{.Task.Slot}}"]),
+        env: common::words(&["WHO=slot {{.Task.Slot}}"]),
         secrets: vec![
             secret("s", file("pw", ("", ""), 0o444)),
             secret("s", file("deep/pw", ("1000", "2000"), 0o440)),
@@ -440,117 +413,5 @@ async fn ports_are_reported_by_name_and_once() {
     let told: Vec<_> =
         told.iter().map(|p| (p.name.as_str(), p.target_port, p.protocol(), p.published_port > 0)).collect();
     assert_eq!(told, [("dns", 53, Protocol::Udp, true), ("web", 80, Protocol::Tcp, true)]);
-    lab.done().await;
-}
-
-fn network(lab: &Lab, name: &str, change: impl FnOnce(&mut NetworkSpec)) -> NetworkAttachment {
-    let mut network = Network { id: format!("id-{name}-{}", lab.node_id), ..Default::default() };
-    network.spec.annotations.name = format!("{name}-{}", lab.node_id);
-    change(&mut network.spec);
-    network.driver_state = Some(Driver { name: "bridge".into(), ..Default::default() });
-    NetworkAttachment { network: Some(network.into()), ..Default::default() }
-}
-
-fn name(attachment: &NetworkAttachment) -> String {
-    attachment.network.as_ref().unwrap().spec.annotations.name.clone()
-}
-
-async fn exists(lab: &Lab, name: &str) -> bool {
-    lab.docker.inspect_network(name, None::<InspectNetworkOptions>).await.is_ok()
-}
-
-#[tokio::test]
-async fn networks_are_made_for_the_first_task_and_removed_after_the_last() {
-    let lab = Lab::new().await;
-    let mut lan = network(&lab, "lan", |spec| spec.internal = true);
-    lan.aliases = words(&["server"]);
-    let other = network(&lab, "other", |_| {});
-    let of = |networks: Vec<NetworkAttachment>, script: &str| {
-        let stop_grace_period = Some(Default::default());
-        let mut record = lab.task(ContainerSpec { stop_grace_period, ..lab.spec(script) });
-        record.networks = networks;
-        record
-    };
-    let server = lab.controller(&of(vec![lan.clone(), other.clone()], "sleep 1000"));
-    within(server.prepare()).await.unwrap();
-    within(server.start()).await.unwrap();
-    let seen = inspect(&lab, server.as_ref()).await.network_settings.unwrap().networks.unwrap();
-    let mut attached: Vec<_> = seen.keys().cloned().collect();
-    attached.sort_unstable();
-    assert_eq!(attached, [name(&lan), name(&other)]);
-    let made = lab.docker.inspect_network(&name(&lan), None::<InspectNetworkOptions>).await.unwrap();
-    assert_eq!((made.internal, made.driver.as_deref()), (Some(true), Some("bridge")));
-
-    // The other one finds it by its alias. Its network went away since it was made: it comes back.
-    let client = lab.controller(&of(
-        vec![NetworkAttachment { aliases: Vec::new(), ..lan.clone() }],
-        "ping -c 1 -w 20 server >/dev/null && echo reached",
-    ));
-    assert_eq!(output(client.as_ref()).await, ["reached"]);
-    within(client.remove()).await.unwrap();
-    assert!(exists(&lab, &name(&lan)).await, "one that is in use stays");
-
-    // A daemon that remembers nothing removes it with the last task, and none that something is attached to.
-    let restarted = lab.restarted().await;
-    let late = controller(&restarted, &of(vec![other.clone()], "sleep 1000"));
-    within(late.prepare()).await.unwrap();
-    within(server.remove()).await.unwrap();
-    assert!(!exists(&lab, &name(&lan)).await);
-    // Nobody was attached to the other one: it went with the task that ran, and comes back with the one that starts.
-    assert!(!exists(&lab, &name(&other)).await);
-    within(late.start()).await.unwrap();
-    within(late.remove()).await.unwrap();
-    assert!(!exists(&lab, &name(&other)).await);
-    restarted.close().await;
-    lab.done().await;
-}
-
-#[tokio::test]
-async fn a_networks_set_up_may_be_the_engines_and_a_foreign_network_is_not_used() {
-    use bollard::models::{Ipam, IpamConfig, NetworkCreateRequest};
-    let lab = Lab::new().await;
-    let setup = format!("setup-{}", lab.node_id);
-    let third = std::process::id() % 250;
-    let subnet = format!("10.213.{third}.0/24");
-    let addresses = IpamConfig { subnet: Some(subnet.clone()), ..Default::default() };
-    let request = NetworkCreateRequest {
-        name: setup.clone(),
-        config_only: Some(true),
-        ipam: Some(Ipam { config: Some(vec![addresses]), ..Default::default() }),
-        ..Default::default()
-    };
-    lab.docker.create_network(request).await.unwrap();
-    let lan = network(&lab, "from", |spec| spec.config_from = Some(ConfigFrom::Network(setup.clone())));
-    let mut record = lab.task(lab.spec("ip -4 addr show eth0 | grep -o 'inet [0-9.]*'"));
-    record.networks = vec![lan.clone()];
-    let task = lab.controller(&record);
-    let lines = output(task.as_ref()).await;
-    assert!(lines[0].starts_with(&format!("inet 10.213.{third}.")), "{lines:?}");
-    within(task.remove()).await.unwrap();
-    assert!(!exists(&lab, &name(&lan)).await);
-
-    let foreign =
-        NetworkCreateRequest { name: name(&lan), driver: Some("bridge".into()), ..Default::default() };
-    lab.docker.create_network(foreign).await.unwrap();
-    let Err(ControllerError::Fatal(text)) = within(lab.controller(&record).prepare()).await else {
-        panic!("a foreign network was used")
-    };
-    assert!(text.starts_with(&format!("the engine has a network {} already, ", name(&lan))), "{text}");
-    lab.docker.remove_network(&name(&lan)).await.unwrap();
-    lab.docker.remove_network(&setup).await.unwrap();
-
-    // A network that is none of the cluster's own is the engine's.
-    let mut record = lab.task(lab.spec("sleep 1000"));
-    let mut host = network(&lab, "host", |spec| {
-        spec.annotations.labels.insert("com.docker.swarm.predefined".into(), "true".into());
-    });
-    let mut predefined = Network::clone(host.network.as_ref().unwrap());
-    predefined.spec.annotations.name = "host".into();
-    host.network = Some(predefined.into());
-    record.networks = vec![host];
-    let task = lab.controller(&record);
-    within(task.prepare()).await.unwrap();
-    let mode = inspect(&lab, task.as_ref()).await.host_config.unwrap().network_mode;
-    assert_eq!(mode.as_deref(), Some("host"));
     lab.done().await;
 }

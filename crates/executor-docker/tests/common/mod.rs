@@ -6,7 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bollard::Docker;
-use swarm_agent::{Controller, Dependencies, DependencyError, Executor};
+use bollard::models::ContainerInspectResponse;
+use bollard::query_parameters::InspectContainerOptions;
+use swarm_agent::{Controller, Dependencies, DependencyError, Executor, LogOptions};
 use swarm_api::v1::{Annotations, Config, ContainerSpec, Driver, Node, Secret, Task, TaskSpec, task_spec};
 use swarm_api::{Shared, id};
 use swarm_executor_docker::DockerExecutor;
@@ -169,4 +171,29 @@ pub(crate) fn controller(executor: &DockerExecutor, task: &Task) -> Arc<dyn Cont
 
 pub(crate) async fn within<F: Future>(future: F) -> F::Output {
     tokio::time::timeout(LONG, future).await.expect("an answer in time")
+}
+
+/// Runs a task to its successful end, and gives what it wrote.
+pub(crate) async fn output(task: &dyn Controller) -> Vec<String> {
+    within(task.prepare()).await.unwrap();
+    within(task.start()).await.unwrap();
+    let ended = within(task.wait()).await;
+    let (sink, mut lines) = tokio::sync::mpsc::channel(1000);
+    within(task.logs(LogOptions::default(), sink)).await.unwrap();
+    let mut all = Vec::new();
+    while let Some(line) = lines.recv().await {
+        all.push(String::from_utf8(line.data.to_vec()).unwrap());
+    }
+    assert_eq!(ended, Ok(()), "{all:#?}");
+    all
+}
+
+/// What the engine says of a task's container.
+pub(crate) async fn inspect(lab: &Lab, task: &dyn Controller) -> ContainerInspectResponse {
+    let id = task.container_status().await.unwrap().container_id;
+    lab.docker.inspect_container(&id, None::<InspectContainerOptions>).await.unwrap()
+}
+
+pub(crate) fn words(words: &[&str]) -> Vec<String> {
+    words.iter().map(|word| (*word).to_owned()).collect()
 }
