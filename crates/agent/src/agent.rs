@@ -103,8 +103,12 @@ impl Agent {
     pub async fn start(config: Config) -> Result<AgentHandle, Error> {
         let directory = config.state_dir.join("worker");
         let executors = Executors::new(config.executors);
-        // The executors must know whose tasks they run before the first controller is made.
-        let itself = Node { id: config.node_id.clone(), ..Default::default() };
+        let mut describer = Describer::new(executors.clone(), config.hostname, config.fips, config.tls_info);
+        let first = describer.describe().await;
+        // The executors must know whose tasks they run before the first controller is made, and templates what the node
+        // is called.
+        let itself =
+            Node { id: config.node_id.clone(), description: Some(first.clone()), ..Default::default() };
         executors.configure(&itself.into()).await;
 
         let stop = CancellationToken::new();
@@ -127,8 +131,6 @@ impl Agent {
         );
         tracker.spawn(working);
 
-        let mut describer = Describer::new(executors.clone(), config.hostname, config.fips, config.tls_info);
-        let first = describer.describe().await;
         let (descriptions, description) = watch::channel(Some(first));
         let describing = stop.child_token();
         tracker.spawn(async move {

@@ -7,6 +7,8 @@
 //! Inside: `session` talks to one manager at a time, `worker` applies assignments and owns one `runner` per
 //! task, `lifecycle` says what a task's next step is, `reporter` keeps what managers must still hear, and
 //! `database` keeps tasks and statuses over a restart. A status is on disk before anybody hears of it.
+//!
+//! For executors: [`memory`] keeps the files of secrets and configs where no disk is, [`payloads`] says what is in them.
 
 mod agent;
 mod database;
@@ -18,6 +20,8 @@ mod executors;
 #[doc(hidden)]
 pub mod fuzz;
 mod lifecycle;
+pub mod memory;
+pub mod payloads;
 mod remotes;
 mod reporter;
 mod runner;

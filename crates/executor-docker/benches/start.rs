@@ -44,7 +44,7 @@ async fn directly(width: usize) -> Duration {
     let began = Instant::now();
     stream::iter(&tasks)
         .for_each_concurrent(width, async |task| {
-            let plan = swarm_executor_docker::plan(task, None).unwrap();
+            let plan = swarm_executor_docker::plan(task, &Default::default()).unwrap();
             let options = CreateContainerOptionsBuilder::new().name(&plan.name).build();
             lab.docker.create_container(Some(options), plan.body).await.unwrap();
             lab.docker.start_container(&plan.name, None::<StartContainerOptions>).await.unwrap();

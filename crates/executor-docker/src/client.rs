@@ -3,13 +3,16 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bollard::models::SystemInfo;
 use bollard::{API_DEFAULT_VERSION, BollardRequest, Docker};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::{Connect, HttpConnector};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
+use parking_lot::RwLock;
 use tokio::sync::Semaphore;
 
 use crate::error::{self, Error};
+use crate::facts::{Api, EngineFacts};
 
 /// Where an engine listens unless told otherwise.
 pub const DEFAULT_ADDRESS: &str = "unix:///var/run/docker.sock";
@@ -29,6 +32,8 @@ pub(crate) struct Engine {
     pub(crate) address: String,
     /// Creations and starts that run at the same time: an engine slows down when it is given more.
     pub(crate) heavy: Semaphore,
+    /// As of the last time that it was asked for its description.
+    facts: RwLock<EngineFacts>,
 }
 
 impl Engine {
@@ -42,11 +47,35 @@ impl Engine {
             Ok(Err(error)) => return Err(unreachable(error::chain(&error))),
             Err(_) => return Err(unreachable(format!("no answer within {} s", FIRST_ANSWER.as_secs()))),
         };
-        Ok(Arc::new(Engine {
+        let engine = Engine {
             docker,
             address: address.to_owned(),
             heavy: Semaphore::new(parallelism.max(1)),
-        }))
+            facts: RwLock::new(EngineFacts::newest()),
+        };
+        match tokio::time::timeout(FIRST_ANSWER, engine.info()).await {
+            Ok(Ok(_)) => Ok(Arc::new(engine)),
+            Ok(Err(error)) => Err(unreachable(error::chain(&error))),
+            Err(_) => Err(unreachable(format!("no answer within {} s", FIRST_ANSWER.as_secs()))),
+        }
+    }
+
+    /// Asks the engine for its description, and takes note of it.
+    pub(crate) async fn info(&self) -> Result<SystemInfo, bollard::errors::Error> {
+        let info = self.docker.info().await?;
+        *self.facts.write() = EngineFacts::of(self.api(), &info);
+        Ok(info)
+    }
+
+    /// What is known of the engine. The version of the interface is the present one: an engine may have come back as
+    /// another one.
+    pub(crate) fn facts(&self) -> EngineFacts {
+        EngineFacts { api: self.api(), ..self.facts.read().clone() }
+    }
+
+    fn api(&self) -> Api {
+        let version = self.docker.client_version();
+        (version.major_version, version.minor_version)
     }
 
     /// A handle whose requests may take this long, for those that wait by nature.

@@ -5,64 +5,27 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
 use bollard::models::{
-    ContainerInspectResponse, ContainerStateStatusEnum as Status, HealthStatusEnum as Health, PortMap,
+    ContainerCreateBody, ContainerInspectResponse, HealthStatusEnum as Health, NetworkConnectRequest,
 };
 use bollard::query_parameters::{
     CreateContainerOptionsBuilder, InspectContainerOptions, KillContainerOptionsBuilder,
     RemoveContainerOptionsBuilder, StartContainerOptions, StopContainerOptionsBuilder,
 };
 use parking_lot::Mutex;
-use swarm_agent::{Controller, ControllerError, LogOptions, LogSink};
+use swarm_agent::memory::MemoryDir;
+use swarm_agent::payloads::Payloads;
+use swarm_agent::template::Context;
+use swarm_agent::{Controller, ControllerError, Dependencies, LogOptions, LogSink};
 use swarm_api::Shared;
-use swarm_api::v1::port_config::{Protocol, PublishMode};
-use swarm_api::v1::{ContainerStatus, PortConfig, PortStatus, Task};
+use swarm_api::v1::{ContainerStatus, PortStatus, Task, task_spec};
 
 use crate::error;
 use crate::events::News;
 use crate::executor::Parts;
+use crate::files::{self, TaskFiles};
 use crate::logs;
-use crate::spec::{ContainerPlan, NODE_ID_LABEL, TASK_ID_LABEL};
-
-const UNHEALTHY: &str = "dockerexec: unhealthy container";
-
-/// What a look at the container showed.
-#[derive(Debug, Clone)]
-struct Observed {
-    id: String,
-    status: Status,
-    pid: i64,
-    exit_code: i64,
-    /// Why it ended, in the engine's words.
-    error: String,
-    health: Option<Health>,
-    ports: Vec<PortConfig>,
-    /// Made for this task by this node.
-    own: bool,
-}
-
-impl Observed {
-    /// A container that was just created by this controller.
-    fn created(id: String) -> Self {
-        Observed {
-            id,
-            status: Status::CREATED,
-            pid: 0,
-            exit_code: 0,
-            error: String::new(),
-            health: None,
-            ports: Vec::new(),
-            own: true,
-        }
-    }
-
-    fn has_ended(&self) -> bool {
-        matches!(self.status, Status::EXITED | Status::DEAD | Status::REMOVING)
-    }
-
-    fn is_created(&self) -> bool {
-        matches!(self.status, Status::CREATED)
-    }
-}
+use crate::observed::Observed;
+use crate::spec::{ContainerPlan, PlannedNetwork};
 
 /// A look, and the news that were known before it.
 #[derive(Clone)]
@@ -74,6 +37,9 @@ struct Look {
 pub(crate) struct DockerController {
     parts: Arc<Parts>,
     plan: ContainerPlan,
+    /// Its secrets and configs, if it has any.
+    files: Option<TaskFiles>,
+    payloads: Arc<Payloads>,
     task_id: String,
     node_id: String,
     /// This controller created the container and has not tried to start it: no look is needed before the start.
@@ -85,11 +51,33 @@ pub(crate) struct DockerController {
 }
 
 impl DockerController {
-    pub(crate) fn new(parts: Arc<Parts>, task: &Task, plan: ContainerPlan) -> Self {
+    /// `dir` is where the task's files are to be, and whom they are to belong to.
+    pub(crate) fn new(
+        parts: Arc<Parts>,
+        task: &Shared<Task>,
+        plan: ContainerPlan,
+        context: Context,
+        (dir, root): (Option<MemoryDir>, (u32, u32)),
+        dependencies: Arc<dyn Dependencies>,
+    ) -> Self {
         let news = parts.events.subscribe(&task.id);
+        let references = match &task.spec.runtime {
+            Some(task_spec::Runtime::Container(spec)) => (&spec.secrets[..], &spec.configs[..]),
+            _ => Default::default(),
+        };
+        let env = plan.body.env.clone().unwrap_or_default();
+        let payloads = Arc::new(Payloads::new(task, context, env, references, dependencies));
+        let files = dir.filter(|_| !plan.files.is_empty()).map(|dir| TaskFiles {
+            dir,
+            files: plan.files.clone(),
+            root,
+            payloads: payloads.clone(),
+        });
         DockerController {
             parts,
             plan,
+            files,
+            payloads,
             task_id: task.id.clone(),
             node_id: task.node_id.clone(),
             fresh: AtomicBool::new(false),
@@ -101,6 +89,15 @@ impl DockerController {
 
     fn failed(&self, step: &str, error: &bollard::errors::Error) -> ControllerError {
         error::of_step(step, &self.parts.engine.address, error)
+    }
+
+    fn observed(&self, answer: ContainerInspectResponse) -> Observed {
+        Observed::new(answer, (&self.task_id, &self.node_id), &self.plan.ports)
+    }
+
+    /// What a container that has ended means for its task.
+    fn result(&self, seen: &Observed) -> Result<(), ControllerError> {
+        seen.result(self.unhealthy.load(Ordering::Relaxed))
     }
 
     /// Looks at the container; `None` if there is none.
@@ -122,26 +119,6 @@ impl DockerController {
         }
     }
 
-    fn observed(&self, answer: ContainerInspectResponse) -> Observed {
-        let state = answer.state.unwrap_or_default();
-        let labels = answer.config.and_then(|config| config.labels).unwrap_or_default();
-        let mut error = state.error.unwrap_or_default();
-        if error.is_empty() && state.oom_killed == Some(true) {
-            error = "out of memory".to_owned();
-        }
-        Observed {
-            id: answer.id.unwrap_or_default(),
-            status: state.status.unwrap_or(Status::EMPTY),
-            pid: state.pid.unwrap_or_default(),
-            exit_code: state.exit_code.unwrap_or_default(),
-            error,
-            health: state.health.and_then(|health| health.status),
-            ports: answer.network_settings.and_then(|net| net.ports).map(published).unwrap_or_default(),
-            own: labels.get(TASK_ID_LABEL) == Some(&self.task_id)
-                && labels.get(NODE_ID_LABEL) == Some(&self.node_id),
-        }
-    }
-
     /// The last look if nothing happened since, else a new one.
     async fn current(&self) -> Result<Option<Look>, ControllerError> {
         let last = self.last.lock().clone();
@@ -151,20 +128,90 @@ impl DockerController {
         }
     }
 
-    async fn create(&self) -> Result<(), bollard::errors::Error> {
+    /// The body of the request that creates the container.
+    fn body(&self) -> Result<ContainerCreateBody, ControllerError> {
+        let mut body = self.plan.body.clone();
+        if let Some(config) = &self.plan.credential_config {
+            let option = files::credential(&self.payloads, config)?;
+            // It comes first, as in the contract's order.
+            let host = body.host_config.get_or_insert_default();
+            host.security_opt.get_or_insert_default().insert(0, option);
+        }
+        Ok(body)
+    }
+
+    /// The networks of which the body that creates the container does not tell.
+    fn further_networks(&self) -> &[PlannedNetwork] {
+        let told = usize::from(self.plan.body.networking_config.is_some());
+        self.plan.networks.get(told..).unwrap_or_default()
+    }
+
+    /// Makes the networks that are missing.
+    async fn ensure_networks(&self) -> Result<(), ControllerError> {
+        for network in &self.plan.networks {
+            self.parts.networks.ensure(network, &self.task_id).await?;
+        }
+        Ok(())
+    }
+
+    /// Attaches the container to its further networks. Those that it is attached to already stay as they are.
+    async fn attach(&self) -> Result<(), ControllerError> {
+        for network in self.further_networks() {
+            let name = &network.request.name;
+            let request = NetworkConnectRequest {
+                container: self.plan.name.clone(),
+                endpoint_config: Some(network.endpoint.clone()),
+            };
+            match self.parts.engine.docker.connect_network(name, request).await {
+                Ok(()) => {}
+                Err(error) if error::message(&error).contains("already exists in network") => {}
+                Err(error) => return Err(self.failed(&format!("attaching to network {name} failed"), &error)),
+            }
+        }
+        Ok(())
+    }
+
+    /// What a container that does not run needs, and what a restart of the host took away.
+    async fn make_ready(&self) -> Result<(), ControllerError> {
+        self.ensure_networks().await?;
+        match &self.files {
+            Some(files) => files.ensure().await,
+            None => Ok(()),
+        }
+    }
+
+    /// Removes the files of a container that has ended: it never starts again.
+    async fn remove_files(&self) {
+        if let Some(files) = &self.files
+            && let Err(error) = files.remove().await
+        {
+            // They are removed with the task, if not now.
+            tracing::warn!(task.id = self.task_id, node.id = self.node_id, %error, "files of a task are left behind");
+        }
+    }
+
+    async fn create(&self, body: ContainerCreateBody) -> Result<(), bollard::errors::Error> {
         let engine = &self.parts.engine;
         // Closed only with the process.
         let _permit = engine.heavy.acquire().await;
         let mut news = self.news.clone();
         news.mark_seen();
         let options = CreateContainerOptionsBuilder::new().name(&self.plan.name).build();
-        let created = engine.docker.create_container(Some(options), self.plan.body.clone()).await?;
+        let created = engine.docker.create_container(Some(options), body).await?;
         for warning in created.warnings {
             tracing::warn!(task.id = self.task_id, warning, "the engine warns of a container");
         }
         // As good as a look.
         *self.last.lock() = Some(Look { news, seen: Observed::created(created.id) });
         Ok(())
+    }
+
+    async fn start_container(&self) -> Result<(), bollard::errors::Error> {
+        let engine = &self.parts.engine;
+        // Closed only with the process.
+        let _permit = engine.heavy.acquire().await;
+        let started = engine.docker.start_container(&self.plan.name, None::<StartContainerOptions>).await;
+        started.or_else(|error| if error::status(&error) == Some(304) { Ok(()) } else { Err(error) })
     }
 
     /// The name is taken: by our own container, which is then adopted, or by somebody else's.
@@ -247,50 +294,10 @@ impl DockerController {
             other => other,
         }
     }
-
-    /// What a container that has ended means for its task.
-    fn result(&self, seen: &Observed) -> Result<(), ControllerError> {
-        let unhealthy = self.unhealthy.load(Ordering::Relaxed);
-        let cause = if unhealthy { Some(UNHEALTHY.to_owned()) } else { Some(seen.error.clone()) };
-        match seen.exit_code {
-            0 if unhealthy => Err(ControllerError::Fatal(UNHEALTHY.to_owned())),
-            0 => Ok(()),
-            code => Err(ControllerError::Exit {
-                code: i32::try_from(code).unwrap_or(i32::MAX),
-                cause: cause.filter(|text| !text.is_empty()),
-            }),
-        }
-    }
 }
 
 fn destroyed() -> ControllerError {
     ControllerError::Fatal("dockerexec: container destroyed".to_owned())
-}
-
-/// Bindings of a running container as ports.
-fn published(bindings: PortMap) -> Vec<PortConfig> {
-    let mut ports = Vec::new();
-    for (key, bindings) in bindings {
-        let Some((target, protocol)) = key.split_once('/') else { continue };
-        let Ok(target_port) = target.parse() else { continue };
-        let protocol = match protocol {
-            "udp" => Protocol::Udp,
-            "sctp" => Protocol::Sctp,
-            _ => Protocol::Tcp,
-        };
-        for binding in bindings.into_iter().flatten() {
-            let Some(published_port) = binding.host_port.and_then(|port| port.parse().ok()) else { continue };
-            ports.push(PortConfig {
-                protocol: protocol.into(),
-                target_port,
-                published_port,
-                publish_mode: PublishMode::Host.into(),
-                ..Default::default()
-            });
-        }
-    }
-    ports.sort_by_key(|port| (port.target_port, port.protocol, port.published_port));
-    ports
 }
 
 #[async_trait]
@@ -307,15 +314,18 @@ impl Controller for DockerController {
             let created = parts.engine.docker.create_volume(volume.clone()).await;
             created.map_err(|error| self.failed("creating volume failed", &error))?;
         }
-        let mut created = self.create().await;
+        self.make_ready().await?;
+        let body = self.body()?;
+        let mut created = self.create(body.clone()).await;
         if matches!(&created, Err(error) if error::is_not_found(error) && no_such_image(error)) {
             // Removed by somebody since it was looked for.
             parts.images.forget(&self.plan.image);
             parts.images.ensure(&self.plan.image, &self.plan.registry_auth).await?;
-            created = self.create().await;
+            created = self.create(body).await;
         }
         match created {
             Ok(()) => {
+                self.attach().await?;
                 self.fresh.store(true, Ordering::Relaxed);
                 tracing::debug!(task.id = self.task_id, container = self.plan.name, "container created");
                 Ok(())
@@ -338,18 +348,16 @@ impl Controller for DockerController {
                 self.healthy(look).await?;
                 return Err(ControllerError::AlreadyStarted);
             }
+            self.make_ready().await?;
+            self.attach().await?;
         }
-        {
-            let engine = &self.parts.engine;
-            // Closed only with the process.
-            let _permit = engine.heavy.acquire().await;
-            let started = engine.docker.start_container(&self.plan.name, None::<StartContainerOptions>).await;
-            if let Err(error) =
-                started.or_else(|error| if error::status(&error) == Some(304) { Ok(()) } else { Err(error) })
-            {
-                return Err(self.failed("starting container failed", &error));
-            }
+        let mut started = self.start_container().await;
+        if matches!(&started, Err(error) if error::is_not_found(error) && !self.plan.networks.is_empty()) {
+            // A network may have gone with the last container that was attached to it.
+            self.ensure_networks().await?;
+            started = self.start_container().await;
         }
+        started.map_err(|error| self.failed("starting container failed", &error))?;
         tracing::debug!(task.id = self.task_id, container = self.plan.name, "container started");
         // For those who wait for its output; the look below has taken note of it.
         self.parts.events.wake(&self.task_id);
@@ -361,6 +369,7 @@ impl Controller for DockerController {
         let mut look = self.current().await?.ok_or_else(destroyed)?;
         loop {
             if look.seen.has_ended() {
+                self.remove_files().await;
                 return self.result(&look.seen);
             }
             if look.seen.is_created() {
@@ -377,7 +386,11 @@ impl Controller for DockerController {
     async fn shutdown(&self) -> Result<(), ControllerError> {
         self.stop().await?;
         // How it ended is wanted in the status.
-        self.look().await.map(|_| ())
+        let look = self.look().await?;
+        if look.is_none_or(|look| look.seen.has_ended() || look.seen.is_created()) {
+            self.remove_files().await;
+        }
+        Ok(())
     }
 
     async fn terminate(&self) -> Result<(), ControllerError> {
@@ -403,6 +416,12 @@ impl Controller for DockerController {
             Err(error) => return Err(self.still_there("removing container failed", &error)),
         }
         *self.last.lock() = None;
+        if let Some(files) = &self.files {
+            files.remove().await?;
+        }
+        for network in &self.plan.networks {
+            self.parts.networks.release(network, &self.task_id).await?;
+        }
         Ok(())
     }
 

@@ -6,6 +6,8 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bollard::query_parameters::{ListContainersOptionsBuilder, RemoveContainerOptionsBuilder};
 use parking_lot::Mutex;
+use swarm_agent::memory::{MemoryDir, MemoryRoot};
+use swarm_agent::template::Context;
 use swarm_agent::{Controller, ControllerError, Dependencies, Executor, ExecutorDescription};
 use swarm_api::Shared;
 use swarm_api::v1::{EncryptionKey, Node, Task};
@@ -17,19 +19,24 @@ use crate::controller::DockerController;
 use crate::describe::describe;
 use crate::error::{self, Error};
 use crate::events::Events;
+use crate::files;
 use crate::image::Images;
-use crate::spec::{self, NODE_ID_LABEL, TASK_ID_LABEL};
+use crate::networks::Networks;
+use crate::spec::{self, NODE_ID_LABEL, Surroundings, TASK_ID_LABEL};
 
 /// What all controllers of one engine share.
 pub(crate) struct Parts {
     pub(crate) engine: Arc<Engine>,
     pub(crate) images: Images,
+    pub(crate) networks: Networks,
     pub(crate) events: Events,
 }
 
 /// Runs tasks as containers of one engine.
 pub struct DockerExecutor {
     parts: Arc<Parts>,
+    /// Where files for containers are, or why there can't be any.
+    files: Result<MemoryRoot, String>,
     node: Mutex<Option<Shared<Node>>>,
     /// Stops the listener of the node id that is in force.
     listener: Mutex<Option<CancellationToken>>,
@@ -59,10 +66,20 @@ impl DockerExecutor {
     /// As [`DockerExecutor::connect`].
     pub async fn connect_with(address: &str, parallelism: usize) -> Result<Self, Error> {
         let engine = Engine::connect(address, parallelism).await?;
+        let files = files::root(&engine).await;
+        if let Err(reason) = &files {
+            tracing::warn!(reason, "tasks with secrets or configs can't run in containers here");
+        }
         let (tracker, stop) = (TaskTracker::new(), CancellationToken::new());
         let images = Images::new(engine.clone(), tracker.clone(), stop.clone());
         Ok(DockerExecutor {
-            parts: Arc::new(Parts { engine, images, events: Events::default() }),
+            parts: Arc::new(Parts {
+                networks: Networks::new(engine.clone()),
+                engine,
+                images,
+                events: Events::default(),
+            }),
+            files,
             node: Mutex::default(),
             listener: Mutex::default(),
             tracker,
@@ -103,7 +120,7 @@ impl Executor for DockerExecutor {
     async fn describe(&self) -> Result<ExecutorDescription, ControllerError> {
         let engine = &self.parts.engine;
         let failed = |error| error::of_step("asking the engine for its description", &engine.address, &error);
-        let info = engine.docker.info().await.map_err(failed)?;
+        let info = engine.info().await.map_err(failed)?;
         let plugins = engine.docker.list_plugins(None).await.unwrap_or_else(|error| {
             tracing::warn!(reason = error::chain(&error), "can't list the engine's plug-ins");
             Vec::new()
@@ -127,14 +144,31 @@ impl Executor for DockerExecutor {
     fn controller(
         &self,
         task: &Shared<Task>,
-        _: Arc<dyn Dependencies>,
+        dependencies: Arc<dyn Dependencies>,
     ) -> Result<Arc<dyn Controller>, ControllerError> {
-        let plan = {
-            let node = self.node.lock();
-            let description = node.as_ref().and_then(|node| node.description.as_ref());
-            spec::plan(task, description)?
+        let dir = match &self.files {
+            Ok(root) => Ok(root.of(&task.node_id, files::KIND).task(&task.id)?),
+            Err(reason) => Err(reason.as_str()),
         };
-        Ok(Arc::new(DockerController::new(self.parts.clone(), task, plan)))
+        let facts = self.parts.engine.facts();
+        let node = self.node.lock().clone();
+        let node = node.as_ref().and_then(|node| node.description.as_ref());
+        let around = Surroundings {
+            node,
+            engine: &facts,
+            files: dir.as_ref().map(MemoryDir::path).map_err(|reason| *reason),
+        };
+        let plan = spec::plan(task, &around)?;
+        let context = Context::new(task, node);
+        let made = DockerController::new(
+            self.parts.clone(),
+            task,
+            plan,
+            context,
+            (dir.ok(), facts.root),
+            dependencies,
+        );
+        Ok(Arc::new(made))
     }
 
     async fn sweep(&self, known_tasks: &[String]) -> Result<(), ControllerError> {
@@ -171,6 +205,12 @@ impl Executor for DockerExecutor {
                 _ => {}
             }
         }
-        Ok(())
+        if let Ok(root) = &self.files {
+            let store = root.of(&node_id, files::KIND);
+            store
+                .sweep(&known)
+                .map_err(|error| ControllerError::Fatal(format!("removing old files: {error}")))?;
+        }
+        self.parts.networks.sweep(&node_id).await
     }
 }

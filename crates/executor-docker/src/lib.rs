@@ -4,6 +4,8 @@
 //! - `controller`: one task's container. Its name is the handle for everything, so that a restarted daemon finds
 //!   it again; what the engine says of the container is the only state.
 //! - `spec`: a task as the body of the request that creates its container, a pure function.
+//! - `facts`: what the engine can, so that what it is too old for is refused and not left out.
+//! - `files`: secrets and configs as files in memory; `networks`: networks that a node makes for the cluster.
 //! - `image`: whether and how an image is pulled, once for all tasks that want it.
 //! - `events`: one event stream for all containers. Events are hints only: who is told looks at the container.
 //! - `client`: the connection; `error`: what an engine's answer means for a task.
@@ -14,11 +16,17 @@ mod describe;
 mod error;
 mod events;
 mod executor;
+mod facts;
+mod files;
 mod image;
 mod logs;
+mod networks;
+mod observed;
+mod ports;
 mod spec;
 
 pub use client::DEFAULT_ADDRESS;
 pub use error::Error;
 pub use executor::{DockerExecutor, default_parallelism};
-pub use spec::{ContainerPlan, plan};
+pub use facts::{Api, EngineFacts};
+pub use spec::{ContainerPlan, PlannedFile, PlannedNetwork, Surroundings, plan};

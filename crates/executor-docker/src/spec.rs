@@ -1,21 +1,33 @@
 //! A task as the body of the request that creates its container. Pure: no engine is asked.
 
+mod files;
+mod mounts;
+mod networks;
+mod privileges;
+
 use std::collections::HashMap;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bollard::models::{
     ContainerCreateBody, HealthConfig, HostConfig, HostConfigIsolationEnum, HostConfigLogConfig,
-    MountBindOptions, MountBindOptionsPropagationEnum, MountTmpfsOptions, MountType, MountVolumeOptions,
-    MountVolumeOptionsDriverConfig, PortBinding, ResourcesUlimits, VolumeCreateRequest,
+    NetworkingConfig, PortBinding, ResourcesUlimits, VolumeCreateRequest,
 };
 use swarm_agent::ControllerError;
 use swarm_agent::template::{Context, expand_container_spec, resource_env};
 use swarm_api::v1::container_spec::Isolation;
-use swarm_api::v1::mount::{TmpfsOptions, Type, bind_options::Propagation};
 use swarm_api::v1::port_config::{Protocol, PublishMode};
-use swarm_api::v1::privileges::{app_armor_opts::AppArmorMode, credential_spec, seccomp_opts::SeccompMode};
-use swarm_api::v1::{ContainerSpec, Mount, NodeDescription, PortConfig, Privileges, Task, task_spec};
+use swarm_api::v1::{ContainerSpec, NodeDescription, PortConfig, Task, task_spec};
 use swarm_api::{defaults, duration, naming};
+
+pub use files::PlannedFile;
+pub(crate) use networks::NETWORK_ID_LABEL;
+pub use networks::PlannedNetwork;
+
+use crate::facts::{Api, EngineFacts};
+
+/// Which engine first had it, by the version notes of its interface.
+const START_INTERVAL: (Api, &str) = ((1, 44), "25.0");
 
 /// Label whose value is the id of the node that made a container: nobody else may touch it.
 pub(crate) const NODE_ID_LABEL: &str = "com.docker.swarm.node.id";
@@ -33,12 +45,42 @@ pub struct ContainerPlan {
     pub registry_auth: String,
     /// Volumes that need a request of their own, before the container's.
     pub volumes: Vec<VolumeCreateRequest>,
-    /// Body of the request that creates the container.
+    /// Networks that must be there before the container is started. The first one is in the body, unless that has a
+    /// network of the engine's own; the container is attached to the others by requests of their own.
+    pub networks: Vec<PlannedNetwork>,
+    /// Files that must be there before the container is made.
+    pub files: Vec<PlannedFile>,
+    /// Directory of those files.
+    pub files_dir: Option<PathBuf>,
+    /// Id of the config whose payload is the credential spec.
+    pub credential_config: Option<String>,
+    /// Body of the request that creates the container, but for that credential spec.
     pub body: ContainerCreateBody,
+    /// Ports that are published on the node, as the spec names them.
+    pub ports: Vec<PortConfig>,
     /// Time between the stop signal and the kill.
     pub stop_grace: Duration,
     /// The container has a terminal: its output is one stream.
     pub tty: bool,
+}
+
+/// What shapes a container beside its task.
+#[derive(Debug, Clone, Copy)]
+pub struct Surroundings<'a> {
+    /// The node as templates see it.
+    pub node: Option<&'a NodeDescription>,
+    /// The engine that is to take the requests.
+    pub engine: &'a EngineFacts,
+    /// Where the files of the task's secrets and configs are, or why there can't be any.
+    pub files: Result<&'a Path, &'a str>,
+}
+
+impl Default for Surroundings<'static> {
+    /// An engine that can everything, but has no place for files.
+    fn default() -> Self {
+        static ENGINE: EngineFacts = EngineFacts::newest();
+        Surroundings { node: None, engine: &ENGINE, files: Err("there is no place for them") }
+    }
 }
 
 fn fatal(text: impl Into<String>) -> ControllerError {
@@ -50,7 +92,7 @@ fn fatal(text: impl Into<String>) -> ControllerError {
 /// # Errors
 /// [`ControllerError::UnsupportedRuntime`] for a task that is no container, [`ControllerError::Fatal`] for a
 /// spec that can't be carried out.
-pub fn plan(task: &Task, node: Option<&NodeDescription>) -> Result<ContainerPlan, ControllerError> {
+pub fn plan(task: &Task, around: &Surroundings<'_>) -> Result<ContainerPlan, ControllerError> {
     let Some(task_spec::Runtime::Container(spec)) = &task.spec.runtime else {
         return Err(ControllerError::UnsupportedRuntime);
     };
@@ -59,25 +101,36 @@ pub fn plan(task: &Task, node: Option<&NodeDescription>) -> Result<ContainerPlan
     }
     let name = naming::task_name(task);
     check_name(&name)?;
-    let spec =
-        expand_container_spec(spec, &Context::new(task, node)).map_err(|error| fatal(error.to_string()))?;
-    spec.mounts.iter().try_for_each(check_mount)?;
-    unsupported(&spec)?;
+    let context = Context::new(task, around.node);
+    let spec = expand_container_spec(spec, &context).map_err(|error| fatal(error.to_string()))?;
+    let facts = around.engine;
+    spec.mounts.iter().try_for_each(|mount| mounts::check_mount(mount, facts))?;
+    let files = files::files(&spec, facts)?;
+    let (security_options, credential_config) =
+        spec.privileges.as_ref().map(privileges::security_options).transpose()?.unwrap_or_default();
+    let (mode, networks) = networks::networks(task)?;
 
-    let mut host = host_config(task, &spec);
-    host.network_mode = network_mode(task)?;
-    let ports: Vec<_> = host_ports(task).collect();
-    host.port_bindings = (!ports.is_empty()).then(|| {
-        let mut bindings: HashMap<String, Option<Vec<PortBinding>>> = HashMap::new();
-        for port in &ports {
-            let host_port =
-                if port.published_port == 0 { String::new() } else { port.published_port.to_string() };
-            let binding = PortBinding { host_ip: None, host_port: Some(host_port) };
-            bindings.entry(port_key(port)).or_default().get_or_insert_default().push(binding);
+    let mut host = host_config(task, &spec, facts);
+    host.security_opt = list(&security_options);
+    let files_dir = match (files.is_empty(), around.files) {
+        (true, _) => None,
+        (false, Ok(directory)) => {
+            files::mount(&mut host, &files, directory, facts)?;
+            Some(directory.to_owned())
         }
-        bindings
+        (false, Err(reason)) => {
+            return Err(fatal(format!("this node can't give secrets and configs to containers: {reason}")));
+        }
+    };
+    // A network of the engine's own comes first; else the first of the others is what the container is made with.
+    let first = networks.first().filter(|_| mode.is_none());
+    let networking = first.map(|network| NetworkingConfig {
+        endpoints_config: Some(HashMap::from([(network.request.name.clone(), network.endpoint.clone())])),
     });
-    let mut exposed: Vec<_> = ports.iter().map(|port| port_key(port)).collect();
+    host.network_mode = mode.or_else(|| first.map(|network| network.request.name.clone()));
+    let ports: Vec<PortConfig> = host_ports(task).cloned().collect();
+    host.port_bindings = (!ports.is_empty()).then(|| bindings(&ports));
+    let mut exposed: Vec<_> = ports.iter().map(port_key).collect();
     exposed.sort_unstable();
     exposed.dedup();
 
@@ -94,10 +147,11 @@ pub fn plan(task: &Task, node: Option<&NodeDescription>) -> Result<ContainerPlan
         tty: Some(spec.tty),
         open_stdin: Some(spec.open_stdin),
         stop_signal: text(&spec.stop_signal),
-        healthcheck: healthcheck(&spec),
+        healthcheck: healthcheck(&spec, facts)?,
         labels: Some(labels(task, &spec, &name)),
         exposed_ports: list(&exposed),
         host_config: Some(host),
+        networking_config: networking,
         ..Default::default()
     };
     Ok(ContainerPlan {
@@ -107,8 +161,13 @@ pub fn plan(task: &Task, node: Option<&NodeDescription>) -> Result<ContainerPlan
             .as_ref()
             .map(|options| options.registry_auth.clone())
             .unwrap_or_default(),
-        volumes: spec.mounts.iter().filter_map(volume_request).collect(),
+        volumes: spec.mounts.iter().filter_map(mounts::volume_request).collect(),
+        networks,
+        files,
+        files_dir,
+        credential_config,
         body,
+        ports,
         stop_grace: spec.stop_grace_period.as_ref().map_or(defaults::STOP_GRACE_PERIOD, duration::to_std),
         tty: spec.tty,
         name,
@@ -122,17 +181,6 @@ fn check_name(name: &str) -> Result<(), ControllerError> {
         return Ok(());
     }
     Err(fatal(format!("invalid container name {name:?}: letters, digits, '_', '.' and '-' are allowed")))
-}
-
-/// What this node can't do is refused, not left out.
-fn unsupported(spec: &ContainerSpec) -> Result<(), ControllerError> {
-    if spec.secrets.iter().any(|secret| secret.target.is_some()) {
-        return Err(fatal("secrets can't be given to containers on this node"));
-    }
-    if !spec.configs.is_empty() {
-        return Err(fatal("configs can't be given to containers on this node"));
-    }
-    Ok(())
 }
 
 fn text(value: &str) -> Option<String> {
@@ -159,7 +207,7 @@ fn labels(task: &Task, spec: &ContainerSpec, name: &str) -> HashMap<String, Stri
     labels
 }
 
-fn host_config(task: &Task, spec: &ContainerSpec) -> HostConfig {
+fn host_config(task: &Task, spec: &ContainerSpec, facts: &EngineFacts) -> HostConfig {
     let dns = spec.dns_config.as_ref();
     let mut host = HostConfig {
         readonly_rootfs: spec.read_only.then_some(true),
@@ -187,7 +235,6 @@ fn host_config(task: &Task, spec: &ContainerSpec) -> HostConfig {
         dns: dns.and_then(|dns| list(&dns.nameservers)),
         dns_search: dns.and_then(|dns| list(&dns.search)),
         dns_options: dns.and_then(|dns| list(&dns.options)),
-        security_opt: spec.privileges.as_ref().and_then(|privileges| list(&security_options(privileges))),
         log_config: task.log_driver.as_ref().map(|driver| HostConfigLogConfig {
             typ: text(&driver.name),
             config: Some(driver.options.clone().into_iter().collect()),
@@ -203,92 +250,62 @@ fn host_config(task: &Task, spec: &ContainerSpec) -> HostConfig {
         host.memory_swap =
             swap.map(|swap| if swap < 0 { -1 } else { limits.memory_bytes.saturating_add(swap) });
     }
-    let mounts: Vec<_> =
-        spec.mounts.iter().filter(|mount| !as_tmpfs_option(mount)).map(engine_mount).collect();
+    // Free options of a tmpfs go the older way, which every engine understands.
+    let (tmpfs, mounts): (Vec<_>, Vec<_>) =
+        spec.mounts.iter().partition(|mount| mounts::as_tmpfs_option(mount));
+    let mounts: Vec<_> = mounts.into_iter().map(|mount| mounts::engine_mount(mount, facts)).collect();
     host.mounts = (!mounts.is_empty()).then_some(mounts);
-    let tmpfs: HashMap<_, _> = spec
-        .mounts
-        .iter()
-        .filter(|mount| as_tmpfs_option(mount))
-        .map(|mount| (mount.target.clone(), tmpfs_options(mount)))
-        .collect();
+    let tmpfs: HashMap<_, _> =
+        tmpfs.into_iter().map(|mount| (mount.target.clone(), mounts::tmpfs_options(mount))).collect();
     host.tmpfs = (!tmpfs.is_empty()).then_some(tmpfs);
     host
 }
 
-/// `IP name alias…` as the engine's `name:IP`; what has no name is left out.
+/// `IP name alias…` as the engine's `name:IP`, once for each name. (The original drops the aliases.)
 fn extra_hosts(hosts: &[String]) -> Vec<String> {
     let one = |entry: &String| {
-        let mut words = entry.split_whitespace();
-        let (address, name) = (words.next()?, words.next()?);
-        Some(format!("{name}:{address}"))
+        let mut words = entry.split_whitespace().map(str::to_owned);
+        let address = words.next().unwrap_or_default();
+        words.map(move |name| format!("{name}:{address}")).collect::<Vec<_>>()
     };
-    hosts.iter().filter_map(one).collect()
-}
-
-fn security_options(privileges: &Privileges) -> Vec<String> {
-    let mut options = Vec::new();
-    if let Some(source) = privileges.credential_spec.as_ref().and_then(|spec| spec.source.as_ref()) {
-        options.push(match source {
-            credential_spec::Source::File(file) => format!("credentialspec=file://{file}"),
-            credential_spec::Source::Registry(value) => format!("credentialspec=registry://{value}"),
-            credential_spec::Source::Config(config) => format!("credentialspec=config://{config}"),
-        });
-    }
-    if let Some(selinux) = &privileges.selinux_context {
-        if selinux.disable {
-            options.push("label=disable".to_owned());
-        }
-        for (key, value) in [
-            ("user", &selinux.user),
-            ("role", &selinux.role),
-            ("level", &selinux.level),
-            ("type", &selinux.r#type),
-        ] {
-            if !value.is_empty() {
-                options.push(format!("label={key}:{value}"));
-            }
-        }
-    }
-    if let Some(seccomp) = &privileges.seccomp {
-        match seccomp.mode() {
-            SeccompMode::Default => {}
-            SeccompMode::Unconfined => options.push("seccomp=unconfined".to_owned()),
-            SeccompMode::Custom => {
-                options.push(format!("seccomp={}", String::from_utf8_lossy(&seccomp.profile)));
-            }
-        }
-    }
-    if privileges.apparmor.as_ref().is_some_and(|apparmor| apparmor.mode() == AppArmorMode::Disabled) {
-        options.push("apparmor=unconfined".to_owned());
-    }
-    if privileges.no_new_privileges {
-        options.push("no-new-privileges=true".to_owned());
-    }
-    options
+    hosts.iter().flat_map(one).collect()
 }
 
 /// Absent: the image's own. A zero within it is the image's too.
-fn healthcheck(spec: &ContainerSpec) -> Option<HealthConfig> {
-    let check = spec.healthcheck.as_ref()?;
+fn healthcheck(spec: &ContainerSpec, facts: &EngineFacts) -> Result<Option<HealthConfig>, ControllerError> {
+    let Some(check) = &spec.healthcheck else { return Ok(None) };
+    if check.start_interval.as_ref().is_some_and(|interval| !duration::to_std(interval).is_zero()) {
+        facts.needs("the start interval of a health check", START_INTERVAL)?;
+    }
     let nanos = |time: &Option<prost_types::Duration>| {
         let time = time.as_ref().map(duration::to_std)?;
         Some(i64::try_from(time.as_nanos()).unwrap_or(i64::MAX))
     };
-    Some(HealthConfig {
+    Ok(Some(HealthConfig {
         test: list(&check.test),
         interval: nanos(&check.interval),
         timeout: nanos(&check.timeout),
         retries: Some(i64::from(check.retries)),
         start_period: nanos(&check.start_period),
-        start_interval: nanos(&check.start_interval),
-    })
+        start_interval: nanos(&check.start_interval).filter(|interval| *interval > 0),
+    }))
 }
 
 /// The ports to publish on the node itself. Ports of the routing mesh are not the engine's matter.
 fn host_ports(task: &Task) -> impl Iterator<Item = &PortConfig> {
     let ports = task.endpoint.as_ref().map_or(&[][..], |endpoint| &endpoint.ports);
     ports.iter().filter(|port| port.publish_mode() == PublishMode::Host && port.target_port <= 65_535)
+}
+
+fn bindings(ports: &[PortConfig]) -> HashMap<String, Option<Vec<PortBinding>>> {
+    let mut bindings: HashMap<String, Option<Vec<PortBinding>>> = HashMap::new();
+    for port in ports {
+        let host_port =
+            if port.published_port == 0 { String::new() } else { port.published_port.to_string() };
+        let binding = PortBinding { host_ip: None, host_port: Some(host_port) };
+        bindings.entry(port_key(port)).or_default().get_or_insert_default().push(binding);
+    }
+    bindings
 }
 
 fn port_key(port: &PortConfig) -> String {
@@ -300,157 +317,15 @@ fn port_key(port: &PortConfig) -> String {
     format!("{}/{protocol}", port.target_port)
 }
 
-/// A predefined network is a mode of the engine; no network at all is its default. Attachments to the routing
-/// mesh are left out here: they are not made by the engine.
-fn network_mode(task: &Task) -> Result<Option<String>, ControllerError> {
-    let mut mode = None;
-    for attachment in &task.networks {
-        let Some(network) = &attachment.network else { continue };
-        let annotations = &network.spec.annotations;
-        if network.spec.ingress {
-            continue;
-        }
-        if annotations.labels.get("com.docker.swarm.predefined").is_some_and(|value| value == "true") {
-            mode = mode.or_else(|| Some(annotations.name.clone()));
-            continue;
-        }
-        let driver = network.driver_state.as_ref().map_or("unknown", |driver| &driver.name);
-        return Err(fatal(format!(
-            "network {:?}: this node can't attach containers to networks of the driver {driver:?}",
-            annotations.name
-        )));
-    }
-    Ok(mode)
-}
-
-fn check_mount(mount: &Mount) -> Result<(), ControllerError> {
-    let absolute = |path: &str| path.starts_with('/');
-    let kind =
-        Type::try_from(mount.r#type).map_err(|_| fatal(format!("invalid mount type: {}", mount.r#type)))?;
-    if kind != Type::Npipe && !absolute(&mount.target) {
-        return Err(fatal(format!("invalid mount target, must be an absolute path: {}", mount.target)));
-    }
-    match kind {
-        Type::Bind if !absolute(&mount.source) => {
-            Err(fatal(format!("invalid bind mount source, must be an absolute path: {}", mount.source)))
-        }
-        Type::Volume if absolute(&mount.source) => {
-            Err(fatal(format!("invalid volume mount source, must not be an absolute path: {}", mount.source)))
-        }
-        Type::Tmpfs if !mount.source.is_empty() => Err(fatal("invalid tmpfs source, source must be empty")),
-        Type::Npipe if mount.source.is_empty() => {
-            Err(fatal("invalid npipe source, source must not be empty"))
-        }
-        Type::Cluster => {
-            Err(fatal(format!("cluster volume {:?}: this node has no CSI plug-ins", mount.source)))
-        }
-        _ => Ok(()),
-    }
-}
-
-fn engine_mount(mount: &Mount) -> bollard::models::Mount {
-    let mut out = bollard::models::Mount {
-        target: Some(mount.target.clone()),
-        source: text(&mount.source),
-        read_only: Some(mount.readonly),
-        ..Default::default()
-    };
-    match mount.r#type() {
-        Type::Bind => {
-            out.typ = Some(MountType::BIND);
-            out.bind_options = mount.bind_options.as_ref().map(|options| MountBindOptions {
-                propagation: Some(match options.propagation() {
-                    Propagation::Rprivate => MountBindOptionsPropagationEnum::RPRIVATE,
-                    Propagation::Private => MountBindOptionsPropagationEnum::PRIVATE,
-                    Propagation::Rshared => MountBindOptionsPropagationEnum::RSHARED,
-                    Propagation::Shared => MountBindOptionsPropagationEnum::SHARED,
-                    Propagation::Rslave => MountBindOptionsPropagationEnum::RSLAVE,
-                    Propagation::Slave => MountBindOptionsPropagationEnum::SLAVE,
-                }),
-                non_recursive: options.nonrecursive.then_some(true),
-                create_mountpoint: options.createmountpoint.then_some(true),
-                read_only_non_recursive: options.readonlynonrecursive.then_some(true),
-                read_only_force_recursive: options.readonlyforcerecursive.then_some(true),
-            });
-        }
-        Type::Volume => {
-            out.typ = Some(MountType::VOLUME);
-            out.volume_options = mount.volume_options.as_ref().map(|options| MountVolumeOptions {
-                no_copy: Some(options.nocopy),
-                labels: (!options.labels.is_empty()).then(|| options.labels.clone().into_iter().collect()),
-                driver_config: options.driver_config.as_ref().map(|driver| MountVolumeOptionsDriverConfig {
-                    name: text(&driver.name),
-                    options: (!driver.options.is_empty())
-                        .then(|| driver.options.clone().into_iter().collect()),
-                }),
-                subpath: text(&options.subpath),
-            });
-        }
-        Type::Tmpfs => {
-            out.typ = Some(MountType::TMPFS);
-            out.tmpfs_options = mount.tmpfs_options.as_ref().map(|options| MountTmpfsOptions {
-                size_bytes: (options.size_bytes > 0).then_some(options.size_bytes),
-                mode: (options.mode > 0).then_some(i64::from(options.mode)),
-                options: None,
-            });
-        }
-        Type::Npipe => out.typ = Some(MountType::NPIPE),
-        Type::Cluster => out.typ = Some(MountType::CLUSTER),
-    }
-    out
-}
-
-/// Free options of a tmpfs go the old way, which every engine understands.
-fn as_tmpfs_option(mount: &Mount) -> bool {
-    mount.r#type() == Type::Tmpfs
-        && mount.tmpfs_options.as_ref().is_some_and(|options| !options.options.is_empty())
-}
-
-/// The options of a tmpfs as mount(8) writes them.
-fn tmpfs_options(mount: &Mount) -> String {
-    let mut words = Vec::new();
-    if mount.readonly {
-        words.push("ro".to_owned());
-    }
-    if let Some(options) = &mount.tmpfs_options {
-        if options.mode != 0 {
-            words.push(format!("mode={:o}", unix_mode(options.mode)));
-        }
-        if options.size_bytes > 0 {
-            words.push(format!("size={}", options.size_bytes));
-        }
-        words.extend(free_tmpfs_options(options));
-    }
-    words.join(",")
-}
-
-/// Clients write a JSON array of arrays (`[["exec"],["uid","1000"]]`) or a comma-separated list.
-fn free_tmpfs_options(options: &TmpfsOptions) -> Vec<String> {
-    if let Ok(pairs) = serde_json::from_str::<Vec<Vec<String>>>(&options.options) {
-        return pairs.into_iter().map(|pair| pair.join("=")).collect();
-    }
-    options.options.split(',').map(str::trim).filter(|word| !word.is_empty()).map(str::to_owned).collect()
-}
-
 /// Permission bits in the contract's form (setuid, setgid and sticky stand high) as the kernel has them.
 fn unix_mode(mode: u32) -> u32 {
     let moved = |from: u32, to: u32| if mode & (1 << from) == 0 { 0 } else { to };
     (mode & 0o7777) | moved(23, 0o4000) | moved(22, 0o2000) | moved(20, 0o1000)
 }
 
-/// A volume with a driver of its own exists before its container.
-fn volume_request(mount: &Mount) -> Option<VolumeCreateRequest> {
-    let options = mount.volume_options.as_ref().filter(|_| mount.r#type() == Type::Volume)?;
-    let driver = options.driver_config.as_ref().filter(|_| !mount.source.is_empty())?;
-    Some(VolumeCreateRequest {
-        name: Some(mount.source.clone()),
-        driver: text(&driver.name),
-        driver_opts: Some(driver.options.clone().into_iter().collect()),
-        labels: Some(options.labels.clone().into_iter().collect()),
-        cluster_volume_spec: None,
-    })
-}
-
+#[cfg(test)]
+#[path = "spec_parts_tests.rs"]
+mod parts_tests;
 #[cfg(test)]
 #[path = "spec_tests.rs"]
 mod tests;

@@ -2,17 +2,19 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 use swarm_api::v1::container_spec::{DnsConfig, PullOptions, Ulimit};
-use swarm_api::v1::mount::{BindOptions, VolumeOptions};
-use swarm_api::v1::privileges::{AppArmorOpts, SeLinuxContext, SeccompOpts};
+use swarm_api::v1::mount::bind_options::Propagation;
+use swarm_api::v1::mount::{BindOptions, TmpfsOptions, Type, VolumeOptions};
+use swarm_api::v1::privileges::{
+    AppArmorOpts, SeLinuxContext, SeccompOpts, app_armor_opts::AppArmorMode, seccomp_opts::SeccompMode,
+};
 use swarm_api::v1::{
-    Annotations, Driver, Endpoint, GenericResource, NamedGenericResource, Network, NetworkAttachment,
-    NetworkSpec, ResourceRequirements, Resources, SecretReference, TaskSpec, generic_resource,
-    secret_reference,
+    Annotations, Driver, Endpoint, GenericResource, Mount, NamedGenericResource, Privileges,
+    ResourceRequirements, Resources, TaskSpec, generic_resource,
 };
 
 use super::*;
 
-fn task(spec: ContainerSpec) -> Task {
+pub(super) fn task(spec: ContainerSpec) -> Task {
     Task {
         id: "tid".into(),
         service_id: "sid".into(),
@@ -24,12 +26,17 @@ fn task(spec: ContainerSpec) -> Task {
     }
 }
 
-fn image() -> ContainerSpec {
+pub(super) fn image() -> ContainerSpec {
     ContainerSpec { image: "busybox:1".into(), ..Default::default() }
 }
 
-fn body(task: &Task) -> Value {
-    serde_json::to_value(plan(task, None).expect("a plan").body).unwrap()
+/// An engine that can everything, and a place for files.
+fn around() -> Surroundings<'static> {
+    Surroundings { files: Ok(Path::new("/mem/t")), ..Default::default() }
+}
+
+pub(super) fn body(task: &Task) -> Value {
+    serde_json::to_value(plan(task, &around()).expect("a plan").body).unwrap()
 }
 
 /// The spec's body holds `expected` at `pointer`.
@@ -41,7 +48,7 @@ fn check(spec: ContainerSpec, pointer: &str, expected: Value) {
 
 #[track_caller]
 fn check_refused(spec: ContainerSpec, text: &str) {
-    assert_eq!(plan(&task(spec), None), Err(ControllerError::Fatal(text.to_owned())));
+    assert_eq!(plan(&task(spec), &around()), Err(ControllerError::Fatal(text.to_owned())));
 }
 
 #[test]
@@ -92,7 +99,7 @@ fn simple_fields() {
     check(
         ContainerSpec { hosts: words(&["10.0.0.1 db alias", "10.0.0.2"]), ..image() },
         "/HostConfig/ExtraHosts",
-        json!(["db:10.0.0.1"]),
+        json!(["db:10.0.0.1", "alias:10.0.0.1"]),
     );
     let dns =
         DnsConfig { nameservers: words(&["1.1.1.1"]), search: words(&["x"]), options: words(&["ndots:1"]) };
@@ -111,7 +118,7 @@ fn name_and_labels_tell_whose_container_it_is() {
     spec.labels =
         BTreeMap::from([("a".into(), "spec".into()), ("com.docker.swarm.task.id".into(), "forged".into())]);
     let mut task = task(spec);
-    assert_eq!(plan(&task, None).unwrap().name, "web.2.tid");
+    assert_eq!(plan(&task, &around()).unwrap().name, "web.2.tid");
     assert_eq!(
         body(&task)["Labels"],
         json!({
@@ -125,11 +132,11 @@ fn name_and_labels_tell_whose_container_it_is() {
         })
     );
     task.slot = 0;
-    assert_eq!(plan(&task, None).unwrap().name, "web.nid.tid");
+    assert_eq!(plan(&task, &around()).unwrap().name, "web.nid.tid");
     task.annotations.name = "own.name".into();
-    assert_eq!(plan(&task, None).unwrap().name, "own.name");
+    assert_eq!(plan(&task, &around()).unwrap().name, "own.name");
     task.annotations.name = "../x".into();
-    assert!(matches!(plan(&task, None), Err(ControllerError::Fatal(text)) if text.contains("../x")));
+    assert!(matches!(plan(&task, &around()), Err(ControllerError::Fatal(text)) if text.contains("../x")));
 }
 
 #[test]
@@ -223,7 +230,7 @@ fn mounts_by_type() {
         "/HostConfig/Mounts/0/VolumeOptions",
         json!({"NoCopy": true, "DriverConfig": {"Name": "local", "Options": {"o": "1"}}}),
     );
-    let plan = plan(&task(with(volume)), None).unwrap();
+    let plan = plan(&task(with(volume)), &around()).unwrap();
     assert_eq!(plan.volumes.len(), 1);
     assert_eq!(
         (plan.volumes[0].name.as_deref(), plan.volumes[0].driver.as_deref()),
@@ -315,40 +322,15 @@ fn log_driver_and_stop_grace_and_credentials() {
     });
     let options = BTreeMap::from([("max-size".into(), "1m".into())]);
     task.log_driver = Some(Box::new(Driver { name: "json-file".into(), options }));
-    let plan = plan(&task, None).unwrap();
+    let plan = plan(&task, &around()).unwrap();
     assert_eq!((plan.stop_grace, plan.registry_auth.as_str()), (Duration::from_secs(3), "abc"));
     assert_eq!(
         body(&task)["HostConfig"]["LogConfig"],
         json!({"Type": "json-file", "Config": {"max-size": "1m"}})
     );
     assert_eq!(
-        super::plan(&super::tests::task(image()), None).unwrap().stop_grace,
+        super::plan(&super::tests::task(image()), &around()).unwrap().stop_grace,
         defaults::STOP_GRACE_PERIOD
-    );
-}
-
-#[test]
-fn predefined_networks_are_modes_and_others_are_refused() {
-    let attachment = |name: &str, predefined: bool, ingress: bool| {
-        let mut spec = NetworkSpec { ingress, ..Default::default() };
-        spec.annotations.name = name.into();
-        if predefined {
-            spec.annotations.labels.insert("com.docker.swarm.predefined".into(), "true".into());
-        }
-        let driver_state = Some(Driver { name: "overlay".into(), ..Default::default() });
-        let network = Network { spec, driver_state, ..Default::default() };
-        NetworkAttachment { network: Some(network.into()), ..Default::default() }
-    };
-    let mut task = task(image());
-    task.networks = vec![attachment("ingress", false, true), attachment("host", true, false)];
-    assert_eq!(body(&task)["HostConfig"]["NetworkMode"], json!("host"));
-    task.networks = vec![attachment("mine", false, false)];
-    assert_eq!(
-        plan(&task, None),
-        Err(ControllerError::Fatal(
-            "network \"mine\": this node can't attach containers to networks of the driver \"overlay\""
-                .into()
-        ))
     );
 }
 
@@ -357,15 +339,7 @@ fn what_is_no_container_is_refused() {
     check_refused(ContainerSpec::default(), "dockerexec: image required");
     let mut none = task(image());
     none.spec.runtime = None;
-    assert_eq!(plan(&none, None), Err(ControllerError::UnsupportedRuntime));
-    let secret = SecretReference {
-        target: Some(secret_reference::Target::File(Default::default())),
-        ..Default::default()
-    };
-    check_refused(
-        ContainerSpec { secrets: vec![secret], ..image() },
-        "secrets can't be given to containers on this node",
-    );
+    assert_eq!(plan(&none, &around()), Err(ControllerError::UnsupportedRuntime));
     check_refused(
         ContainerSpec { env: vec!["A={{.B}}".into()], ..image() },
         "expanding env failed: expanding env \"A={{.B}}\": there is no field B",

@@ -11,6 +11,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use async_trait::async_trait;
 use nix::fcntl::OFlag;
 use nix::sys::signal::Signal;
+use swarm_agent::memory::MemoryDir;
 use swarm_agent::{Controller, ControllerError, LogLine, LogOptions, LogSink};
 use swarm_api::Shared;
 use swarm_api::v1::{ContainerStatus, PortStatus, Task};
@@ -21,8 +22,10 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::dir::{Exit, State, TaskDir};
 use crate::executor::Parts;
+use crate::files::TaskFiles;
 use crate::launch::{Launch, MARKER};
 use crate::log::Reader;
+use crate::outcome::{HOST_RESTARTED, SHIM_LOST, fatal, result, start_error};
 use crate::procfs;
 use crate::shim::{Request, SHIM_ARG, Word};
 
@@ -37,9 +40,6 @@ const SHIM_GRACE: Duration = Duration::from_secs(15);
 /// How long killed processes may take to vanish.
 const KILL_LIMIT: Duration = Duration::from_secs(5);
 
-const SHIM_LOST: &str = "the supervisor of the process was lost; what was left of the process was killed";
-const HOST_RESTARTED: &str = "the host was restarted while the process ran";
-
 pub(crate) struct ProcessController {
     parts: Arc<Parts>,
     task_id: String,
@@ -47,15 +47,13 @@ pub(crate) struct ProcessController {
     dir: TaskDir,
     /// Absent for a task that is known by its directory only.
     launch: Option<Launch>,
+    /// Its secrets and configs, if it has any.
+    files: Option<Arc<TaskFiles>>,
 }
 
 /// Something is wrong with the task's directory; that may pass (a full disk), and the task is not at fault.
 fn disk(error: &io::Error) -> ControllerError {
     ControllerError::Temporary(format!("the task's directory: {error}"))
-}
-
-fn fatal(text: impl Into<String>) -> ControllerError {
-    ControllerError::Fatal(text.into())
 }
 
 /// Work that waits for the disk, away from the threads that others wait for.
@@ -69,13 +67,43 @@ async fn on_disk<T: Send + 'static>(
 }
 
 impl ProcessController {
-    pub(crate) fn new(parts: Arc<Parts>, task: &Task, dir: TaskDir, launch: Launch) -> Self {
+    pub(crate) fn new(
+        parts: Arc<Parts>,
+        task: &Task,
+        dir: TaskDir,
+        launch: Launch,
+        files: Option<TaskFiles>,
+    ) -> Self {
         let (task_id, node_id) = (task.id.clone(), task.node_id.clone());
-        ProcessController { parts, task_id, node_id, dir, launch: Some(launch) }
+        ProcessController { parts, task_id, node_id, dir, launch: Some(launch), files: files.map(Arc::new) }
     }
 
     pub(crate) fn orphan(parts: Arc<Parts>, task_id: &str, dir: TaskDir) -> Self {
-        ProcessController { parts, task_id: task_id.to_owned(), node_id: String::new(), dir, launch: None }
+        ProcessController {
+            parts,
+            task_id: task_id.to_owned(),
+            node_id: String::new(),
+            dir,
+            launch: None,
+            files: None,
+        }
+    }
+
+    /// Writes the files of its secrets and configs, unless they are there.
+    async fn ensure_files(&self) -> Result<(), ControllerError> {
+        let Some(files) = self.files.clone() else { return Ok(()) };
+        match tokio::task::spawn_blocking(move || files.ensure()).await {
+            Ok(done) => done,
+            Err(error) => Err(ControllerError::Temporary(format!("writing files: {error}"))),
+        }
+    }
+
+    /// Removes those files: nothing will read them any more.
+    async fn remove_files(&self) -> Result<(), ControllerError> {
+        // As it was prepared: the daemon may have another id by now.
+        let written = self.dir.launch().ok().or_else(|| self.launch.clone()).and_then(|launch| launch.files);
+        let Some(path) = written else { return Ok(()) };
+        on_disk(move || MemoryDir::known(path).remove()).await
     }
 
     async fn delete(&self) -> Result<(), ControllerError> {
@@ -266,30 +294,6 @@ impl ProcessController {
     }
 }
 
-/// What an end means for the task.
-fn result(exit: &Exit) -> Result<(), ControllerError> {
-    if exit.never_started {
-        return Err(fatal("the process was never started"));
-    }
-    let memory = exit.out_of_memory.then(|| "out of memory".to_owned());
-    match (exit.code, exit.error.clone().or(memory)) {
-        (0, None) => Ok(()),
-        (0, Some(error)) if !exit.out_of_memory => Err(fatal(error)),
-        (0, Some(_)) => Ok(()),
-        (code, cause) => Err(ControllerError::Exit { code, cause }),
-    }
-}
-
-/// A start that failed, by what was written down of it.
-fn start_error(exit: &Exit) -> Option<ControllerError> {
-    match &exit.error {
-        Some(error) if error != SHIM_LOST && error != HOST_RESTARTED => {
-            Some(fatal(format!("starting process failed: {error}")))
-        }
-        _ => None,
-    }
-}
-
 #[async_trait]
 impl Controller for ProcessController {
     async fn update(&self, _: &Shared<Task>) -> Result<(), ControllerError> {
@@ -303,6 +307,7 @@ impl Controller for ProcessController {
             State::Absent => {}
             _ => return Err(ControllerError::AlreadyPrepared),
         }
+        self.ensure_files().await?;
         let (dir, launch) = (self.dir.clone(), launch.clone());
         match on_disk(move || dir.prepare(&launch)).await? {
             true => Ok(()),
@@ -330,6 +335,8 @@ impl Controller for ProcessController {
                     None => sleep(LOOK_AGAIN).await,
                 },
                 State::Prepared => {
+                    // A restart of the host takes them away.
+                    self.ensure_files().await?;
                     let word = self.start_shim().await;
                     match word.map_err(|error| {
                         ControllerError::Temporary(format!("starting the supervisor: {error}"))
@@ -359,7 +366,10 @@ impl Controller for ProcessController {
             match self.state()? {
                 State::Absent => return Err(fatal("the process's directory is gone")),
                 State::Prepared => return Err(fatal("the process was never started")),
-                State::Ended(exit) => return result(&exit),
+                State::Ended(exit) => {
+                    self.remove_files().await?;
+                    return result(&exit);
+                }
                 State::Lost => self.bury().await?,
                 State::Running => self.shim_end().await?,
             }
@@ -372,7 +382,8 @@ impl Controller for ProcessController {
         let Some(launch) = launch else { return Ok(()) };
         let grace = Duration::from_millis(launch.stop_grace_ms);
         let request = Request::Stop { signal: launch.stop_signal, grace_ms: launch.stop_grace_ms };
-        self.end(&request, grace).await
+        self.end(&request, grace).await?;
+        self.remove_files().await
     }
 
     async fn terminate(&self) -> Result<(), ControllerError> {
@@ -381,6 +392,7 @@ impl Controller for ProcessController {
 
     async fn remove(&self) -> Result<(), ControllerError> {
         self.shutdown().await?;
+        self.remove_files().await?;
         loop {
             // With the lock no shim can begin while the directory goes.
             let lock = match self.dir.lock() {

@@ -307,6 +307,7 @@ mod tests {
             log_max_size: 1,
             log_max_files: 1,
             group: None,
+            files: None,
         }
     }
 

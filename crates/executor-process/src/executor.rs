@@ -10,6 +10,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures::{StreamExt, stream};
 use parking_lot::Mutex;
+use swarm_agent::memory::{MemoryDir, MemoryRoot};
+use swarm_agent::template::Context;
 use swarm_agent::{Controller, ControllerError, Dependencies, Executor, ExecutorDescription};
 use swarm_api::Shared;
 use swarm_api::v1::{EncryptionKey, Node, Task};
@@ -19,6 +21,7 @@ use tokio_util::task::TaskTracker;
 use crate::cgroup::Cgroups;
 use crate::controller::ProcessController;
 use crate::dir::{self, TaskDir};
+use crate::files::{self, TaskFiles};
 use crate::launch;
 
 /// Tasks that a sweep ends at the same time.
@@ -53,6 +56,8 @@ pub struct ProcessExecutor {
     root: PathBuf,
     parts: Arc<Parts>,
     cgroups: Option<Cgroups>,
+    /// Where files of secrets and configs are, or why there can't be any.
+    files: Result<MemoryRoot, String>,
     node: Mutex<Option<Shared<Node>>>,
 }
 
@@ -85,7 +90,11 @@ impl ProcessExecutor {
             }
         }
         let parts = Parts { program, shims: TaskTracker::new(), stop: CancellationToken::new() };
-        Ok(ProcessExecutor { root, parts: Arc::new(parts), cgroups, node: Mutex::default() })
+        let files = MemoryRoot::find();
+        if let Err(reason) = &files {
+            tracing::warn!(reason, "tasks with secrets or configs can't run as processes here");
+        }
+        Ok(ProcessExecutor { root, parts: Arc::new(parts), cgroups, files, node: Mutex::default() })
     }
 
     /// Lets go of the processes; they go on.
@@ -139,15 +148,22 @@ impl Executor for ProcessExecutor {
     fn controller(
         &self,
         task: &Shared<Task>,
-        _: Arc<dyn Dependencies>,
+        dependencies: Arc<dyn Dependencies>,
     ) -> Result<Arc<dyn Controller>, ControllerError> {
-        let launch = {
-            let node = self.node.lock();
-            let description = node.as_ref().and_then(|node| node.description.as_ref());
-            launch::launch(task, description, self.cgroups.as_ref())?
+        let node = self.node.lock().clone();
+        let description = node.as_ref().and_then(|node| node.description.as_ref());
+        launch::check_id(&task.id)?;
+        let files = match &self.files {
+            Ok(root) => Ok(root.of(&task.node_id, files::KIND).task(&task.id)?),
+            Err(reason) => Err(reason.as_str()),
         };
+        let directory = files.as_ref().map(MemoryDir::path).map_err(|reason| *reason);
+        let launch = launch::launch(task, description, self.cgroups.as_ref(), directory)?;
+        let context = Context::new(task, description);
+        let files =
+            TaskFiles::new(task, &launch::process_spec(task)?, files.ok(), &launch, context, dependencies)?;
         let dir = TaskDir::new(self.root.join(&task.id));
-        Ok(Arc::new(ProcessController::new(self.parts.clone(), task, dir, launch)))
+        Ok(Arc::new(ProcessController::new(self.parts.clone(), task, dir, launch, files)))
     }
 
     /// Everything in the state directory is this daemon's own, also what it ran under an earlier node id.
@@ -169,6 +185,12 @@ impl Executor for ProcessExecutor {
             .buffer_unordered(SWEEP_WIDTH)
             .collect()
             .await;
-        results.into_iter().collect()
+        results.into_iter().collect::<Result<(), _>>()?;
+        // What was never written down anywhere else.
+        let node_id = self.node.lock().as_ref().map(|node| node.id.clone()).filter(|id| !id.is_empty());
+        if let (Ok(root), Some(node_id)) = (&self.files, node_id) {
+            root.of(&node_id, files::KIND).sweep(&known).map_err(failed)?;
+        }
+        Ok(())
     }
 }

@@ -33,5 +33,5 @@ pub fn process_spec(payload: &[u8]) -> bool {
     let runtime = GenericRuntimeSpec { kind: launch::RUNTIME.to_owned(), payload: Some(payload) };
     let spec = TaskSpec { runtime: Some(task_spec::Runtime::Generic(runtime)), ..TaskSpec::default() };
     let task = Task { id: "t".to_owned(), spec: spec.into(), ..Task::default() };
-    launch::launch(&task, None, None).is_ok()
+    launch::launch(&task, None, None, Err("none")).is_ok()
 }

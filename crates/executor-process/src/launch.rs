@@ -1,6 +1,7 @@
 //! A task as instructions for its shim.
 
 use std::ffi::CString;
+use std::path::{Path, PathBuf};
 
 use nix::sys::resource::Resource;
 use nix::sys::signal::Signal;
@@ -14,6 +15,7 @@ use swarm_api::v1::{NodeDescription, Task, task_spec};
 use swarm_api::{defaults, duration, naming};
 
 use crate::cgroup::{Cgroups, TaskGroup};
+use crate::files::{CONFIGS, SECRETS};
 
 /// The kind of generic runtime whose tasks are processes.
 pub const RUNTIME: &str = swarm_api::extensions::PROCESS_RUNTIME;
@@ -47,6 +49,9 @@ pub(crate) struct Launch {
     pub(crate) log_max_files: u32,
     /// Control groups, where the host has them.
     pub(crate) group: Option<TaskGroup>,
+    /// Directory in memory with its secrets and configs, if it has any.
+    #[serde(default)]
+    pub(crate) files: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -86,13 +91,22 @@ pub(crate) fn process_spec(task: &Task) -> Result<ProcessSpec, ControllerError> 
         .map_err(|error| fatal(format!("process: malformed payload: {error}")))
 }
 
-/// Works out the instructions. Users and groups are looked up here, so that mistakes show early.
+/// Works out the instructions. Users and groups are looked up here, so that mistakes show early. `files` is where the
+/// task's secrets and configs are to be, or why there can't be any.
 pub(crate) fn launch(
     task: &Task,
     node: Option<&NodeDescription>,
     cgroups: Option<&Cgroups>,
+    files: Result<&Path, &str>,
 ) -> Result<Launch, ControllerError> {
     let spec = process_spec(task)?;
+    let files = match (spec.secrets.is_empty() && spec.configs.is_empty(), files) {
+        (true, _) => None,
+        (false, Ok(directory)) => Some(directory.to_owned()),
+        (false, Err(reason)) => {
+            return Err(fatal(format!("this node can't give secrets and configs to processes: {reason}")));
+        }
+    };
     check_id(&task.id)?;
     let argv: Vec<String> = spec.command.iter().chain(&spec.args).cloned().collect();
     if argv.first().is_none_or(String::is_empty) {
@@ -117,7 +131,7 @@ pub(crate) fn launch(
         task_id: task.id.clone(),
         node_id: task.node_id.clone(),
         argv,
-        env: environment(task, &env, home),
+        env: environment(task, &env, home, files.as_deref()),
         dir: (!spec.dir.is_empty()).then_some(spec.dir),
         identity,
         rlimits,
@@ -135,6 +149,7 @@ pub(crate) fn launch(
         group: cgroups.map(|cgroups| {
             cgroups.for_task(&task.id, limits.nano_cpus, limits.memory_bytes, spec.pids_limit)
         }),
+        files,
     };
     let by_group = launch.group.as_ref().is_some_and(TaskGroup::limits_memory);
     if limits.memory_bytes > 0 && !by_group && !launch.rlimits.iter().any(|limit| limit.name == "as") {
@@ -154,7 +169,12 @@ pub(crate) fn check_id(id: &str) -> Result<(), ControllerError> {
 }
 
 /// Defaults, then the spec's, then what nobody may change.
-fn environment(task: &Task, env: &[String], home: Option<User>) -> Vec<(String, String)> {
+fn environment(
+    task: &Task,
+    env: &[String],
+    home: Option<User>,
+    files: Option<&Path>,
+) -> Vec<(String, String)> {
     let mut all: Vec<(String, String)> = vec![("PATH".to_owned(), DEFAULT_PATH.to_owned())];
     if let Some(user) = home {
         all.push(("HOME".to_owned(), user.dir.to_string_lossy().into_owned()));
@@ -173,14 +193,19 @@ fn environment(task: &Task, env: &[String], home: Option<User>) -> Vec<(String, 
             all.push((name.to_owned(), value.to_owned()));
         }
     }
-    for (name, value) in [
+    let directories = files.into_iter().flat_map(|directory| {
+        [("SWARMD_SECRETS_DIR", SECRETS), ("SWARMD_CONFIGS_DIR", CONFIGS)]
+            .map(|(variable, name)| (variable, directory.join(name).to_string_lossy().into_owned()))
+    });
+    let fixed = [
         (MARKER, task.id.clone()),
         ("SWARMD_TASK_NAME", naming::task_name(task)),
         ("SWARMD_TASK_SLOT", task.slot.to_string()),
         ("SWARMD_SERVICE_ID", task.service_id.clone()),
         ("SWARMD_SERVICE_NAME", task.service_annotations.name.clone()),
         ("SWARMD_NODE_ID", task.node_id.clone()),
-    ] {
+    ];
+    for (name, value) in fixed.into_iter().chain(directories) {
         all.retain(|(known, _)| known != name);
         all.push((name.to_owned(), value));
     }

@@ -26,12 +26,12 @@ fn command() -> ProcessSpec {
 }
 
 fn made(spec: &ProcessSpec) -> Launch {
-    launch(&task(spec), None, None).expect("instructions")
+    launch(&task(spec), None, None, Ok(Path::new("/mem/t"))).expect("instructions")
 }
 
 #[track_caller]
 fn check_refused(spec: &ProcessSpec, part: &str) {
-    match launch(&task(spec), None, None) {
+    match launch(&task(spec), None, None, Ok(Path::new("/mem/t"))) {
         Err(ControllerError::Fatal(text)) => assert!(text.contains(part), "{text}"),
         other => panic!("not refused: {other:?}"),
     }
@@ -97,7 +97,7 @@ fn limits_go_to_the_control_group_or_to_setrlimit() {
     let mut task = task(&command());
     let limits = Resources { memory_bytes: 1 << 20, ..Default::default() };
     task.spec.resources = Some(ResourceRequirements { limits: Some(limits), ..Default::default() });
-    let without = launch(&task, None, None).unwrap();
+    let without = launch(&task, None, None, Ok(Path::new("/mem/t"))).unwrap();
     assert_eq!(without.rlimits, [Rlimit { name: "as".into(), soft: 1 << 20, hard: 1 << 20 }]);
     let group = TaskGroup {
         directories: vec![Directory {
@@ -125,13 +125,37 @@ fn what_can_not_run_is_refused() {
 
     let mut foreign = task(&command());
     foreign.id = "../x".into();
-    assert!(launch(&foreign, None, None).is_err());
+    assert!(launch(&foreign, None, None, Ok(Path::new("/mem/t"))).is_err());
     foreign = task(&command());
     let Some(task_spec::Runtime::Generic(generic)) = &mut foreign.spec.runtime else { unreachable!() };
     generic.payload.as_mut().unwrap().type_url = "types.docker.com/RuntimePlugin".into();
     assert!(
-        matches!(launch(&foreign, None, None), Err(ControllerError::Fatal(text)) if text.contains("RuntimePlugin"))
+        matches!(launch(&foreign, None, None, Ok(Path::new("/mem/t"))), Err(ControllerError::Fatal(text)) if text.contains("RuntimePlugin"))
     );
     foreign.spec.runtime = None;
-    assert_eq!(launch(&foreign, None, None), Err(ControllerError::UnsupportedRuntime));
+    assert_eq!(
+        launch(&foreign, None, None, Ok(Path::new("/mem/t"))),
+        Err(ControllerError::UnsupportedRuntime)
+    );
+}
+
+#[test]
+fn files_are_told_in_the_environment() {
+    let spec = ProcessSpec { secrets: vec![Default::default()], ..command() };
+    let told = |launch: &Launch| -> Vec<(String, String)> {
+        launch.env.iter().filter(|(name, _)| name.ends_with("_DIR")).cloned().collect()
+    };
+    let with = launch(&task(&spec), None, None, Ok(Path::new("/mem/t"))).unwrap();
+    assert_eq!(with.files, Some(PathBuf::from("/mem/t")));
+    let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+    let expected =
+        [pair("SWARMD_SECRETS_DIR", "/mem/t/secrets"), pair("SWARMD_CONFIGS_DIR", "/mem/t/configs")];
+    assert_eq!(told(&with), expected);
+    let text = "this node can't give secrets and configs to processes: no memory";
+    assert_eq!(
+        launch(&task(&spec), None, None, Err("no memory")),
+        Err(ControllerError::Fatal(text.to_owned()))
+    );
+    let without = launch(&task(&command()), None, None, Err("no memory")).unwrap();
+    assert_eq!((without.files.clone(), told(&without)), (None, Vec::new()));
 }

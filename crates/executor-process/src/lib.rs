@@ -15,6 +15,7 @@
 //! - [`maybe_run_shim`]: must be the first thing in the daemon's `main`.
 //! - `launch`: a task as instructions for the shim; a pure function but for the names of users and groups.
 //! - `dir`: a task's directory, its files, and the state they tell.
+//! - `files`: its secrets and configs, in memory. `outcome`: what the end of a process means for its task.
 //! - `shim`: supervisor (`shim`) and the step between it and the command (`shim::exec`).
 //! - `log`: the file that keeps the output. `cgroup`, `procfs`: control groups, and what `/proc` tells.
 
@@ -22,10 +23,12 @@ mod cgroup;
 mod controller;
 mod dir;
 mod executor;
+mod files;
 #[doc(hidden)]
 pub mod fuzz;
 mod launch;
 mod log;
+mod outcome;
 mod procfs;
 mod shim;
 

@@ -137,7 +137,9 @@ impl Manager {
         );
         let ca = CaServer::new(store.clone(), config.security.clone());
         let (health, local_health) = (Health::new(), Health::new());
-        let control = Control::new(store.clone(), membership);
+        // Those that each node makes for itself; a network without a driver is an overlay.
+        let drivers = ["bridge", "ipvlan", "macvlan"].map(str::to_owned);
+        let control = Control::new(store.clone(), membership).with_network_drivers(drivers);
         let watch = Watch::new(store.clone());
         let recovery = Recovery::new(store.clone(), slot.clone(), &node_id);
 

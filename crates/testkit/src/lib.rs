@@ -1,6 +1,7 @@
 //! What tests of whole clusters share.
 //!
 //! - [`daemon`]: real `swarmd` processes on this host, with state directories of their own.
+//! - [`fake_engine`]: an engine that runs nothing and keeps what it was asked.
 //! - [`image`]: a tiny image, made here and imported into the engine.
 //! - [`lab`]: hosts as containers, which can be killed, frozen, cut off and moved.
 //! - [`linear`]: concurrent clients, and a check that what they were told is linearizable.
@@ -12,6 +13,7 @@
 
 mod archive;
 pub mod daemon;
+pub mod fake_engine;
 pub mod image;
 pub mod lab;
 pub mod linear;

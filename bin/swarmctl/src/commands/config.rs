@@ -5,7 +5,9 @@ use std::time::SystemTime;
 
 use clap::{Args, Subcommand};
 use swarm_api::Shared;
-use swarm_api::v1::{Config, ConfigSpec, CreateConfigRequest, ListConfigsRequest, RemoveConfigRequest};
+use swarm_api::v1::{
+    Config, ConfigSpec, CreateConfigRequest, Driver, ListConfigsRequest, RemoveConfigRequest,
+};
 
 use super::secret::{created, summary};
 use super::{Context, ids, payload};
@@ -23,6 +25,9 @@ pub(crate) enum Command {
         /// Read this file
         #[arg(short, long, value_name = "FILE")]
         file: Option<PathBuf>,
+        /// Expand templates in the data for each task; golang is the one language
+        #[arg(short, long, value_name = "LANGUAGE")]
+        template_driver: Option<String>,
     },
     /// Show a config and its data
     Inspect(One),
@@ -47,9 +52,10 @@ pub(crate) struct One {
 /// Runs a command. What is printed may be no text: it ends with the config's data.
 pub(crate) async fn run(context: &mut Context, command: Command) -> Result<Vec<u8>> {
     match command {
-        Command::Create { name, file } => {
+        Command::Create { name, file, template_driver } => {
             let mut spec = ConfigSpec { data: payload(file.as_deref())?, ..Default::default() };
             spec.annotations.name = name;
+            spec.templating = template_driver.map(|name| Driver { name, ..Default::default() });
             let request = CreateConfigRequest { spec: Some(spec) };
             let config = context.control.create_config(request).await?.into_inner().config;
             Ok(format!("{}\n", config.ok_or(Error::Incomplete("config"))?.id).into())

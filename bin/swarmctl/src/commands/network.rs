@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use clap::{Args, Subcommand};
 use swarm_api::Shared;
 use swarm_api::v1::ipam_config::AddressFamily;
+use swarm_api::v1::network_spec::ConfigFrom;
 use swarm_api::v1::{
     CreateNetworkRequest, Driver, IpamConfig, IpamOptions, ListNetworksRequest, Network, NetworkSpec,
     RemoveNetworkRequest,
@@ -66,6 +67,15 @@ pub(crate) struct Flags {
     /// Ranges within the subnets that addresses are taken from; with --subnet
     #[arg(long, value_name = "LIST", requires = "subnet")]
     ip_range: Option<Vec<List>>,
+    /// Take options and addresses from this network, which each node's engine must have as one for configuration only
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["opts", "ipam_driver", "subnet"])]
+    config_from: Option<String>,
+    /// No way out of the network
+    #[arg(long)]
+    internal: bool,
+    /// IPv6 addresses too
+    #[arg(long)]
+    ipv6: bool,
 }
 
 pub(crate) async fn run(context: &mut Context, command: Command) -> Result<String> {
@@ -106,6 +116,9 @@ fn spec(flags: &Flags) -> Result<NetworkSpec> {
         }
         spec.driver_config = Some(Driver { name: name.clone(), options: pair::options(&terms) });
     }
+    spec.config_from = flags.config_from.clone().map(ConfigFrom::Network);
+    spec.internal = flags.internal;
+    spec.ipv6_enabled = flags.ipv6;
     let mut gateways = join(flags.gateway.as_ref()).unwrap_or_default();
     let mut ranges = join(flags.ip_range.as_ref()).unwrap_or_default();
     let mut configs = Vec::new();
@@ -274,5 +287,20 @@ mod tests {
         let mut network = Network { id: "n1".into(), ..Default::default() };
         network.spec.annotations.name = "ingress".into();
         assert_eq!(list(&[network.into()]), "ID  Name     Driver\n--  ----     ------\nn1  ingress  \n");
+    }
+
+    #[test]
+    fn the_set_up_of_a_network_may_be_the_nodes_matter() {
+        let flags = Flags {
+            name: "lan".into(),
+            driver: Some("macvlan".into()),
+            config_from: Some("setup".into()),
+            internal: true,
+            ipv6: true,
+            ..Default::default()
+        };
+        let spec = spec(&flags).unwrap();
+        assert_eq!(spec.config_from, Some(ConfigFrom::Network("setup".into())));
+        assert!(spec.internal && spec.ipv6_enabled);
     }
 }

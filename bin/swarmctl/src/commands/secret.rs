@@ -28,6 +28,9 @@ pub(crate) enum Command {
         /// Let this driver provide the data
         #[arg(short, long, value_name = "DRIVER")]
         driver: Option<String>,
+        /// Expand templates in the data for each task; golang is the one language
+        #[arg(short, long, value_name = "LANGUAGE")]
+        template_driver: Option<String>,
     },
     /// Show a secret, without its data
     Inspect(One),
@@ -51,12 +54,13 @@ pub(crate) struct One {
 
 pub(crate) async fn run(context: &mut Context, command: Command) -> Result<String> {
     match command {
-        Command::Create { name, file, driver } => {
+        Command::Create { name, file, driver, template_driver } => {
             let mut spec = SecretSpec::default();
             spec.annotations.name = name;
             if file.is_some() || driver.is_none() {
                 spec.data = payload(file.as_deref())?;
             }
+            spec.templating = template_driver.map(|name| Driver { name, ..Default::default() });
             spec.driver = driver.map(|name| Driver { name, ..Default::default() });
             let request = CreateSecretRequest { spec: Some(spec) };
             let secret = context.control.create_secret(request).await?.into_inner().secret;

@@ -220,9 +220,10 @@ async fn find(context: &mut Context, changes: &Changes, flags: &ServiceFlags) ->
         let request = ListSecretsRequest { filters: Some(filters) };
         found.secrets = context.control.list_secrets(request).await?.into_inner().secrets;
     }
-    if !changes.add_configs.is_empty() {
-        let filters =
-            list_configs_request::Filters { names: names(&changes.add_configs), ..Default::default() };
+    let mut configs = names(&changes.add_configs);
+    configs.extend(flags.container.credential_config().map(str::to_owned));
+    if !configs.is_empty() {
+        let filters = list_configs_request::Filters { names: configs, ..Default::default() };
         let request = ListConfigsRequest { filters: Some(filters) };
         found.configs = context.control.list_configs(request).await?.into_inner().configs;
     }

@@ -13,7 +13,7 @@ use swarm_placement::{Constraint, generic};
 
 use super::container::set;
 use super::flags::{Mode, OnFailure, OnRollbackFailure, Order, Rebalance, Restart, Runtime};
-use super::{Changes, CreateFlags, Found, ServiceFlags, container, process};
+use super::{Changes, CreateFlags, Found, ServiceFlags, container, process, references};
 use crate::error::{Error, Result};
 use crate::values::csv::join;
 use crate::values::{pair, port, preference};
@@ -173,25 +173,27 @@ fn mode(spec: &mut ServiceSpec, flags: &ServiceFlags) -> Result<()> {
 fn runtime(spec: &mut ServiceSpec, flags: &ServiceFlags, changes: &Changes, found: &Found) -> Result<()> {
     match &mut spec.task.runtime {
         Some(task_spec::Runtime::Container(spec)) => {
-            container::apply(spec, flags)?;
+            changes.remove_mounts(spec);
+            container::apply(spec, flags, found)?;
             changes.apply(spec, found)
         }
-        Some(task_spec::Runtime::Generic(generic)) => {
-            if !changes.is_empty() {
-                return Err(Error::usage("secrets, configs and capabilities are for containers"));
-            }
-            match process::decode(generic) {
-                Some(mut spec) => {
-                    process::apply(&mut spec, flags)?;
-                    *generic = process::encode(&spec);
-                    Ok(())
+        Some(task_spec::Runtime::Generic(generic)) => match process::decode(generic) {
+            Some(before) => {
+                let mut now = before.clone();
+                process::apply(&mut now, flags)?;
+                changes.apply_to_process(&mut now, found)?;
+                *generic = process::encode(&now);
+                let present = &spec.task.resource_references;
+                let references = references::resource_references(present, &before, &now);
+                if references != *present {
+                    spec.task.resource_references = references;
                 }
-                None => Err(Error::plain(format!(
-                    "this command can't change tasks of runtime {:?}",
-                    generic.kind
-                ))),
+                Ok(())
             }
-        }
+            None => {
+                Err(Error::plain(format!("this command can't change tasks of runtime {:?}", generic.kind)))
+            }
+        },
         _ => Err(Error::plain("this command can't change a service without a runtime")),
     }
 }
@@ -210,10 +212,13 @@ fn resources(spec: &mut ServiceSpec, flags: &ServiceFlags) -> Result<()> {
     let generic = generic.filter(|text| !text.is_empty());
     let reservations =
         flags.memory_reservation.is_some() || flags.cpu_reservation.is_some() || generic.is_some();
-    if !limits && !reservations {
+    let (swap, swappiness) = (flags.container.memory_swap, flags.container.memory_swappiness);
+    if !limits && !reservations && swap.is_none() && swappiness.is_none() {
         return Ok(());
     }
     let resources: &mut ResourceRequirements = spec.task.resources.get_or_insert_default();
+    resources.swap_bytes = swap.or(resources.swap_bytes);
+    resources.memory_swappiness = swappiness.or(resources.memory_swappiness);
     if limits {
         let limits = resources.limits.get_or_insert_default();
         set(&mut limits.memory_bytes, flags.memory_limit.as_ref());

@@ -1,15 +1,16 @@
 //! Flags that shape a container.
 
-use swarm_api::v1::ContainerSpec;
-use swarm_api::v1::container_spec::Ulimit;
+use swarm_api::v1::container_spec::{self, DnsConfig, PullOptions, Ulimit};
+use swarm_api::v1::{ContainerSpec, HealthConfig};
 
-use super::ServiceFlags;
+use super::container_flags::{ContainerFlags, Isolation};
+use super::{Found, ServiceFlags, privileges, registry};
 use crate::error::{Error, Result};
 use crate::values::csv::join;
-use crate::values::{mount, pair, ulimit};
+use crate::values::{mount, mount_fields, pair, ulimit};
 
 /// Applies what was given.
-pub(super) fn apply(container: &mut ContainerSpec, flags: &ServiceFlags) -> Result<()> {
+pub(super) fn apply(container: &mut ContainerSpec, flags: &ServiceFlags, found: &Found) -> Result<()> {
     set(&mut container.image, flags.image.as_ref());
     set(&mut container.hostname, flags.hostname.as_ref());
     set(&mut container.dir, flags.dir.as_ref());
@@ -48,6 +49,105 @@ pub(super) fn apply(container: &mut ContainerSpec, flags: &ServiceFlags) -> Resu
         for text in join(lists.as_ref()).unwrap_or_default() {
             container.mounts.push(parse(&text).map_err(Error::Usage)?);
         }
+    }
+    let flags = &flags.container;
+    // Each occurrence is one mount; an empty one adds none.
+    for fields in flags.mount.iter().flatten().filter(|fields| !fields.0.is_empty()) {
+        container.mounts.push(mount_fields::parse(&fields.0).map_err(Error::Usage)?);
+    }
+    set(&mut container.capability_add, join(flags.cap_add.as_ref()).as_ref());
+    set(&mut container.capability_drop, join(flags.cap_drop.as_ref()).as_ref());
+    if let Some(terms) = join(flags.host.as_ref()) {
+        container.hosts = terms.iter().map(|term| host(term)).collect::<Result<_>>()?;
+    }
+    if let Some(terms) = join(flags.sysctl.as_ref()) {
+        container.sysctls = pair::labels(&terms).map_err(Error::Usage)?;
+    }
+    if let Some(isolation) = flags.isolation {
+        container.isolation = match isolation {
+            Isolation::Default => container_spec::Isolation::Default,
+            Isolation::Process => container_spec::Isolation::Process,
+            Isolation::Hyperv => container_spec::Isolation::Hyperv,
+        } as i32;
+    }
+    dns(container, flags);
+    health(container, flags)?;
+    privileges::apply(container, flags, found)?;
+    match flags.with_registry_auth {
+        Some(true) => {
+            let registry_auth = registry::credentials(&container.image)?;
+            container.pull_options = Some(PullOptions { registry_auth });
+        }
+        Some(false) => container.pull_options = None,
+        None => {}
+    }
+    Ok(())
+}
+
+/// `name:address` as the spec has it: the address first.
+fn host(term: &str) -> Result<String> {
+    let pair = term.split_once(':').filter(|(name, address)| {
+        !name.is_empty() && !name.contains(char::is_whitespace) && address.parse::<std::net::IpAddr>().is_ok()
+    });
+    // The name of the address of the engine's host is the engine's.
+    let gateway =
+        || term.split_once(':').filter(|(name, address)| !name.is_empty() && *address == "host-gateway");
+    let (name, address) =
+        pair.or_else(gateway).ok_or_else(|| Error::usage(format!("host {term:?} is no name:address")))?;
+    Ok(format!("{address} {name}"))
+}
+
+fn dns(container: &mut ContainerSpec, flags: &ContainerFlags) {
+    let lists = [&flags.dns, &flags.dns_search, &flags.dns_option].map(|lists| join(lists.as_ref()));
+    if lists.iter().all(Option::is_none) {
+        return;
+    }
+    let config = container.dns_config.get_or_insert_default();
+    let [servers, search, options] = lists;
+    set(&mut config.nameservers, servers.as_ref());
+    set(&mut config.search, search.as_ref());
+    set(&mut config.options, options.as_ref());
+    // Nothing in it is nothing: an empty one would replace all tasks.
+    if *config == DnsConfig::default() {
+        container.dns_config = None;
+    }
+}
+
+fn health(container: &mut ContainerSpec, flags: &ContainerFlags) -> Result<()> {
+    let none = || HealthConfig { test: vec!["NONE".to_owned()], ..Default::default() };
+    match flags.no_healthcheck {
+        Some(true) => container.healthcheck = Some(none()),
+        Some(false) if container.healthcheck == Some(none()) => container.healthcheck = None,
+        _ => {}
+    }
+    let times =
+        [flags.health_interval, flags.health_timeout, flags.health_start_period, flags.health_start_interval];
+    if flags.health_cmd.is_none() && flags.health_retries.is_none() && times.iter().all(Option::is_none) {
+        return Ok(());
+    }
+    let check = container.healthcheck.get_or_insert_default();
+    if check.test.first().is_some_and(|word| word == "NONE") {
+        if flags.health_cmd.is_none() {
+            return Err(Error::usage("the service has no health check: --health-cmd gives it one"));
+        }
+        *check = HealthConfig::default();
+    }
+    match flags.health_cmd.as_deref() {
+        Some("") => check.test.clear(),
+        Some(command) => check.test = vec!["CMD-SHELL".to_owned(), command.to_owned()],
+        None => {}
+    }
+    if let Some(retries) = flags.health_retries {
+        check.retries =
+            i32::try_from(retries).map_err(|_| Error::usage("--health-retries: the number is too large"))?;
+    }
+    let fields =
+        [&mut check.interval, &mut check.timeout, &mut check.start_period, &mut check.start_interval];
+    for (field, time) in fields.into_iter().zip(times) {
+        *field = time.or(*field);
+    }
+    if *check == HealthConfig::default() {
+        container.healthcheck = None;
     }
     Ok(())
 }

@@ -6,6 +6,7 @@
 use clap::{Args, ValueEnum};
 use swarm_api::extensions::Strategy;
 
+use super::container_flags::ContainerFlags;
 use crate::values::{List, boolean, integer, share, unsigned};
 
 fn strategy(name: &str) -> Result<Strategy, String> {
@@ -166,6 +167,9 @@ pub(crate) struct ServiceFlags {
     #[arg(long, value_name = "LIST", help_heading = "Containers only")]
     pub(crate) npipe: Option<Vec<List>>,
 
+    #[command(flatten)]
+    pub(crate) container: ContainerFlags,
+
     /// Published ports, [name]:target[/protocol][:published[/protocol]]; replaces all
     #[arg(long, value_name = "LIST", help_heading = "Network")]
     pub(crate) ports: Option<Vec<List>>,
@@ -282,11 +286,11 @@ pub(crate) struct CreateFlags {
     /// How many tasks there are [default: replicated]
     #[arg(long, value_name = "MODE")]
     pub(crate) mode: Option<Mode>,
-    /// Secrets to give to the tasks, name[:file]
-    #[arg(long, value_name = "LIST", help_heading = "Containers only")]
+    /// Secrets to give to the tasks, name[:file], or one as source=…,target=…,uid=…,gid=…,mode=…
+    #[arg(long, value_name = "LIST", help_heading = "What runs")]
     pub(crate) secret: Option<Vec<List>>,
-    /// Configs to give to the tasks, name[:file]
-    #[arg(long, value_name = "LIST", help_heading = "Containers only")]
+    /// Configs to give to the tasks, as secrets
+    #[arg(long, value_name = "LIST", help_heading = "What runs")]
     pub(crate) config: Option<Vec<List>>,
 }
 
@@ -299,17 +303,17 @@ pub(crate) struct UpdateFlags {
     /// Go back to the spec before the last change, whatever the other flags say
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = boolean)]
     pub(crate) rollback: Option<bool>,
-    /// Give more secrets to the tasks, name[:file]
-    #[arg(long, value_name = "LIST", help_heading = "Containers only")]
+    /// Give more secrets to the tasks, name[:file], or one as source=…,target=…,uid=…,gid=…,mode=…
+    #[arg(long, value_name = "LIST", help_heading = "What runs")]
     pub(crate) add_secret: Option<Vec<List>>,
     /// Take secrets from the tasks, by name
-    #[arg(long, value_name = "LIST", help_heading = "Containers only")]
+    #[arg(long, value_name = "LIST", help_heading = "What runs")]
     pub(crate) rm_secret: Option<Vec<List>>,
-    /// Give more configs to the tasks, name[:file]
-    #[arg(long, value_name = "LIST", help_heading = "Containers only")]
+    /// Give more configs to the tasks, as secrets
+    #[arg(long, value_name = "LIST", help_heading = "What runs")]
     pub(crate) add_config: Option<Vec<List>>,
     /// Take configs from the tasks, by name
-    #[arg(long, value_name = "LIST", help_heading = "Containers only")]
+    #[arg(long, value_name = "LIST", help_heading = "What runs")]
     pub(crate) rm_config: Option<Vec<List>>,
     /// Capabilities that containers have beyond the usual ones
     #[arg(long, value_name = "LIST", help_heading = "Containers only")]
@@ -317,4 +321,7 @@ pub(crate) struct UpdateFlags {
     /// Capabilities that containers do not have
     #[arg(long, value_name = "LIST", help_heading = "Containers only")]
     pub(crate) rm_capability: Option<Vec<List>>,
+    /// Take mounts from the containers, by their targets
+    #[arg(long, visible_alias = "mount-rm", value_name = "LIST", help_heading = "Containers only")]
+    pub(crate) rm_mount: Option<Vec<List>>,
 }

@@ -2,14 +2,19 @@
 
 mod apply;
 mod container;
+mod container_flags;
 mod flags;
+mod privileges;
 mod process;
 mod references;
+mod registry;
 
 pub(crate) use apply::{apply, new_spec};
 pub(crate) use flags::{CreateFlags, ServiceFlags, UpdateFlags};
 pub(crate) use process::decode as decode_process;
 pub(crate) use references::{Changes, Found};
 
+#[cfg(test)]
+mod container_tests;
 #[cfg(test)]
 mod tests;

@@ -95,5 +95,5 @@ fn for_containers(flags: &ServiceFlags) -> Option<&'static str> {
         ("--log-driver", flags.log_driver.is_some()),
         ("--network", flags.network.is_some()),
     ];
-    given.iter().find(|(_, given)| *given).map(|(flag, _)| *flag)
+    given.iter().find(|(_, given)| *given).map(|(flag, _)| *flag).or_else(|| flags.container.first())
 }

@@ -1,9 +1,10 @@
 //! Secrets and configs that a change of a service names.
 
 use swarm_api::Shared;
+use swarm_api::swarmd::ProcessSpec;
 use swarm_api::v1::{
-    Config, ConfigReference, ContainerSpec, FileTarget, Secret, SecretReference, config_reference,
-    secret_reference,
+    Config, ConfigReference, ContainerSpec, FileTarget, ResourceReference, ResourceType, Secret,
+    SecretReference, config_reference, secret_reference,
 };
 
 use crate::error::{Error, Result};
@@ -15,6 +16,8 @@ use super::{CreateFlags, UpdateFlags};
 
 /// Mode of the files: everybody in the container may read them.
 const FILE_MODE: u32 = 0o444;
+/// Mode of the files of a native process.
+const PRIVATE_FILE_MODE: u32 = 0o400;
 
 /// What is given to tasks, and what is taken from them.
 #[derive(Debug, Default)]
@@ -25,11 +28,13 @@ pub(crate) struct Changes {
     pub(crate) rm_configs: Vec<Reference>,
     pub(crate) add_capabilities: Vec<String>,
     pub(crate) rm_capabilities: Vec<String>,
+    /// Targets of mounts.
+    pub(crate) rm_mounts: Vec<String>,
 }
 
 fn references(lists: Option<&Vec<List>>) -> Result<Vec<Reference>> {
-    let texts = join(lists).unwrap_or_default();
-    texts.iter().map(|text| reference::parse(text)).collect::<Result<_, _>>().map_err(Error::Usage)
+    let found = lists.into_iter().flatten().map(|list| reference::parse_all(&list.0));
+    Ok(found.collect::<Result<Vec<_>, _>>().map_err(Error::Usage)?.concat())
 }
 
 impl Changes {
@@ -49,44 +54,14 @@ impl Changes {
             rm_configs: references(flags.rm_config.as_ref())?,
             add_capabilities: join(flags.add_capability.as_ref()).unwrap_or_default(),
             rm_capabilities: join(flags.rm_capability.as_ref()).unwrap_or_default(),
+            rm_mounts: join(flags.rm_mount.as_ref()).unwrap_or_default(),
         })
     }
 
-    pub(crate) fn is_empty(&self) -> bool {
-        let Changes { add_secrets, rm_secrets, add_configs, rm_configs, add_capabilities, rm_capabilities } =
-            self;
-        add_secrets.is_empty()
-            && rm_secrets.is_empty()
-            && add_configs.is_empty()
-            && rm_configs.is_empty()
-            && add_capabilities.is_empty()
-            && rm_capabilities.is_empty()
-    }
-
-    /// Makes the changes; what is added must be among what was found.
+    /// Makes the changes of a container; what is added must be among what was found.
     pub(super) fn apply(&self, container: &mut ContainerSpec, found: &Found) -> Result<()> {
-        for reference in &self.add_secrets {
-            let secret = found.secrets.iter().find(|s| s.spec.annotations.name == reference.name);
-            let secret =
-                secret.ok_or_else(|| Error::NotFound { kind: "secret", given: reference.name.clone() })?;
-            container.secrets.push(SecretReference {
-                secret_id: secret.id.clone(),
-                secret_name: reference.name.clone(),
-                target: Some(secret_reference::Target::File(file(&reference.target))),
-            });
-        }
-        container.secrets.retain(|has| !self.rm_secrets.iter().any(|rm| rm.name == has.secret_name));
-        for reference in &self.add_configs {
-            let config = found.configs.iter().find(|c| c.spec.annotations.name == reference.name);
-            let config =
-                config.ok_or_else(|| Error::NotFound { kind: "config", given: reference.name.clone() })?;
-            container.configs.push(ConfigReference {
-                config_id: config.id.clone(),
-                config_name: reference.name.clone(),
-                target: Some(config_reference::Target::File(file(&reference.target))),
-            });
-        }
-        container.configs.retain(|has| !self.rm_configs.iter().any(|rm| rm.name == has.config_name));
+        self.secrets(&mut container.secrets, found, &file)?;
+        self.configs(&mut container.configs, found, &file)?;
         for name in &self.add_capabilities {
             move_to(name, &mut container.capability_drop, &mut container.capability_add);
         }
@@ -95,6 +70,88 @@ impl Changes {
         }
         Ok(())
     }
+
+    /// Takes mounts away: before others are added, which may have the same targets.
+    pub(super) fn remove_mounts(&self, container: &mut ContainerSpec) {
+        container.mounts.retain(|mount| !self.rm_mounts.contains(&mount.target));
+    }
+
+    /// Makes the changes of a native process.
+    pub(super) fn apply_to_process(&self, process: &mut ProcessSpec, found: &Found) -> Result<()> {
+        if !self.add_capabilities.is_empty() || !self.rm_capabilities.is_empty() || !self.rm_mounts.is_empty()
+        {
+            return Err(Error::usage(
+                "capabilities and mounts are for containers, and this service runs native processes",
+            ));
+        }
+        self.secrets(&mut process.secrets, found, &private_file)?;
+        self.configs(&mut process.configs, found, &private_file)
+    }
+
+    fn secrets(
+        &self,
+        secrets: &mut Vec<SecretReference>,
+        found: &Found,
+        file: &dyn Fn(&Reference) -> FileTarget,
+    ) -> Result<()> {
+        for reference in &self.add_secrets {
+            let secret = found.secrets.iter().find(|s| s.spec.annotations.name == reference.name);
+            let secret =
+                secret.ok_or_else(|| Error::NotFound { kind: "secret", given: reference.name.clone() })?;
+            secrets.push(SecretReference {
+                secret_id: secret.id.clone(),
+                secret_name: reference.name.clone(),
+                target: Some(secret_reference::Target::File(file(reference))),
+            });
+        }
+        secrets.retain(|has| !self.rm_secrets.iter().any(|rm| rm.name == has.secret_name));
+        Ok(())
+    }
+
+    fn configs(
+        &self,
+        configs: &mut Vec<ConfigReference>,
+        found: &Found,
+        file: &dyn Fn(&Reference) -> FileTarget,
+    ) -> Result<()> {
+        for reference in &self.add_configs {
+            let config = found.configs.iter().find(|c| c.spec.annotations.name == reference.name);
+            let config =
+                config.ok_or_else(|| Error::NotFound { kind: "config", given: reference.name.clone() })?;
+            configs.push(ConfigReference {
+                config_id: config.id.clone(),
+                config_name: reference.name.clone(),
+                target: Some(config_reference::Target::File(file(reference))),
+            });
+        }
+        configs.retain(|has| !self.rm_configs.iter().any(|rm| rm.name == has.config_name));
+        Ok(())
+    }
+}
+
+/// What a process's payload refers to, as everybody can read it. Others that the task has stay.
+pub(super) fn resource_references(
+    present: &[ResourceReference],
+    before: &ProcessSpec,
+    now: &ProcessSpec,
+) -> Vec<ResourceReference> {
+    let of = |process: &ProcessSpec| -> Vec<ResourceReference> {
+        let one = |id: &str, kind: ResourceType| ResourceReference {
+            resource_id: id.to_owned(),
+            resource_type: kind as i32,
+        };
+        let secrets = process.secrets.iter().map(|r| one(&r.secret_id, ResourceType::Secret));
+        secrets.chain(process.configs.iter().map(|r| one(&r.config_id, ResourceType::Config))).collect()
+    };
+    let (before, now) = (of(before), of(now));
+    let mut all: Vec<_> =
+        present.iter().filter(|r| !before.contains(r) || now.contains(r)).cloned().collect();
+    for reference in now {
+        if !all.contains(&reference) {
+            all.push(reference);
+        }
+    }
+    all
 }
 
 /// Objects that were looked up by name before the spec is made.
@@ -107,8 +164,24 @@ pub(crate) struct Found {
 }
 
 /// Owner and group are written as numbers: engines can't read an empty text.
-fn file(name: &str) -> FileTarget {
-    FileTarget { name: name.to_owned(), uid: "0".into(), gid: "0".into(), mode: FILE_MODE }
+fn file(reference: &Reference) -> FileTarget {
+    FileTarget {
+        name: reference.target.clone(),
+        uid: reference.uid.unwrap_or(0).to_string(),
+        gid: reference.gid.unwrap_or(0).to_string(),
+        mode: reference.mode.unwrap_or(FILE_MODE),
+    }
+}
+
+/// A native process owns its files, and only its user may read them, unless something else was asked for.
+fn private_file(reference: &Reference) -> FileTarget {
+    let number = |number: Option<u32>| number.map(|number| number.to_string()).unwrap_or_default();
+    FileTarget {
+        name: reference.target.clone(),
+        uid: number(reference.uid),
+        gid: number(reference.gid),
+        mode: reference.mode.unwrap_or(PRIVATE_FILE_MODE),
+    }
 }
 
 fn move_to(name: &str, from: &mut Vec<String>, to: &mut Vec<String>) {

@@ -9,7 +9,7 @@ use super::*;
 use crate::error::{Error, Result};
 
 #[derive(Parser)]
-struct Create {
+pub(super) struct Create {
     #[command(flatten)]
     create: CreateFlags,
     #[command(flatten)]
@@ -17,20 +17,20 @@ struct Create {
 }
 
 #[derive(Parser)]
-struct Update {
+pub(super) struct Update {
     #[command(flatten)]
     update: UpdateFlags,
     #[command(flatten)]
     flags: ServiceFlags,
 }
 
-fn parse<T: Parser>(words: &[&str]) -> T {
+pub(super) fn parse<T: Parser>(words: &[&str]) -> T {
     let command = T::command().args_override_self(true);
     let matches = command.try_get_matches_from([&["x"], words].concat()).unwrap();
     T::from_arg_matches(&matches).unwrap()
 }
 
-fn create(words: &[&str]) -> Result<ServiceSpec> {
+pub(super) fn create(words: &[&str]) -> Result<ServiceSpec> {
     let Create { create, flags } = parse(words);
     let changes = Changes::of_create(&create)?;
     let mut spec = new_spec(&create, &flags)?;
@@ -38,13 +38,13 @@ fn create(words: &[&str]) -> Result<ServiceSpec> {
     Ok(spec)
 }
 
-fn update(mut spec: ServiceSpec, words: &[&str]) -> Result<ServiceSpec> {
+pub(super) fn update(mut spec: ServiceSpec, words: &[&str]) -> Result<ServiceSpec> {
     let Update { update, flags } = parse(words);
     apply(&mut spec, &flags, &Changes::of_update(&update)?, &found())?;
     Ok(spec)
 }
 
-fn found() -> Found {
+pub(super) fn found() -> Found {
     let mut secret = Secret { id: "sid".into(), ..Default::default() };
     secret.spec.annotations.name = "password".into();
     let mut config = Config { id: "cid".into(), ..Default::default() };
@@ -52,20 +52,20 @@ fn found() -> Found {
     Found { secrets: vec![secret.into()], configs: vec![config.into()], network: None }
 }
 
-const WEB: &[&str] = &["--name", "web", "--image", "redis"];
+pub(super) const WEB: &[&str] = &["--name", "web", "--image", "redis"];
 
-fn web(words: &[&str]) -> ServiceSpec {
+pub(super) fn web(words: &[&str]) -> ServiceSpec {
     create(&[WEB, words].concat()).unwrap()
 }
 
-fn container(spec: &ServiceSpec) -> &ContainerSpec {
+pub(super) fn container(spec: &ServiceSpec) -> &ContainerSpec {
     match &spec.task.runtime {
         Some(task_spec::Runtime::Container(container)) => container,
         _ => panic!("a container"),
     }
 }
 
-fn process(spec: &ServiceSpec) -> swarm_api::swarmd::ProcessSpec {
+pub(super) fn process(spec: &ServiceSpec) -> swarm_api::swarmd::ProcessSpec {
     match &spec.task.runtime {
         Some(task_spec::Runtime::Generic(generic)) => decode_process(generic).unwrap(),
         _ => panic!("a process"),
@@ -73,7 +73,7 @@ fn process(spec: &ServiceSpec) -> swarm_api::swarmd::ProcessSpec {
 }
 
 #[track_caller]
-fn wrong(result: Result<ServiceSpec>, text: &str) {
+pub(super) fn wrong(result: Result<ServiceSpec>, text: &str) {
     let error = result.expect_err(text);
     assert!(error.to_string().contains(text), "{error} has no {text}");
     assert_eq!(error.exit_code(), 2);
@@ -81,7 +81,7 @@ fn wrong(result: Result<ServiceSpec>, text: &str) {
 
 /// A value that is wrong whatever the service is.
 #[track_caller]
-fn refused(words: &[&str], text: &str) {
+pub(super) fn refused(words: &[&str], text: &str) {
     let words = [&["x"], WEB, words].concat();
     for result in [Create::try_parse_from(&words).map(drop), Update::try_parse_from(&words).map(drop)] {
         let error = result.expect_err(text).to_string();
@@ -447,8 +447,10 @@ fn processes_are_native() {
     assert_eq!(spec.task.resources.as_ref().unwrap().limits.as_ref().unwrap().memory_bytes, 64 << 20);
     let image = &["--name", "n", "--runtime", "process", "--command", "x", "--image", "redis"];
     wrong(create(image), "--image is for containers");
-    let secret = &["--name", "n", "--runtime", "process", "--command", "x", "--secret", "password"];
-    wrong(create(secret), "are for containers");
+    let check = &["--name", "n", "--runtime", "process", "--command", "x", "--health-cmd", "true"];
+    wrong(create(check), "--health-cmd is for containers");
+    let native = create(&["--name", "n", "--runtime", "process", "--command", "x"]).unwrap();
+    wrong(update(native, &["--add-capability", "ALL"]), "capabilities and mounts are for containers");
 }
 
 #[test]

@@ -4,6 +4,7 @@ pub(crate) mod cpu;
 pub(crate) mod csv;
 pub(crate) mod duration;
 pub(crate) mod mount;
+pub(crate) mod mount_fields;
 pub(crate) mod pair;
 pub(crate) mod port;
 pub(crate) mod preference;

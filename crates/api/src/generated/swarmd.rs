@@ -1239,6 +1239,17 @@ pub struct ProcessSpec {
     /// Most processes and threads, where control groups are there; no limit if 0.
     #[prost(int64, tag = "12")]
     pub pids_limit: i64,
+    /// Files in memory, in the directories that SWARMD_SECRETS_DIR and SWARMD_CONFIGS_DIR name. A target is a name without
+    /// slashes; user and group are the process's own where they are empty. The task's resource references name the same
+    /// secrets and configs: managers add those that are missing.
+    #[prost(message, repeated, tag = "13")]
+    pub secrets: ::prost::alloc::vec::Vec<
+        crate::v1::SecretReference,
+    >,
+    #[prost(message, repeated, tag = "14")]
+    pub configs: ::prost::alloc::vec::Vec<
+        crate::v1::ConfigReference,
+    >,
 }
 /// Nested message and enum types in `ProcessSpec`.
 pub mod process_spec {

@@ -52,8 +52,9 @@ fn task(task: &TaskSpec) -> Result<()> {
         _ => None,
     };
     if let Some(container) = container {
-        references::secrets(container)?;
-        references::configs(container)?;
+        references::secrets(&container.secrets)?;
+        references::configs(&container.configs)?;
+        references::credential(container)?;
     }
     match &task.runtime {
         None => Err(Error::argument("TaskSpec: missing runtime")),
@@ -146,10 +147,20 @@ fn update(config: &UpdateConfig) -> Result<()> {
     Ok(())
 }
 
-/// Adds what our extensions need: the constraint that a native process runs only where it can.
+/// Adds what our extensions need: the constraint that a native process runs only where it can, and references to the
+/// secrets and configs that its payload names, for those who can't read it.
 pub(crate) fn complete(spec: &mut ServiceSpec) {
     let process = matches!(&spec.task.runtime, Some(task_spec::Runtime::Generic(generic))
         if generic.kind == extensions::PROCESS_RUNTIME);
+    if process {
+        let wanted = process::references(spec.task.runtime.as_ref());
+        let missing: Vec<_> =
+            wanted.into_iter().filter(|r| !spec.task.resource_references.contains(r)).collect();
+        // Not touched in vain: the task's spec is shared.
+        if !missing.is_empty() {
+            spec.task.resource_references.extend(missing);
+        }
+    }
     let guarded = || {
         let constraints = spec.task.placement.iter().flat_map(|p| &p.constraints);
         constraints.into_iter().any(|constraint| constraint == extensions::PROCESS_CONSTRAINT)

@@ -2,7 +2,9 @@
 
 use prost::{Message as _, Name as _};
 use swarm_api::swarmd::ProcessSpec;
-use swarm_api::v1::GenericRuntimeSpec;
+use swarm_api::v1::{
+    GenericRuntimeSpec, ResourceReference, ResourceType, config_reference, secret_reference, task_spec,
+};
 
 use super::{duration, templates};
 use crate::error::{Error, Result};
@@ -49,7 +51,60 @@ pub(crate) fn check(generic: &GenericRuntimeSpec) -> Result<()> {
     if process.encode_to_vec() != payload.value {
         return Err(refuse("payload is not encoded deterministically"));
     }
-    spec(&process)
+    spec(&process)?;
+    files(&process)
+}
+
+/// References to the secrets and configs that a process's payload names, each once.
+pub(super) fn references(runtime: Option<&task_spec::Runtime>) -> Vec<ResourceReference> {
+    let Some(task_spec::Runtime::Generic(GenericRuntimeSpec { payload: Some(payload), .. })) = runtime else {
+        return Vec::new();
+    };
+    let Ok(process) = ProcessSpec::decode(payload.value.as_slice()) else { return Vec::new() };
+    let reference = |id: &str, kind: ResourceType| ResourceReference {
+        resource_id: id.to_owned(),
+        resource_type: kind as i32,
+    };
+    let secrets = process.secrets.iter().map(|r| reference(&r.secret_id, ResourceType::Secret));
+    let configs = process.configs.iter().map(|r| reference(&r.config_id, ResourceType::Config));
+    let mut found: Vec<ResourceReference> = Vec::new();
+    for reference in secrets.chain(configs) {
+        if !found.contains(&reference) {
+            found.push(reference);
+        }
+    }
+    found
+}
+
+/// As a container's, but the files are in directories of the task: names without slashes.
+fn files(process: &ProcessSpec) -> Result<()> {
+    super::references::secrets(&process.secrets)?;
+    super::references::configs(&process.configs)?;
+    let secrets = process.secrets.iter().filter_map(|reference| {
+        let secret_reference::Target::File(file) = reference.target.as_ref()?;
+        Some(Ok(("secret", &reference.secret_name, file)))
+    });
+    let configs = process.configs.iter().map(|reference| match &reference.target {
+        Some(config_reference::Target::File(file)) => Ok(("config", &reference.config_name, file)),
+        _ => Err(refuse(&format!("config {:?} must be a file", reference.config_name))),
+    });
+    for found in secrets.chain(configs) {
+        let (kind, object, file) = found?;
+        if file.name.contains(['/', '\0']) || matches!(file.name.as_str(), "." | "..") {
+            return Err(refuse(&format!(
+                "the file of {kind} {object:?} must be a name without slashes, and is {:?}",
+                file.name
+            )));
+        }
+        for (what, number) in [("user", &file.uid), ("group", &file.gid)] {
+            if !number.is_empty() && number.parse::<u32>().is_err() {
+                return Err(refuse(&format!(
+                    "the {what} of the file of {kind} {object:?} must be a number, and is {number:?}"
+                )));
+            }
+        }
+    }
+    Ok(())
 }
 
 fn spec(process: &ProcessSpec) -> Result<()> {
@@ -103,6 +158,7 @@ fn refuse(reason: &str) -> Error {
 mod tests {
     use super::*;
     use swarm_api::swarmd::process_spec::Rlimit;
+    use swarm_api::v1::{ConfigReference, FileTarget, RuntimeTarget, SecretReference};
 
     fn generic(process: &ProcessSpec) -> GenericRuntimeSpec {
         GenericRuntimeSpec {
@@ -140,8 +196,41 @@ mod tests {
         let limit = |name: &str, soft, hard| vec![Rlimit { name: name.into(), soft, hard }];
         check_with(|p| p.rlimits = limit("nope", 1, 1), "unknown limit");
         check_with(|p| p.rlimits = limit("nofile", 2, 1), "above the hard one");
+        let secret = |name: &str, uid: &str| {
+            let file = FileTarget { name: name.into(), uid: uid.into(), ..Default::default() };
+            let target = Some(secret_reference::Target::File(file));
+            vec![SecretReference { secret_id: "s".into(), secret_name: "pw".into(), target }]
+        };
+        let text = "the file of secret \"pw\" must be a name without slashes, and is \"/etc/pw\"";
+        check_with(|p| p.secrets = secret("/etc/pw", ""), text);
+        check_with(|p| p.secrets = secret("", ""), "invalid target file name provided");
+        check_with(
+            |p| p.secrets = secret("pw", "app"),
+            "the user of the file of secret \"pw\" must be a number",
+        );
+        let target = Some(config_reference::Target::Runtime(RuntimeTarget {}));
+        let config = ConfigReference { config_id: "c".into(), config_name: "n".into(), target };
+        check_with(|p| p.configs = vec![config], "config \"n\" must be a file");
         assert!(["SIGTERM", "term", "9", "USR1"].iter().all(|s| is_signal(s)));
         assert!(RLIMITS.is_sorted() && SIGNALS.is_sorted());
+    }
+
+    #[test]
+    fn what_the_payload_refers_to_is_listed_once() {
+        let secret = SecretReference { secret_id: "s".into(), ..Default::default() };
+        let config = ConfigReference { config_id: "c".into(), ..Default::default() };
+        let process = ProcessSpec {
+            secrets: vec![secret.clone(), secret],
+            configs: vec![config],
+            ..Default::default()
+        };
+        let runtime = task_spec::Runtime::Generic(generic(&process));
+        let listed: Vec<_> = references(Some(&runtime))
+            .into_iter()
+            .map(|r| (r.resource_id.clone(), r.resource_type()))
+            .collect();
+        assert_eq!(listed, [("s".into(), ResourceType::Secret), ("c".into(), ResourceType::Config)]);
+        assert_eq!(references(None), []);
     }
 
     #[test]

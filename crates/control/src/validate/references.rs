@@ -2,14 +2,16 @@
 
 use std::collections::BTreeSet;
 
-use swarm_api::v1::{ContainerSpec, config_reference, privileges, secret_reference};
+use swarm_api::v1::{
+    ConfigReference, ContainerSpec, SecretReference, config_reference, privileges, secret_reference,
+};
 
 use crate::error::{Error, Result};
 
 /// References to secrets: id, name and target given, file names unique.
-pub(crate) fn secrets(container: &ContainerSpec) -> Result<()> {
+pub(crate) fn secrets(references: &[SecretReference]) -> Result<()> {
     let mut files = BTreeSet::new();
-    for reference in &container.secrets {
+    for reference in references {
         if reference.secret_id.is_empty() || reference.secret_name.is_empty() {
             return Err(Error::argument("malformed secret reference"));
         }
@@ -31,11 +33,10 @@ pub(crate) fn secrets(container: &ContainerSpec) -> Result<()> {
     Ok(())
 }
 
-/// References to configs: as secrets, but a runtime target needs no file; a config that serves as credential
-/// spec must have such a reference.
-pub(crate) fn configs(container: &ContainerSpec) -> Result<()> {
+/// References to configs: as secrets, but a runtime target needs no file.
+pub(crate) fn configs(references: &[ConfigReference]) -> Result<()> {
     let mut files = BTreeSet::new();
-    for reference in &container.configs {
+    for reference in references {
         if reference.config_id.is_empty() || reference.config_name.is_empty() {
             return Err(Error::argument("malformed config reference"));
         }
@@ -57,6 +58,11 @@ pub(crate) fn configs(container: &ContainerSpec) -> Result<()> {
             }
         }
     }
+    Ok(())
+}
+
+/// A config that serves as credential spec has a reference with a runtime target.
+pub(crate) fn credential(container: &ContainerSpec) -> Result<()> {
     let credential = container.privileges.as_ref().and_then(|p| p.credential_spec.as_ref());
     if let Some(privileges::credential_spec::Source::Config(id)) = credential.and_then(|c| c.source.as_ref())
     {
@@ -100,7 +106,9 @@ mod tests {
                 target: Some(config_reference::Target::File(file(name))),
             });
         }
-        for (kind, found) in [("secret", secrets(&container)), ("config", configs(&container))] {
+        for (kind, found) in
+            [("secret", secrets(&container.secrets)), ("config", configs(&container.configs))]
+        {
             let expected = expected.map(|text| Error::argument(text.replace("KIND", kind)));
             assert_eq!(found.err(), expected);
         }
@@ -135,14 +143,14 @@ mod tests {
             let config = ConfigReference { config_id: id, config_name: name, target: None };
             let container =
                 ContainerSpec { secrets: vec![secret], configs: vec![config], ..Default::default() };
-            assert_eq!(secrets(&container).err(), text("secret"));
-            assert_eq!(configs(&container).err(), text("config"));
+            assert_eq!(secrets(&container.secrets).err(), text("secret"));
+            assert_eq!(configs(&container.configs).err(), text("config"));
         }
         let secret = SecretReference { secret_id: "i".into(), secret_name: "n".into(), target: None };
         let config = ConfigReference { config_id: "i".into(), config_name: "n".into(), target: None };
         let container = ContainerSpec { secrets: vec![secret], configs: vec![config], ..Default::default() };
-        assert_eq!(secrets(&container).err(), nowhere("secret"));
-        assert_eq!(configs(&container).err(), nowhere("config"));
+        assert_eq!(secrets(&container.secrets).err(), nowhere("secret"));
+        assert_eq!(configs(&container.configs).err(), nowhere("config"));
     }
 
     #[test]
@@ -160,7 +168,7 @@ mod tests {
                 configs: target.into_iter().map(reference).collect(),
                 ..Default::default()
             };
-            configs(&container)
+            configs(&container.configs).and_then(|()| credential(&container))
         };
         let refused = Err(Error::argument("CredentialSpec config c is not referenced with a runtime target"));
         assert_eq!(with(None), refused);

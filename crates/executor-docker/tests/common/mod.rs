@@ -1,26 +1,59 @@
 //! An executor on the real engine, and tasks for it.
 #![allow(dead_code, clippy::unwrap_used)]
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bollard::Docker;
-use swarm_agent::{Controller, Dependencies, DependencyError, Executor};
-use swarm_api::v1::{Annotations, Config, ContainerSpec, Node, Secret, Task, TaskSpec, task_spec};
+use bollard::models::ContainerInspectResponse;
+use bollard::query_parameters::InspectContainerOptions;
+use swarm_agent::{Controller, Dependencies, DependencyError, Executor, LogOptions};
+use swarm_api::v1::{Annotations, Config, ContainerSpec, Driver, Node, Secret, Task, TaskSpec, task_spec};
 use swarm_api::{Shared, id};
 use swarm_executor_docker::DockerExecutor;
 
 pub(crate) const LONG: Duration = Duration::from_secs(120);
 
-/// Tasks here refer to no secrets and configs.
-struct Nothing;
+/// The secrets and configs that managers gave to the node.
+#[derive(Clone, Default)]
+pub(crate) struct Given {
+    secrets: HashMap<String, Shared<Secret>>,
+    configs: HashMap<String, Shared<Config>>,
+}
 
-impl Dependencies for Nothing {
+fn language(name: &str) -> Option<Driver> {
+    (!name.is_empty()).then(|| Driver { name: name.to_owned(), ..Default::default() })
+}
+
+impl Given {
+    /// With a secret; `templating` may be empty.
+    pub(crate) fn secret(mut self, id: &str, data: &str, templating: &str) -> Given {
+        let mut secret = Secret { id: id.into(), ..Default::default() };
+        secret.spec.data = data.into();
+        secret.spec.templating = language(templating);
+        self.secrets.insert(id.to_owned(), secret.into());
+        self
+    }
+
+    /// With a config; `templating` may be empty.
+    pub(crate) fn config(mut self, id: &str, data: &str, templating: &str) -> Given {
+        let mut config = Config { id: id.into(), ..Default::default() };
+        config.spec.data = data.into();
+        config.spec.templating = language(templating);
+        self.configs.insert(id.to_owned(), config.into());
+        self
+    }
+}
+
+impl Dependencies for Given {
     fn secret(&self, _: &Task, id: &str) -> Result<Shared<Secret>, DependencyError> {
-        Err(DependencyError { kind: "secret", id: id.to_owned(), refused: false })
+        let missing = || DependencyError { kind: "secret", id: id.to_owned(), refused: false };
+        self.secrets.get(id).cloned().ok_or_else(missing)
     }
     fn config(&self, _: &Task, id: &str) -> Result<Shared<Config>, DependencyError> {
-        Err(DependencyError { kind: "config", id: id.to_owned(), refused: false })
+        let missing = || DependencyError { kind: "config", id: id.to_owned(), refused: false };
+        self.configs.get(id).cloned().ok_or_else(missing)
     }
 }
 
@@ -133,9 +166,34 @@ impl Drop for Lab {
 }
 
 pub(crate) fn controller(executor: &DockerExecutor, task: &Task) -> Arc<dyn Controller> {
-    executor.controller(&task.clone().into(), Arc::new(Nothing)).expect("a controller")
+    executor.controller(&task.clone().into(), Arc::new(Given::default())).expect("a controller")
 }
 
 pub(crate) async fn within<F: Future>(future: F) -> F::Output {
     tokio::time::timeout(LONG, future).await.expect("an answer in time")
+}
+
+/// Runs a task to its successful end, and gives what it wrote.
+pub(crate) async fn output(task: &dyn Controller) -> Vec<String> {
+    within(task.prepare()).await.unwrap();
+    within(task.start()).await.unwrap();
+    let ended = within(task.wait()).await;
+    let (sink, mut lines) = tokio::sync::mpsc::channel(1000);
+    within(task.logs(LogOptions::default(), sink)).await.unwrap();
+    let mut all = Vec::new();
+    while let Some(line) = lines.recv().await {
+        all.push(String::from_utf8(line.data.to_vec()).unwrap());
+    }
+    assert_eq!(ended, Ok(()), "{all:#?}");
+    all
+}
+
+/// What the engine says of a task's container.
+pub(crate) async fn inspect(lab: &Lab, task: &dyn Controller) -> ContainerInspectResponse {
+    let id = task.container_status().await.unwrap().container_id;
+    lab.docker.inspect_container(&id, None::<InspectContainerOptions>).await.unwrap()
+}
+
+pub(crate) fn words(words: &[&str]) -> Vec<String> {
+    words.iter().map(|word| (*word).to_owned()).collect()
 }

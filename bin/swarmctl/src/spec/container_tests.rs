@@ -1,0 +1,198 @@
+//! Flags that only containers have, and files of native processes.
+
+use swarm_api::v1::container_spec::Isolation;
+use swarm_api::v1::mount::Type;
+use swarm_api::v1::privileges::{app_armor_opts::AppArmorMode, credential_spec, seccomp_opts::SeccompMode};
+use swarm_api::v1::{HealthConfig, ResourceType, config_reference, secret_reference};
+
+use super::tests::{WEB, container, create, process, refused, update, web, wrong};
+
+#[test]
+fn containers_are_set_up_by_flags() {
+    let spec = web(&[
+        "--mount",
+        "type=bind,source=/s,target=/t,readonly",
+        "--mount",
+        "type=tmpfs,target=/m,tmpfs-size=1m",
+        "--dns",
+        "1.1.1.1,9.9.9.9",
+        "--dns-search",
+        "lan",
+        "--dns-option",
+        "ndots:2",
+        "--host",
+        "db:10.0.0.1,six:fd00::1,me:host-gateway",
+        "--sysctl",
+        "net.core.somaxconn=99",
+        "--cap-add",
+        "NET_ADMIN",
+        "--cap-drop",
+        "CHOWN,KILL",
+        "--isolation",
+        "hyperv",
+        "--memory-swap",
+        "1m",
+        "--memory-swappiness",
+        "10",
+    ]);
+    let made = container(&spec);
+    let kinds: Vec<Type> = made.mounts.iter().map(|mount| mount.r#type()).collect();
+    assert_eq!(kinds, [Type::Bind, Type::Tmpfs]);
+    let dns = made.dns_config.as_ref().unwrap();
+    assert_eq!(
+        (dns.nameservers.join(" "), dns.search.join(" "), dns.options.join(" ")),
+        ("1.1.1.1 9.9.9.9".into(), "lan".into(), "ndots:2".into())
+    );
+    assert_eq!(made.hosts, ["10.0.0.1 db", "fd00::1 six", "host-gateway me"]);
+    assert_eq!(made.sysctls["net.core.somaxconn"], "99");
+    assert_eq!(
+        (made.capability_add.join(" "), made.capability_drop.join(" ")),
+        ("NET_ADMIN".into(), "CHOWN KILL".into())
+    );
+    assert_eq!(made.isolation(), Isolation::Hyperv);
+    let resources = spec.task.resources.as_ref().unwrap();
+    assert_eq!((resources.swap_bytes, resources.memory_swappiness), (Some(1 << 20), Some(10)));
+
+    let spec = update(spec, &["--dns=", "--dns-search=", "--dns-option=", "--memory-swap=-1", "--cap-drop="])
+        .unwrap();
+    assert_eq!((&container(&spec).dns_config, container(&spec).capability_drop.len()), (&None, 0));
+    assert_eq!(spec.task.resources.as_ref().unwrap().swap_bytes, Some(-1));
+}
+
+#[test]
+fn a_mount_goes_before_another_takes_its_place() {
+    let spec = web(&["--bind", "/a:/t", "--volume", "/v"]);
+    let spec = update(spec, &["--rm-mount", "/t,/none", "--mount", "source=data,target=/t"]).unwrap();
+    let mounts: Vec<_> =
+        container(&spec).mounts.iter().map(|mount| (mount.r#type(), mount.target.as_str())).collect();
+    assert_eq!(mounts, [(Type::Volume, "/v"), (Type::Volume, "/t")]);
+}
+
+#[test]
+fn health_checks_are_given_changed_and_taken_away() {
+    let check = |spec: &_| container(spec).healthcheck.clone();
+    let spec =
+        web(&["--health-cmd", "wget -q localhost", "--health-interval", "5s", "--health-retries", "2"]);
+    let given = check(&spec).unwrap();
+    assert_eq!(given.test, ["CMD-SHELL", "wget -q localhost"]);
+    assert_eq!((given.interval.unwrap().seconds, given.retries, given.timeout), (5, 2, None));
+    let more = ["--health-timeout", "1s", "--health-start-period=2s", "--health-start-interval=3s"];
+    let spec = update(spec, &more).unwrap();
+    let changed = check(&spec).unwrap();
+    let seconds = |time: Option<prost_types::Duration>| time.unwrap().seconds;
+    assert_eq!(
+        (
+            seconds(changed.interval),
+            seconds(changed.timeout),
+            seconds(changed.start_period),
+            seconds(changed.start_interval)
+        ),
+        (5, 1, 2, 3)
+    );
+    let spec = update(spec, &["--no-healthcheck"]).unwrap();
+    assert_eq!(check(&spec), Some(HealthConfig { test: vec!["NONE".into()], ..Default::default() }));
+    wrong(update(spec.clone(), &["--health-retries", "3"]), "--health-cmd gives it one");
+    assert_eq!(
+        check(&update(spec.clone(), &["--health-cmd", "x"]).unwrap()).unwrap().test,
+        ["CMD-SHELL", "x"]
+    );
+    let spec = update(spec, &["--no-healthcheck=false"]).unwrap();
+    assert_eq!(check(&spec), None);
+    refused(&["--no-healthcheck", "--health-cmd", "x"], "cannot be used with");
+    refused(&["--health-interval", "5"], "expected numbers with a unit");
+}
+
+#[test]
+fn privileges_are_given_and_taken_away() {
+    let profile = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(profile.path(), "{\"defaultAction\":\"SCMP_ACT_ALLOW\"}").unwrap();
+    let path = profile.path().to_str().unwrap();
+    let spec = web(&[
+        "--no-new-privileges",
+        "--apparmor=disabled",
+        "--seccomp",
+        path,
+        "--selinux",
+        "level=s0:c1,type=t",
+        "--credential-spec",
+        "config://settings",
+    ]);
+    let made = container(&spec);
+    let given = made.privileges.clone().unwrap();
+    assert!(given.no_new_privileges);
+    assert_eq!(given.apparmor.unwrap().mode(), AppArmorMode::Disabled);
+    let seccomp = given.seccomp.unwrap();
+    assert_eq!((seccomp.mode(), seccomp.profile.starts_with(b"{")), (SeccompMode::Custom, true));
+    let context = given.selinux_context.unwrap();
+    assert_eq!((context.level.as_str(), context.r#type.as_str()), ("s0:c1", "t"));
+    let source = given.credential_spec.unwrap().source;
+    assert_eq!(source, Some(credential_spec::Source::Config("cid".into())));
+    assert!(matches!(&made.configs[0].target, Some(config_reference::Target::Runtime(_))));
+
+    let spec = update(spec, &["--credential-spec", "file://f.json", "--seccomp=unconfined"]).unwrap();
+    assert!(container(&spec).configs.is_empty(), "its reference goes with it");
+    let given = container(&spec).privileges.clone().unwrap();
+    assert_eq!(given.credential_spec.unwrap().source, Some(credential_spec::Source::File("f.json".into())));
+    assert_eq!(given.seccomp.unwrap().mode(), SeccompMode::Unconfined);
+    let none = [
+        "--credential-spec=",
+        "--seccomp=default",
+        "--selinux=",
+        "--apparmor=default",
+        "--no-new-privileges=false",
+    ];
+    assert_eq!(container(&update(spec, &none).unwrap()).privileges, None);
+    assert_eq!(update(web(&[]), &none).unwrap(), web(&[]));
+}
+
+#[test]
+fn mistaken_flags_of_containers_are_told() {
+    for (words, text) in [
+        (&["--mount", "type=disk,target=/t"][..], "mount \"type=disk,target=/t\""),
+        (&["--host", "db"], "host \"db\" is no name:address"),
+        (&["--host", "db:nowhere"], "host \"db:nowhere\" is no name:address"),
+        (&["--sysctl", "a"], "no key=value"),
+        (&["--selinux", "x=y"], "SELinux label \"x=y\" is not one of"),
+        (&["--credential-spec", "raw://x"], "credential spec \"raw://x\" is not one of"),
+        (&["--secret", "source=s,mode=abc"], "mode \"abc\""),
+    ] {
+        wrong(create(&[WEB, words].concat()), text);
+    }
+    let missing = create(&[WEB, &["--seccomp", "/nowhere/x.json"]].concat()).unwrap_err();
+    assert!(missing.to_string().starts_with("seccomp profile \"/nowhere/x.json\": "), "{missing}");
+    refused(&["--memory-swappiness", "101"], "from 0 to 100, or -1");
+    refused(&["--memory-swap", "-2"], "no amount of memory");
+    refused(&["--isolation", "x"], "default, process, hyperv");
+}
+
+#[test]
+fn files_say_whose_they_are() {
+    let spec = web(&["--secret", "source=password,target=/etc/pw,uid=5,mode=0400", "--config", "settings"]);
+    let Some(secret_reference::Target::File(file)) = &container(&spec).secrets[0].target else {
+        panic!("a file")
+    };
+    assert_eq!(
+        (file.name.as_str(), file.uid.as_str(), file.gid.as_str(), file.mode),
+        ("/etc/pw", "5", "0", 0o400)
+    );
+}
+
+#[test]
+fn processes_have_files_too_and_everybody_can_see_which() {
+    let base = ["--name", "n", "--runtime", "process", "--command", "x"];
+    let spec =
+        create(&[&base[..], &["--secret", "password:pw", "--config", "source=settings,mode=444"]].concat());
+    let spec = spec.unwrap();
+    let made = process(&spec);
+    let Some(secret_reference::Target::File(file)) = &made.secrets[0].target else { panic!("a file") };
+    assert_eq!((file.name.as_str(), file.uid.as_str(), file.mode), ("pw", "", 0o400));
+    let Some(config_reference::Target::File(file)) = &made.configs[0].target else { panic!("a file") };
+    assert_eq!((file.name.as_str(), file.mode), ("settings", 0o444));
+    let listed = |spec: &swarm_api::v1::ServiceSpec| -> Vec<(String, ResourceType)> {
+        let references = spec.task.resource_references.iter();
+        references.map(|r| (r.resource_id.clone(), r.resource_type())).collect()
+    };
+    assert_eq!(listed(&spec), [("sid".into(), ResourceType::Secret), ("cid".into(), ResourceType::Config)]);
+    let spec = update(spec, &["--rm-secret", "password"]).unwrap();
+    assert_eq!(listed(&spec), [("cid".into(), ResourceType::Config)]);
+}
