@@ -6,7 +6,7 @@
 //!
 //! Inside: `session` talks to one manager at a time, `worker` applies assignments and owns one `runner` per
 //! task, `lifecycle` says what a task's next step is, `reporter` keeps what managers must still hear, and
-//! `database` keeps tasks and statuses over a restart. A status is on disk before anybody hears of it.
+//! `logs` publishes what managers want of logs, `database` keeps tasks and statuses over a restart. A status is on disk before anybody hears of it.
 
 mod agent;
 mod database;
@@ -18,6 +18,8 @@ mod executors;
 #[doc(hidden)]
 pub mod fuzz;
 mod lifecycle;
+mod log_sink;
+mod logs;
 mod remotes;
 mod reporter;
 mod runner;
@@ -28,7 +30,8 @@ pub use agent::{Agent, AgentHandle, Config, LOCAL, Observed, Reconnect, Timings}
 pub use error::{Error, SessionError};
 pub use executor::{
     Controller, ControllerError, Dependencies, DependencyError, Executor, ExecutorDescription, LogLine,
-    LogOptions, LogSink, LogStream,
+    LogOptions, LogStream,
 };
+pub use log_sink::{Closed, LogLines, LogSink};
 pub use remotes::{Connector, Remotes};
 pub use swarm_template as template;
