@@ -9,6 +9,7 @@ use swarm_api::swarmd::recovery_client::RecoveryClient;
 use swarm_api::swarmd::services_client::ServicesClient;
 use swarm_api::v1::ca_client::CaClient;
 use swarm_api::v1::control_client::ControlClient;
+use swarm_api::v1::logs_client::LogsClient;
 use swarm_pki::{Clock, connect_local_tls};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::UnixStream;
@@ -52,6 +53,11 @@ impl Client {
     /// What operators ask for once of services. Answers may be as large as the cluster is.
     pub(crate) fn services(&self) -> ServicesClient<Channel> {
         ServicesClient::new(self.channel.clone()).max_decoding_message_size(usize::MAX)
+    }
+
+    /// Logs.
+    pub(crate) fn logs(&self) -> LogsClient<Channel> {
+        LogsClient::new(self.channel.clone()).max_decoding_message_size(usize::MAX)
     }
 
     /// Backups.

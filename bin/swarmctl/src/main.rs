@@ -68,7 +68,9 @@ async fn run(cli: Cli) -> Result<Answer> {
         Some(Command::Service { command: Some(command) }) => {
             return service::run(&mut context().await?, command).await;
         }
-        Some(Command::Task { command: Some(command) }) => task::run(&mut context().await?, command).await?,
+        Some(Command::Task { command: Some(command) }) => {
+            return task::run(&mut context().await?, command).await;
+        }
         Some(Command::Version) => {
             let name = std::env::args().next().unwrap_or_else(|| "swarmctl".into());
             format!("{name} {} {}\n", env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION"))

@@ -15,6 +15,7 @@ use crate::database::Database;
 use crate::description::Describer;
 use crate::error::{Error, SessionError};
 use crate::executors::Executors;
+use crate::logs::{self, Logs};
 use crate::remotes::{Connector, Remotes};
 use crate::reporter::Reporter;
 use crate::runner::Context;
@@ -121,11 +122,20 @@ impl Agent {
             reporter: reporter.clone(),
             complete: dependencies.complete(),
         };
+        let tasks = logs::Tasks::default();
+        let logs = Logs::new(
+            config.node_id.clone(),
+            tasks.clone(),
+            config.connector.clone(),
+            tracker.clone(),
+            stop.child_token(),
+        );
         let (worker, working) = Worker::new(
             config.node_id,
             context,
             dependencies,
             executors.clone(),
+            tasks,
             records,
             stop.child_token(),
         );
@@ -147,6 +157,7 @@ impl Agent {
             reporter,
             database,
             executors,
+            logs,
             description,
             observed: observed.clone(),
             timings: config.timings,

@@ -10,7 +10,8 @@ use swarm_api::Shared;
 use swarm_api::v1::{
     Config, ContainerStatus, EncryptionKey, Node, PluginDescription, PortStatus, Resources, Secret, Task,
 };
-use tokio::sync::mpsc;
+
+use crate::log_sink::LogSink;
 
 /// What went wrong in a controller. The text reaches the user in `TaskStatus.err`.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -113,9 +114,6 @@ pub struct LogOptions {
     /// Only lines written at or after this time.
     pub since: Option<SystemTime>,
 }
-
-/// Takes log lines; bounded, so a slow reader slows the task's log, not the agent.
-pub type LogSink = mpsc::Sender<LogLine>;
 
 /// A secret or config that a task can't have.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -6,7 +6,8 @@
 //!
 //! Inside: `session` talks to one manager at a time, `worker` applies assignments and owns one `runner` per
 //! task, `lifecycle` says what a task's next step is, `reporter` keeps what managers must still hear, and
-//! `database` keeps tasks and statuses over a restart. A status is on disk before anybody hears of it.
+//! `logs` publishes what managers want of logs, and `database` keeps tasks and statuses over a restart. A status is on
+//! disk before anybody hears of it.
 //!
 //! For executors: [`memory`] keeps the files of secrets and configs where no disk is, [`payloads`] says what is in them.
 
@@ -20,6 +21,8 @@ mod executors;
 #[doc(hidden)]
 pub mod fuzz;
 mod lifecycle;
+mod log_sink;
+mod logs;
 pub mod memory;
 pub mod payloads;
 mod remotes;
@@ -32,7 +35,8 @@ pub use agent::{Agent, AgentHandle, Config, LOCAL, Observed, Reconnect, Timings}
 pub use error::{Error, SessionError};
 pub use executor::{
     Controller, ControllerError, Dependencies, DependencyError, Executor, ExecutorDescription, LogLine,
-    LogOptions, LogSink, LogStream,
+    LogOptions, LogStream,
 };
+pub use log_sink::{Closed, LogLines, LogSink};
 pub use remotes::{Connector, Remotes};
 pub use swarm_template as template;

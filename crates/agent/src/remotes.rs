@@ -17,6 +17,17 @@ pub trait Connector: Send + Sync + 'static {
 
     /// Connects to a manager, with the node's identity as of now. The text of an error is for people.
     async fn connect(&self, manager: &Peer) -> Result<Channel, Box<dyn std::error::Error + Send + Sync>>;
+
+    /// A connection that nothing else uses: to a manager, or to the one in this process for `None`.
+    async fn apart(
+        &self,
+        manager: Option<&Peer>,
+    ) -> Result<Channel, Box<dyn std::error::Error + Send + Sync>> {
+        match manager {
+            Some(manager) => self.connect(manager).await,
+            None => self.local().ok_or_else(|| "no manager runs here any more".into()),
+        }
+    }
 }
 
 /// A bad experience with a manager.

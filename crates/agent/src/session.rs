@@ -1,6 +1,6 @@
 //! One session with one manager: everything that runs on its connection.
 //!
-//! Session, heartbeats, assignments and reports run side by side in one future; the first error ends them all,
+//! Session, heartbeats, assignments, reports and log subscriptions run side by side in one future; the first error ends them all,
 //! and dropping the future does. Nothing is lost by that: assignments are applied by the worker's own task,
 //! statuses stay with the reporter until a manager has answered.
 
@@ -24,6 +24,7 @@ use crate::agent::{LOCAL, Observed, Timings};
 use crate::database::Database;
 use crate::error::SessionError;
 use crate::executors::Executors;
+use crate::logs::Logs;
 use crate::remotes::{Connector, FAILED, Remotes};
 use crate::reporter::{Batch, Reporter};
 use crate::worker::Worker;
@@ -45,6 +46,7 @@ pub(crate) struct Sessions {
     pub(crate) reporter: Arc<Reporter>,
     pub(crate) database: Database,
     pub(crate) executors: Executors,
+    pub(crate) logs: Logs,
     pub(crate) description: watch::Receiver<Option<NodeDescription>>,
     pub(crate) observed: watch::Sender<Observed>,
     pub(crate) timings: Timings,
@@ -109,7 +111,7 @@ impl Sessions {
     }
 
     async fn session(&mut self, channel: Channel, manager: Option<&Peer>, established: &mut bool) -> Never {
-        let client = DispatcherClient::new(channel).max_decoding_message_size(i32::MAX as usize);
+        let client = DispatcherClient::new(channel.clone()).max_decoding_message_size(i32::MAX as usize);
         let description = self.description.borrow_and_update().clone();
         let (stream, first) = self.open(client.clone(), description).await?;
         self.session_id.clone_from(&first.session_id);
@@ -128,7 +130,9 @@ impl Sessions {
         }
         let session_id = self.session_id.clone();
         let (worker, reporter, patience) = (self.worker.clone(), self.reporter.clone(), self.timings.rpc);
+        let logs = self.logs.clone();
         tokio::select! {
+            never = logs.listen(channel, manager) => match never {},
             end = heartbeats(client.clone(), &session_id, patience, established) => end,
             end = assignments(client.clone(), &session_id, &worker) => end,
             end = reports(client.clone(), &session_id, &reporter) => end,

@@ -17,6 +17,7 @@ use tokio_util::task::TaskTracker;
 use crate::database::Record;
 use crate::dependencies;
 use crate::executors::Executors;
+use crate::logs;
 use crate::runner::{Context, Runner, report_unresolved};
 use crate::{Controller, ControllerError, Error};
 
@@ -44,6 +45,7 @@ impl Worker {
         context: Context,
         dependencies: Arc<dependencies::Store>,
         executors: Executors,
+        logs: logs::Tasks,
         records: Vec<Record>,
         close: CancellationToken,
     ) -> (Worker, impl Future<Output = ()> + Send + use<>) {
@@ -53,6 +55,7 @@ impl Worker {
             context,
             dependencies,
             executors,
+            logs,
             close,
             tasks: HashMap::new(),
             removing: HashMap::new(),
@@ -95,6 +98,8 @@ struct State {
     context: Context,
     dependencies: Arc<dependencies::Store>,
     executors: Executors,
+    /// Told of every task with a controller, for whoever reads logs.
+    logs: logs::Tasks,
     close: CancellationToken,
     tasks: HashMap<String, Handle>,
     /// Removals under way, by task; each ends by itself or by its token.
@@ -285,6 +290,7 @@ impl State {
         let (updates, receiver) = watch::channel(task.clone());
         let runner = Runner::new(self.context.clone(), controller.clone(), receiver, close.clone(), status);
         let runner = self.tracker.spawn(runner.run());
+        self.logs.put(&task, &controller);
         let id = task.id.clone();
         self.tasks.insert(id, Handle { task, updates, close, runner, controller });
     }
@@ -292,6 +298,7 @@ impl State {
     /// Ends a task's runner and frees everything that was made for it, in the background.
     fn remove(&mut self, task_id: &str) {
         self.context.reporter.forget(task_id);
+        self.logs.remove(task_id);
         self.removing.retain(|_, removal| !removal.task.is_finished());
         let Some(handle) = self.tasks.remove(task_id) else { return };
         let cancel = self.close.child_token();

@@ -6,6 +6,7 @@
 //! - [`Shared`]: the reference-counted, copy-on-write wrapper around objects of the store inside messages.
 //! - [`authorization`]: who may call which method, generated from the contract's method options.
 //! - [`extensions`]: what goes beyond the contract, in labels.
+//! - [`log_lines`]: messages with log lines, left as they are on the wire.
 //! - [`id`]: random identifiers of objects. [`defaults`]: numbers that both sides assume. [`naming`]: names of tasks.
 //! - [`object`]: the ten kinds of objects behind one trait and one enum.
 //!
@@ -18,6 +19,7 @@ pub mod duration;
 pub mod extensions;
 pub mod hash;
 pub mod id;
+pub mod log_lines;
 pub mod naming;
 mod node_state;
 pub mod object;

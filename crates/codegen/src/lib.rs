@@ -62,6 +62,10 @@ const REDACTED: &[&str] = &[
     ".swarmd.v1.UnlockRequest",
 ];
 
+/// Messages of the contract that are written by hand, in `crates/api/src/log_lines.rs`: they leave the lines of logs as
+/// they are on the wire.
+const BY_HAND: &[&str] = &["PublishLogsMessage", "SubscribeLogsMessage"];
+
 /// The repository's root, seen from this crate.
 pub fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
@@ -131,6 +135,9 @@ pub fn generate(root: &Path) -> Result<BTreeMap<PathBuf, String>> {
         .boxed(".docker.swarmkit.v1.TaskStatus.port_status")
         .enable_type_names()
         .include_file("mod.rs");
+    for name in BY_HAND {
+        config.extern_path(format!(".docker.swarmkit.v1.{name}"), format!("crate::log_lines::{name}"));
+    }
     tonic_prost_build::configure()
         .build_client(true)
         .build_server(true)
@@ -147,7 +154,10 @@ pub fn generate(root: &Path) -> Result<BTreeMap<PathBuf, String>> {
         // The packages are sibling modules of one crate, not nested as their names would have it.
         let code = code.replace("super::super::super::raftpb::", "crate::raftpb::");
         let code = code.replace("super::super::super::docker::swarmkit::v1::", "crate::v1::");
-        let code = code.replace("super::super::docker::swarmkit::v1::", "crate::v1::");
+        let mut code = code.replace("super::super::docker::swarmkit::v1::", "crate::v1::");
+        if target == "v1.rs" {
+            let _ = writeln!(code, "pub use crate::log_lines::{{{}}};", BY_HAND.join(", "));
+        }
         files.insert(dir.join(target), shared::wrap(&code));
     }
     files.insert(dir.join("authorization.rs"), authorization_table(&method_roles(&pool)?));

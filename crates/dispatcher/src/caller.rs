@@ -17,7 +17,11 @@ pub struct CallerNode {
 }
 
 impl CallerNode {
-    pub(crate) fn of<T>(request: &tonic::Request<T>) -> Result<CallerNode, Status> {
+    /// The node behind a request.
+    ///
+    /// # Errors
+    /// PERMISSION_DENIED if nobody is.
+    pub fn of<T>(request: &tonic::Request<T>) -> Result<CallerNode, Status> {
         match request.extensions().get::<CallerNode>() {
             Some(caller) if !caller.id.is_empty() => Ok(caller.clone()),
             _ => Err(status::no_certificate()),

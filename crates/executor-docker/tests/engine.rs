@@ -7,7 +7,7 @@ mod common;
 use std::time::Duration;
 
 use common::{Lab, controller, within};
-use swarm_agent::{Controller, ControllerError, Executor, LogLine, LogOptions, LogStream};
+use swarm_agent::{Controller, ControllerError, Executor, LogLine, LogOptions, LogSink, LogStream};
 use swarm_api::v1::port_config::PublishMode;
 use swarm_api::v1::{ContainerSpec, Endpoint, HealthConfig, PortConfig};
 use swarm_testkit::wait::until;
@@ -32,15 +32,8 @@ fn exit(code: i32) -> Result<(), ControllerError> {
 }
 
 async fn logs(controller: &dyn Controller, options: LogOptions) -> Vec<LogLine> {
-    let (sink, mut lines) = tokio::sync::mpsc::channel(4);
-    let collect = async {
-        let mut all = Vec::new();
-        while let Some(line) = lines.recv().await {
-            all.push(line);
-        }
-        all
-    };
-    let (done, lines) = within(async { tokio::join!(controller.logs(options, sink), collect) }).await;
+    let (sink, lines) = LogSink::new();
+    let (done, lines) = within(async { tokio::join!(controller.logs(options, sink), lines.collect()) }).await;
     done.unwrap();
     lines
 }

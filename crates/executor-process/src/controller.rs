@@ -437,9 +437,17 @@ impl Controller for ProcessController {
         // The last lines, until there are no more before them.
         let mut tail =
             options.tail.map(|count| (usize::try_from(count).unwrap_or(usize::MAX), VecDeque::new()));
+        let mut was_there = false;
         loop {
             // Before the read: what is written until the end is then read for sure.
-            let over = matches!(self.state()?, State::Ended(_) | State::Lost);
+            let state = self.state()?;
+            let over = match state {
+                State::Ended(_) | State::Lost => true,
+                // Removed; of what was open the rest can still be read.
+                State::Absent => was_there,
+                State::Prepared | State::Running => false,
+            };
+            was_there |= state != State::Absent;
             let read = tokio::task::spawn_blocking(move || {
                 let batch = reader.batch();
                 (reader, batch)

@@ -11,7 +11,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, Uid};
 use prost::{Message, Name};
 use swarm_agent::{
-    Controller, ControllerError, Dependencies, DependencyError, Executor, LogLine, LogOptions, LogStream,
+    Controller, ControllerError, Dependencies, DependencyError, Executor, LogLine, LogOptions, LogSink,
+    LogStream,
 };
 use swarm_api::swarmd::{ProcessSpec, process_spec::Rlimit};
 use swarm_api::v1::{
@@ -182,15 +183,8 @@ async fn start(controller: &dyn Controller) {
 }
 
 async fn logs(controller: &dyn Controller, options: LogOptions) -> Vec<LogLine> {
-    let (sink, mut lines) = tokio::sync::mpsc::channel(4);
-    let collect = async {
-        let mut all = Vec::new();
-        while let Some(line) = lines.recv().await {
-            all.push(line);
-        }
-        all
-    };
-    let (done, lines) = within(async { tokio::join!(controller.logs(options, sink), collect) }).await;
+    let (sink, lines) = LogSink::new();
+    let (done, lines) = within(async { tokio::join!(controller.logs(options, sink), lines.collect()) }).await;
     done.unwrap();
     lines
 }

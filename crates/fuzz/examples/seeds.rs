@@ -16,8 +16,9 @@ use swarm_api::raftpb::{
 use swarm_api::swarmd::{BackupInfo, ProcessSpec};
 use swarm_api::v1::store_action::Target;
 use swarm_api::v1::{
-    Cluster, ClusterSnapshot, Config, ContainerSpec, InternalRaftRequest, Network, Node, NodeRole,
-    RaftMember, Secret, Service, Snapshot, StoreAction, StoreActionKind, StoreSnapshot, Task, task_spec,
+    Cluster, ClusterSnapshot, Config, ContainerSpec, InternalRaftRequest, LogAttr, LogContext, LogMessage,
+    Network, Node, NodeRole, PublishLogsMessage, RaftMember, Secret, Service, Snapshot, StoreAction,
+    StoreActionKind, StoreSnapshot, Task, task_spec,
 };
 use swarm_fuzz::{corpus_dir, kek, root};
 use swarm_pki::{
@@ -66,6 +67,7 @@ fn fixed() {
 fn main() {
     fixed();
     messages();
+    lines();
     store();
     keys();
     disk();
@@ -177,6 +179,23 @@ fn messages() {
     let changes = [change(0, 4), change(1, 4), change(2, 4)];
     let seeds: Vec<Vec<u8>> = [0, 2].iter().map(|i| changes[*i].encode_to_vec()).collect();
     write("membership-change", &seeds);
+}
+
+fn lines() {
+    let context = LogContext { service_id: "s".into(), node_id: "n".into(), task_id: "t".into() };
+    let line = |seconds, stream: i32, attrs: &[(&str, &str)]| LogMessage {
+        context: context.clone(),
+        timestamp: Some(prost_types::Timestamp { seconds, nanos: 5 }),
+        stream,
+        data: b"text\n".to_vec(),
+        attrs: attrs.iter().map(|(k, v)| LogAttr { key: (*k).into(), value: (*v).into() }).collect(),
+    };
+    let message = |lines: &[LogMessage], close| {
+        let messages = lines.iter().map(Into::into).collect();
+        PublishLogsMessage { subscription_id: "sub".into(), messages, close }.encode_to_vec()
+    };
+    let two = [line(1_700_000_000, 1, &[]), line(1_700_000_001, 2, &[("a", "1"), ("b", "")])];
+    write("log-lines", &[message(&two, false), message(&two[..1], true)]);
 }
 
 enum Step<'a> {

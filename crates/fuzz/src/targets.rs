@@ -7,7 +7,9 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use prost::Message as _;
-use swarm_api::v1::{Config, ConfigSpec, Node, NodeDescription, Snapshot, StoreSnapshot, Task};
+use swarm_api::v1::{
+    Config, ConfigSpec, LogMessage, Node, NodeDescription, PublishLogsMessage, Snapshot, StoreSnapshot, Task,
+};
 use swarm_pki::{Certificate, Dek, JoinToken, Kek, PrivateKey, RootCa, Sealer, UnlockKey};
 use swarm_placement::{Constraint, Ledger, Request, all_hold, generic};
 use swarm_store::{StateMachine as _, Store};
@@ -44,6 +46,7 @@ pub const TARGETS: &[Target] = &[
     target("membership-change", swarm_raft::fuzz::change),
     dear("store-entry", store_entry),
     dear("snapshot-content", snapshot_content),
+    target("log-lines", log_lines),
     target("join-token", join_token),
     dear("certificate", certificate),
     target("csr", swarm_pki::fuzz::csr),
@@ -151,6 +154,30 @@ fn snapshot_content(bytes: &[u8]) -> bool {
     }
     store.close();
     restored
+}
+
+/// A message with lines, as it is passed on and looked into without being decoded: it means what the contract's message
+/// means, and comes out as it went in.
+fn log_lines(bytes: &[u8]) -> bool {
+    let Ok(published) = PublishLogsMessage::decode(bytes) else { return false };
+    let again = PublishLogsMessage::decode(published.encode_to_vec().as_slice());
+    assert_eq!(again.as_ref(), Ok(&published));
+    let mut all = !published.messages.is_empty();
+    for raw in &published.messages {
+        let (line, message) = (raw.read(), LogMessage::decode(raw.as_bytes().clone()));
+        // They differ in how deep what they don't know may be nested, and in nothing else.
+        let (Ok(line), Ok(message)) = (line, message) else {
+            all = false;
+            continue;
+        };
+        let context = &message.context;
+        assert_eq!((line.service_id, line.node_id), (context.service_id.as_str(), context.node_id.as_str()));
+        assert_eq!((line.task_id, line.stream), (context.task_id.as_str(), message.stream));
+        assert_eq!((line.timestamp, line.data), (message.timestamp, message.data.as_slice()));
+        let attributes = message.attrs.iter().map(|attr| (attr.key.as_str(), attr.value.as_str()));
+        assert!(line.attributes().eq(attributes));
+    }
+    all
 }
 
 fn join_token(text: &[u8]) -> bool {

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use swarm_dispatcher::Dispatcher;
+use swarm_logs::Broker;
 use swarm_store::Store;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -20,6 +21,7 @@ pub(crate) struct Leader {
     pub(crate) store: Arc<Store>,
     pub(crate) bootstrap: Bootstrap,
     pub(crate) dispatcher: Arc<Dispatcher>,
+    pub(crate) logs: Arc<Broker>,
     pub(crate) ca: Arc<CaServer>,
     pub(crate) members: RaftMembers,
 }
@@ -47,6 +49,14 @@ impl Leader {
             parts.spawn(async move {
                 if let Err(error) = dispatcher.run(cancel).await {
                     error!(%error, "the dispatcher ended");
+                }
+            });
+        }
+        {
+            let (logs, cancel) = (self.logs.clone(), cancel.clone());
+            parts.spawn(async move {
+                if let Err(error) = logs.run(cancel).await {
+                    error!(%error, "the log broker ended");
                 }
             });
         }

@@ -17,6 +17,9 @@ pub type RaftSlot = Arc<SetOnce<RaftHandle>>;
 /// Ticks without a leader after which a call is not kept waiting any longer.
 const PATIENCE: u64 = 10;
 
+/// What the leader may send before it is read over a connection that one call has to itself, in bytes.
+const APART_WINDOW: u32 = 256 * 1024;
+
 /// Who leads.
 #[derive(Debug, Clone)]
 pub enum Route {
@@ -29,6 +32,8 @@ pub enum Route {
     There {
         /// Its node id and address, for people.
         name: String,
+        /// Its address.
+        addr: String,
         /// A connection to it, made with this node's certificate.
         channel: Channel,
     },
@@ -113,7 +118,7 @@ impl LeaderLink {
         let leader = membership.get(status.leader).filter(|leader| leader.raft_id != raft.raft_id());
         let route = leader.and_then(|leader| {
             let name = format!("{} ({})", leader.node_id, leader.addr);
-            Some(Route::There { name, channel: self.channel(&leader.addr)? })
+            Some(Route::There { name, addr: leader.addr.clone(), channel: self.channel(&leader.addr)? })
         });
         route.ok_or_else(|| no_leader(raft))
     }
@@ -138,6 +143,25 @@ impl LeaderLink {
                 return Err(no_leader(raft));
             }
         }
+    }
+
+    /// As [`LeaderLink::find`], but another manager is reached over a connection that nothing else uses: what stands
+    /// still on it holds up nothing else.
+    ///
+    /// # Errors
+    /// [`NoLeader`].
+    pub async fn find_apart(&self) -> Result<Route, NoLeader> {
+        Ok(match self.find().await? {
+            Route::There { name, addr, channel } => {
+                let dialer = Dialer::new(self.security.clone(), ServerRole::Manager);
+                // The address was good for the other channel.
+                let own = swarm_pki::endpoint(&addr)
+                    .ok()
+                    .map(|endpoint| dialer.channel_of(&endpoint.initial_stream_window_size(APART_WINDOW)));
+                Route::There { name, addr, channel: own.unwrap_or(channel) }
+            }
+            here => here,
+        })
     }
 
     /// Completes when this manager's disk has not answered for an election timeout.

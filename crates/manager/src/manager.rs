@@ -13,6 +13,7 @@ use swarm_api::v1::watch_server::WatchServer;
 use swarm_api::v1::{Peer, node_spec};
 use swarm_control::{CONTROL_API, Control, Health, RAFT, Watch};
 use swarm_dispatcher::Dispatcher;
+use swarm_logs::Broker;
 use swarm_pki::{
     Dialer, JoinToken, Kek, KeyStore, LocalIncoming, RootCa, SecurityContext, ServerRole, TlsIncoming,
 };
@@ -44,6 +45,10 @@ use crate::membership::RaftMembership;
 use crate::open::open_raft;
 use crate::roles::RaftMembers;
 
+/// What a peer may send of one call before it is read, in bytes, and of all calls on its connection. Sixteen calls that
+/// nobody reads (logs for subscribers that stand still) leave room for the others: heartbeats above all.
+const STREAM_WINDOW: u32 = 256 * 1024;
+const CONNECTION_WINDOW: u32 = 16 * STREAM_WINDOW;
 /// Time that open calls have to end before their connections are closed.
 const GRACE: Duration = Duration::from_secs(8);
 /// Time that a leader that stops has to find a successor.
@@ -135,6 +140,7 @@ impl Manager {
                 timings: swarm_dispatcher::Timings::default(),
             },
         );
+        let logs = Broker::new(store.clone());
         let ca = CaServer::new(store.clone(), config.security.clone());
         let (health, local_health) = (Health::new(), Health::new());
         // Those that each node makes for itself; a network without a driver is an overlay.
@@ -154,6 +160,8 @@ impl Manager {
                 .add_service(HealthServer::new(health.clone()))
                 .add_service(WatchServer::new(watch.clone()))
                 .add_service(dispatcher.service().into_server())
+                .add_service(logs.logs().into_server())
+                .add_service(logs.log_broker().into_server())
                 .add_service(ca.ca_service())
                 .add_service(ca.node_ca_service())
         };
@@ -162,7 +170,12 @@ impl Manager {
         let (socket, socket_file) = socket.into_parts();
         let local = LocalIncoming::new(socket, move || Some(security.current().server_config()));
         info!(proto = "unix", addr = %path.display(), "Listening for local connections");
-        let local = Server::builder()
+        let server = || {
+            Server::builder()
+                .initial_stream_window_size(STREAM_WINDOW)
+                .initial_connection_window_size(CONNECTION_WINDOW)
+        };
+        let local = server()
             .layer(LocalCallerLayer::new(config.security.clone(), advertised.parse().ok()))
             .layer(ForwardLayer::new(Door::Socket, link.clone(), serving.clone()))
             .add_routes(
@@ -176,7 +189,7 @@ impl Manager {
         local_health.set(CONTROL_API, ServingStatus::NotServing);
         shared.serve("the control socket", local);
         info!(proto = "tcp", addr = %addr, "Listening for connections");
-        let remote = Server::builder()
+        let remote = server()
             .layer(AuthorizeLayer::new(Authorizer::new(&cluster_id, store.clone())))
             .layer(ForwardLayer::new(Door::Remote, link, serving.clone()))
             .add_routes(
@@ -208,6 +221,7 @@ impl Manager {
             store: store.clone(),
             bootstrap: bootstrap(&config, &node_id, &cluster_id),
             dispatcher,
+            logs,
             ca,
             members: RaftMembers { raft: raft.clone(), group },
         };

@@ -4,6 +4,7 @@ mod backup;
 pub(crate) mod cluster;
 pub(crate) mod config;
 mod dry_run;
+pub(crate) mod logs;
 pub(crate) mod network;
 pub(crate) mod node;
 mod policy_view;
@@ -50,7 +51,7 @@ pub(crate) struct Context {
     pub(crate) client: Client,
     pub(crate) control: ControlClient<Channel>,
     /// Names are shown for ids.
-    resolve: bool,
+    pub(crate) resolve: bool,
     pub(crate) now: SystemTime,
 }
 

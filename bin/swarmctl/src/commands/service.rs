@@ -10,7 +10,7 @@ use swarm_api::v1::{
     list_secrets_request, list_tasks_request,
 };
 
-use super::{Answer, Context, dry_run, ids, service_view, task_view};
+use super::{Answer, Context, dry_run, ids, logs, service_view, task_view};
 use crate::error::{Error, Result};
 use crate::output::Names;
 use crate::resolve;
@@ -42,6 +42,15 @@ pub(crate) enum Command {
         /// IDs only
         #[arg(short, long)]
         quiet: bool,
+    },
+    /// Show what the tasks of services wrote
+    #[command(visible_alias = "log")]
+    Logs {
+        /// IDs of services, their names, or how their IDs begin
+        #[arg(required = true, value_name = "SERVICE")]
+        services: Vec<String>,
+        #[command(flatten)]
+        flags: logs::Flags,
     },
     /// Move tasks of a service, as few as make its spread even again, at the pace of its updates
     Rebalance(One),
@@ -103,6 +112,9 @@ pub(crate) async fn run(context: &mut Context, command: Command) -> Result<Answe
         }
         Command::Update { service, update, flags } => {
             return self::update(context, &service.service, &update, &flags).await;
+        }
+        Command::Logs { services, flags } => {
+            return logs::run(context, logs::Of::Services(services), &flags).await;
         }
         Command::Rebalance(One { service }) => rebalance(context, &service).await?,
         Command::Rollback { service, dry_run } => return rollback(context, &service.service, dry_run).await,

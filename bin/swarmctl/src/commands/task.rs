@@ -8,7 +8,7 @@ use swarm_api::v1::{
 };
 
 use super::service_view::{process_lines, spec_lines};
-use super::{Context, ids, task_view};
+use super::{Answer, Context, ids, logs, task_view};
 use crate::error::Result;
 use crate::output::{Names, Table, time};
 use crate::resolve;
@@ -28,6 +28,15 @@ pub(crate) enum Command {
         #[arg(short, long)]
         quiet: bool,
     },
+    /// Show what tasks wrote
+    #[command(visible_alias = "log")]
+    Logs {
+        /// IDs of tasks, or how they begin
+        #[arg(required = true, value_name = "TASK")]
+        tasks: Vec<String>,
+        #[command(flatten)]
+        flags: logs::Flags,
+    },
     /// Remove a task from the cluster's records; nothing is stopped first
     #[command(visible_alias = "rm")]
     Remove(One),
@@ -40,15 +49,16 @@ pub(crate) struct One {
     task: String,
 }
 
-pub(crate) async fn run(context: &mut Context, command: Command) -> Result<String> {
-    match command {
+pub(crate) async fn run(context: &mut Context, command: Command) -> Result<Answer> {
+    let text = match command {
+        Command::Logs { tasks, flags } => return logs::run(context, logs::Of::Tasks(tasks), &flags).await,
         Command::Ls { all, quiet } => {
             let mut tasks = context.control.list_tasks(ListTasksRequest::default()).await?.into_inner().tasks;
             tasks.retain(|task| all || task_view::is_current(task));
             if quiet {
-                return Ok(ids(tasks.iter().map(|task| task.id.as_str())));
+                return Ok(ids(tasks.iter().map(|task| task.id.as_str())).into());
             }
-            Ok(task_view::list(&tasks, &context.names().await?, context.now))
+            task_view::list(&tasks, &context.names().await?, context.now)
         }
         Command::Inspect(One { task }) => {
             let task = resolve::task(&mut context.control, &task).await?;
@@ -58,14 +68,15 @@ pub(crate) async fn run(context: &mut Context, command: Command) -> Result<Strin
             parents.retain(|other| other.slot == task.slot);
             let names = context.names().await?;
             let table = task_view::table(&parents, true, &names, context.now);
-            Ok(format!("{}\n===> Task Parents\n{table}", summary(&task, &names)))
+            format!("{}\n===> Task Parents\n{table}", summary(&task, &names))
         }
         Command::Remove(One { task: given }) => {
             let task = resolve::task(&mut context.control, &given).await?;
             context.control.remove_task(RemoveTaskRequest { task_id: task.id.clone() }).await?;
-            Ok(format!("{given}\n"))
+            format!("{given}\n")
         }
-    }
+    };
+    Ok(text.into())
 }
 
 /// The page of `task inspect` above its table.

@@ -1,8 +1,11 @@
-//! How things are shown: tables, times, names for ids.
+//! How things are shown: tables, times, names for ids, lines of logs.
 
+pub(crate) mod lines;
 pub(crate) mod names;
+pub(crate) mod sources;
 pub(crate) mod table;
 pub(crate) mod time;
+pub(crate) mod window;
 
 pub(crate) use names::Names;
 pub(crate) use table::Table;

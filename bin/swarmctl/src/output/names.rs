@@ -22,6 +22,11 @@ impl Names {
         }
     }
 
+    /// Whether the node was there when names were looked up.
+    pub(crate) fn has_node(&self, id: &str) -> bool {
+        self.nodes.contains_key(id)
+    }
+
     /// The node's name; nothing for a task without a node.
     pub(crate) fn node<'a>(&'a self, id: &'a str) -> &'a str {
         self.nodes.get(id).filter(|name| !name.is_empty()).map_or(id, String::as_str)

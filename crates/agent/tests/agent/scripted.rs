@@ -263,7 +263,7 @@ async fn repeated_and_useless_changes_do_no_harm() {
     s.world.assert_sound();
 }
 
-// 98, 99 (log subscriptions are not asked for yet)
+// 98, 99: it knows no log subscriptions either
 #[tokio::test(start_paused = true)]
 async fn a_manager_without_assignments_is_asked_for_tasks() {
     let s = setup(Script { without_assignments: true, ..Default::default() }).await;

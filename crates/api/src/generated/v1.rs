@@ -11641,21 +11641,6 @@ impl ::prost::Name for SubscribeLogsRequest {
         "/docker.swarmkit.v1.SubscribeLogsRequest".into()
     }
 }
-#[derive(Clone, PartialEq, ::prost::Message)]
-pub struct SubscribeLogsMessage {
-    #[prost(message, repeated, tag = "1")]
-    pub messages: ::prost::alloc::vec::Vec<LogMessage>,
-}
-impl ::prost::Name for SubscribeLogsMessage {
-    const NAME: &'static str = "SubscribeLogsMessage";
-    const PACKAGE: &'static str = "docker.swarmkit.v1";
-    fn full_name() -> ::prost::alloc::string::String {
-        "docker.swarmkit.v1.SubscribeLogsMessage".into()
-    }
-    fn type_url() -> ::prost::alloc::string::String {
-        "/docker.swarmkit.v1.SubscribeLogsMessage".into()
-    }
-}
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ListenSubscriptionsRequest {}
 impl ::prost::Name for ListenSubscriptionsRequest {
@@ -11690,27 +11675,6 @@ impl ::prost::Name for SubscriptionMessage {
     }
     fn type_url() -> ::prost::alloc::string::String {
         "/docker.swarmkit.v1.SubscriptionMessage".into()
-    }
-}
-#[derive(Clone, PartialEq, ::prost::Message)]
-pub struct PublishLogsMessage {
-    /// Must be present in every message and must not change within the stream.
-    #[prost(string, tag = "1")]
-    pub subscription_id: ::prost::alloc::string::String,
-    #[prost(message, repeated, tag = "2")]
-    pub messages: ::prost::alloc::vec::Vec<LogMessage>,
-    /// Last message of this publisher.
-    #[prost(bool, tag = "3")]
-    pub close: bool,
-}
-impl ::prost::Name for PublishLogsMessage {
-    const NAME: &'static str = "PublishLogsMessage";
-    const PACKAGE: &'static str = "docker.swarmkit.v1";
-    fn full_name() -> ::prost::alloc::string::String {
-        "docker.swarmkit.v1.PublishLogsMessage".into()
-    }
-    fn type_url() -> ::prost::alloc::string::String {
-        "/docker.swarmkit.v1.PublishLogsMessage".into()
     }
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -11840,7 +11804,9 @@ pub mod logs_client {
             &mut self,
             request: impl tonic::IntoRequest<super::SubscribeLogsRequest>,
         ) -> std::result::Result<
-            tonic::Response<tonic::codec::Streaming<super::SubscribeLogsMessage>>,
+            tonic::Response<
+                tonic::codec::Streaming<crate::log_lines::SubscribeLogsMessage>,
+            >,
             tonic::Status,
         > {
             self.inner
@@ -11877,7 +11843,10 @@ pub mod logs_server {
     pub trait Logs: std::marker::Send + std::marker::Sync + 'static {
         /// Server streaming response type for the SubscribeLogs method.
         type SubscribeLogsStream: tonic::codegen::tokio_stream::Stream<
-                Item = std::result::Result<super::SubscribeLogsMessage, tonic::Status>,
+                Item = std::result::Result<
+                    crate::log_lines::SubscribeLogsMessage,
+                    tonic::Status,
+                >,
             >
             + std::marker::Send
             + 'static;
@@ -11974,7 +11943,7 @@ pub mod logs_server {
                         T: Logs,
                     > tonic::server::ServerStreamingService<super::SubscribeLogsRequest>
                     for SubscribeLogsSvc<T> {
-                        type Response = super::SubscribeLogsMessage;
+                        type Response = crate::log_lines::SubscribeLogsMessage;
                         type ResponseStream = T::SubscribeLogsStream;
                         type Future = BoxFuture<
                             tonic::Response<Self::ResponseStream>,
@@ -12168,7 +12137,7 @@ pub mod log_broker_client {
         pub async fn publish_logs(
             &mut self,
             request: impl tonic::IntoStreamingRequest<
-                Message = super::PublishLogsMessage,
+                Message = crate::log_lines::PublishLogsMessage,
             >,
         ) -> std::result::Result<
             tonic::Response<super::PublishLogsResponse>,
@@ -12223,7 +12192,9 @@ pub mod log_broker_server {
         /// Takes log lines from an agent.
         async fn publish_logs(
             &self,
-            request: tonic::Request<tonic::Streaming<super::PublishLogsMessage>>,
+            request: tonic::Request<
+                tonic::Streaming<crate::log_lines::PublishLogsMessage>,
+            >,
         ) -> std::result::Result<
             tonic::Response<super::PublishLogsResponse>,
             tonic::Status,
@@ -12359,8 +12330,9 @@ pub mod log_broker_server {
                     struct PublishLogsSvc<T: LogBroker>(pub Arc<T>);
                     impl<
                         T: LogBroker,
-                    > tonic::server::ClientStreamingService<super::PublishLogsMessage>
-                    for PublishLogsSvc<T> {
+                    > tonic::server::ClientStreamingService<
+                        crate::log_lines::PublishLogsMessage,
+                    > for PublishLogsSvc<T> {
                         type Response = super::PublishLogsResponse;
                         type Future = BoxFuture<
                             tonic::Response<Self::Response>,
@@ -12369,7 +12341,7 @@ pub mod log_broker_server {
                         fn call(
                             &mut self,
                             request: tonic::Request<
-                                tonic::Streaming<super::PublishLogsMessage>,
+                                tonic::Streaming<crate::log_lines::PublishLogsMessage>,
                             >,
                         ) -> Self::Future {
                             let inner = Arc::clone(&self.0);
@@ -14667,3 +14639,4 @@ pub mod watch_server {
         const NAME: &'static str = SERVICE_NAME;
     }
 }
+pub use crate::log_lines::{PublishLogsMessage, SubscribeLogsMessage};

@@ -102,13 +102,14 @@ impl Reader {
     fn lines(&mut self) -> Vec<LogLine> {
         let Some(end) = self.rest.iter().rposition(|byte| *byte == b'\n') else { return Vec::new() };
         let rest = self.rest.split_off(end + 1);
-        let whole = std::mem::replace(&mut self.rest, rest);
+        // Lines are parts of it, without a copy; they are gone soon.
+        let whole = Bytes::from(std::mem::replace(&mut self.rest, rest));
         let mut lines = Vec::new();
         for record in whole[..end].split(|byte| *byte == b'\n').filter_map(parse) {
             let open = &mut self.open[usize::from(record.stream == LogStream::Stderr)];
             let too_long = open.as_ref().is_some_and(|(_, text)| text.len() >= MAX_LINE);
             let (timestamp, data) = match (open.take(), record.complete || too_long) {
-                (None, true) => (record.time, Bytes::copy_from_slice(record.text)),
+                (None, true) => (record.time, whole.slice_ref(record.text)),
                 (begun, complete) => {
                     let (time, mut text) = begun.unwrap_or((record.time, BytesMut::new()));
                     text.extend_from_slice(record.text);

@@ -39,6 +39,14 @@ pub trait LeaderChannel: Send + Sync + 'static {
     /// UNKNOWN with the contract's text about a swarm without a leader, once there has been none for too long.
     async fn leader(&self) -> Result<Route, Status>;
 
+    /// As [`LeaderChannel::leader`], with a connection for one call alone.
+    ///
+    /// # Errors
+    /// The same.
+    async fn leader_apart(&self) -> Result<Route, Status> {
+        self.leader().await
+    }
+
     /// Whether this manager leads, and if so in which term. A leader that is replaced never leads in that term again.
     fn leading(&self) -> Option<u64>;
 
@@ -51,6 +59,10 @@ pub trait LeaderChannel: Send + Sync + 'static {
 impl LeaderChannel for LeaderLink {
     async fn leader(&self) -> Result<Route, Status> {
         Ok(self.find().await?)
+    }
+
+    async fn leader_apart(&self) -> Result<Route, Status> {
+        Ok(self.find_apart().await?)
     }
 
     fn leading(&self) -> Option<u64> {

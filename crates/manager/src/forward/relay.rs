@@ -94,10 +94,10 @@ impl Relay {
         }
         if rule.client_stream {
             let (parts, body) = request.into_parts();
-            return match self.find().await {
+            return match self.find(rule).await {
                 Err(status) => Ok(status.into_http()),
                 Ok(Route::Here { .. }) => self.serve(inner, Request::from_parts(parts, body)).await,
-                Ok(Route::There { name, channel }) => match self.outgoing(&parts) {
+                Ok(Route::There { name, channel, .. }) => match self.outgoing(&parts) {
                     Ok(parts) => {
                         Ok(match self.send(channel, Request::from_parts(parts, body), &name).await {
                             Ok(response) => response,
@@ -152,7 +152,7 @@ impl Relay {
         let rebuild = |parts: Parts| Request::from_parts(parts, Body::new(Full::new(message.clone())));
         let mut first_failure = None;
         loop {
-            let failure = match self.find().await {
+            let failure = match self.find(rule).await {
                 Err(status) => return Ok(status.into_http()),
                 Ok(Route::Here { term }) => {
                     let response = self.serve(inner.clone(), rebuild(parts.clone())).await?;
@@ -161,7 +161,7 @@ impl Relay {
                     }
                     Status::unavailable("this manager lost leadership while it read")
                 }
-                Ok(Route::There { name, channel }) => {
+                Ok(Route::There { name, channel, .. }) => {
                     let outgoing = match self.outgoing(&parts) {
                         Ok(outgoing) => outgoing,
                         Err(status) => return Ok(status.into_http()),
@@ -216,8 +216,9 @@ impl Relay {
         reason
     }
 
-    async fn find(&self) -> Result<Route, Status> {
-        let found = self.stop.run_until_cancelled(self.leader.leader()).await;
+    async fn find(&self, rule: Rule) -> Result<Route, Status> {
+        let find = if rule.apart { self.leader.leader_apart() } else { self.leader.leader() };
+        let found = self.stop.run_until_cancelled(find).await;
         found.unwrap_or_else(|| Err(stopping()))
     }
 

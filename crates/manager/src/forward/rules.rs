@@ -18,6 +18,8 @@ pub(super) struct Rule {
     pub(super) read: bool,
     /// The caller sends many messages, which can't be held back for a repetition.
     pub(super) client_stream: bool,
+    /// It carries so much that it gets a connection of its own: others must not wait for whoever does not read it.
+    pub(super) apart: bool,
 }
 
 /// Passed on from both listeners.
@@ -47,6 +49,7 @@ pub(super) fn rule(path: &str, door: Door, forwarded: bool) -> Option<Rule> {
             _ => false,
         },
         client_stream: method == "PublishLogs",
+        apart: ["PublishLogs", "SubscribeLogs"].contains(&method),
     })
 }
 

@@ -180,7 +180,8 @@ impl Manager {
 
     pub(super) fn reach_at(&self, id: &str, addr: &str) -> Route {
         let dialer = Dialer::new(self.context.clone(), ServerRole::Manager);
-        Route::There { name: format!("{id} at {addr}"), channel: dialer.channel(addr).unwrap() }
+        let channel = dialer.channel(addr).unwrap();
+        Route::There { name: format!("{id} at {addr}"), addr: addr.to_owned(), channel }
     }
 
     /// A channel to the control socket.
