@@ -111,7 +111,7 @@ impl<'a> Line<'a> {
                     time.merge(delimited(wire_type, &mut rest)?)?;
                 }
                 3 => {
-                    encoding::int32::merge(wire_type, &mut line.stream, &mut rest, DecodeContext::default())?
+                    encoding::int32::merge(wire_type, &mut line.stream, &mut rest, DecodeContext::default())?;
                 }
                 4 => line.data = delimited(wire_type, &mut rest)?,
                 5 => _ = attribute(delimited(wire_type, &mut rest)?)?,

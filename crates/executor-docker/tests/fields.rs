@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use bollard::models::MountPoint;
 use common::{Given, Lab, inspect, output, within};
-use swarm_agent::{ControllerError, Executor, LogLine, LogOptions};
+use swarm_agent::{ControllerError, Executor, LogOptions, LogSink};
 use swarm_api::v1::container_spec::{DnsConfig, Ulimit};
 use swarm_api::v1::mount::{TmpfsOptions, Type, VolumeOptions};
 use swarm_api::v1::port_config::{Protocol, PublishMode};
@@ -301,16 +301,18 @@ async fn secrets_and_configs_are_files_in_memory_for_as_long_as_the_task_lives()
     assert_eq!(within(task.prepare()).await, Err(ControllerError::AlreadyPrepared));
     within(task.start()).await.unwrap();
 
-    let (sink, mut lines) = tokio::sync::mpsc::channel::<LogLine>(1000);
+    let (sink, mut lines) = LogSink::new();
     let follow = LogOptions { follow: true, ..Default::default() };
     let mut told = Vec::new();
     let read = async {
-        while let Some(line) = lines.recv().await {
-            let line = String::from_utf8(line.data.to_vec()).unwrap();
-            if line == "done" {
-                return;
+        while let Some(lines) = lines.next().await {
+            for line in lines {
+                let line = String::from_utf8(line.data.to_vec()).unwrap();
+                if line == "done" {
+                    return;
+                }
+                told.push(line);
             }
-            told.push(line);
         }
     };
     within(async {

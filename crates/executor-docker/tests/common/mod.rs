@@ -8,7 +8,7 @@ use std::time::Duration;
 use bollard::Docker;
 use bollard::models::ContainerInspectResponse;
 use bollard::query_parameters::InspectContainerOptions;
-use swarm_agent::{Controller, Dependencies, DependencyError, Executor, LogOptions};
+use swarm_agent::{Controller, Dependencies, DependencyError, Executor, LogOptions, LogSink};
 use swarm_api::v1::{Annotations, Config, ContainerSpec, Driver, Node, Secret, Task, TaskSpec, task_spec};
 use swarm_api::{Shared, id};
 use swarm_executor_docker::DockerExecutor;
@@ -178,12 +178,11 @@ pub(crate) async fn output(task: &dyn Controller) -> Vec<String> {
     within(task.prepare()).await.unwrap();
     within(task.start()).await.unwrap();
     let ended = within(task.wait()).await;
-    let (sink, mut lines) = tokio::sync::mpsc::channel(1000);
-    within(task.logs(LogOptions::default(), sink)).await.unwrap();
-    let mut all = Vec::new();
-    while let Some(line) = lines.recv().await {
-        all.push(String::from_utf8(line.data.to_vec()).unwrap());
-    }
+    let (sink, lines) = LogSink::new();
+    let (done, lines) =
+        within(async { tokio::join!(task.logs(LogOptions::default(), sink), lines.collect()) }).await;
+    done.unwrap();
+    let all: Vec<String> = lines.into_iter().map(|l| String::from_utf8(l.data.to_vec()).unwrap()).collect();
     assert_eq!(ended, Ok(()), "{all:#?}");
     all
 }
