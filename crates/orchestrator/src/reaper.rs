@@ -43,6 +43,11 @@ fn never_assigned(task: &Task) -> bool {
     !task.status.reached(TaskState::Assigned)
 }
 
+/// Nothing of the task runs, or will.
+fn is_dead(task: &Task) -> bool {
+    has_ended(task) || (never_assigned(task) && !is_live(task))
+}
+
 fn limit(tables: &Tables) -> i64 {
     tables
         .cluster()
@@ -77,8 +82,9 @@ impl Reaper {
         if is_finished(task) {
             self.tasks.insert(task.id.clone());
         }
-        // A new task lengthens the history; one that ended may shorten it.
-        if old.is_none() || (has_ended(task) && !old.is_some_and(has_ended)) {
+        // A new task lengthens the history; one that has ended, or never began, and is not wanted may shorten it.
+        let ends = has_ended(task) && !old.is_some_and(has_ended);
+        if old.is_none() || ends || (is_dead(task) && !is_live(task) && old.is_some_and(is_live)) {
             self.mark(tables, task);
         }
     }
@@ -108,7 +114,6 @@ impl Reaper {
                 task.spec_version == service.spec_version && heard_at(task).is_some_and(|at| at >= since)
             })
         };
-        let is_dead = |t: &Task| has_ended(t) || (never_assigned(t) && !is_live(t));
         let mut records = jobs::records(service, &all);
         if records.is_empty() {
             // A task that ended for good keeps its place from being filled again.

@@ -219,6 +219,32 @@ fn tasks_of_a_service_that_is_unknown_are_no_history() {
     assert_eq!(sim.tasks("web").len(), 9, "another reconciler removes them");
 }
 
+/// One that failed while it was held waits for the end of its delay, and another may come to run in the meantime.
+#[test]
+fn a_task_is_history_when_it_is_not_wanted_any_more_if_it_had_ended_before() {
+    for state in [Pending, Failed] {
+        let web = service("web", 1);
+        let mut sim = Sim::new(|tx| {
+            tx.create(node("n1")).unwrap();
+            tx.create(web.clone()).unwrap();
+            tx.create(task(&web, "held", 1, "", state, TaskState::Ready)).unwrap();
+            tx.create(task(&web, "new", 1, "n1", Running, Running)).unwrap();
+        });
+        set_limit(&mut sim, 1);
+        sim.lead(vec![Box::<Reaper>::default()]);
+        sim.settle();
+        assert_eq!(sim.tasks("web").len(), 2, "{state:?}");
+        sim.write(|tx| {
+            let mut held = tx.tasks().get("held").unwrap().clone();
+            held.desired_state = Shutdown as i32;
+            tx.update(held).unwrap();
+        });
+        sim.settle();
+        let left: Vec<_> = sim.tasks("web").iter().map(|t| t.id.clone()).collect();
+        assert_eq!(left, ["new"], "{state:?}");
+    }
+}
+
 #[test]
 fn two_tasks_of_a_slot_that_run_are_looked_at_again_when_one_ends() {
     let web = service("web", 1);
