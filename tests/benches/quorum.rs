@@ -1,7 +1,7 @@
 //! Managers as real processes on this host, with their default settings: how long writes stand still when the leader of
 //! three dies or stops, how fast they are otherwise, and what a store of many tasks costs a manager that joins or
 //! restarts. Needs release builds of the programs: `cargo build --release --bins`, then
-//! `cargo bench -p swarm-tests --bench quorum -- failover writes large`.
+//! `cargo bench -p swarm-tests --bench quorum -- failover writes large`. `join` is the last part of `large`.
 #![allow(missing_docs)]
 
 use std::io::Write as _;
@@ -45,7 +45,9 @@ async fn main() -> Result<()> {
         }
     }
     if wanted("large") {
-        large().await?;
+        large(true).await?;
+    } else if wanted("join") {
+        large(false).await?;
     }
     Ok(())
 }
@@ -198,8 +200,8 @@ async fn writes(cluster: &Cluster) -> Result<()> {
     Ok(())
 }
 
-/// A manager with many tasks that nobody can run.
-async fn large() -> Result<()> {
+/// A manager with many tasks that nobody can run: its restarts, if they are asked for, and managers that join it.
+async fn large(restarts: bool) -> Result<()> {
     let mut cluster = Cluster::start(Engine::None, 0).await?;
     let mut many = process_service("many", TASKS);
     let mut task = (*many.task).clone();
@@ -216,6 +218,26 @@ async fn large() -> Result<()> {
     .await?;
     println!("{TASKS} tasks were made in {:.1?}", began.elapsed());
 
+    if restarts {
+        restarted(&mut cluster).await?;
+    }
+    // The second is needed for the quorum as soon as it is a member; the third is not.
+    for name in ["manager-2", "manager-3"] {
+        let quiet = load(cluster.socket(), 1, Duration::from_secs(10)).await?;
+        shares("writes, one client, nothing else", &quiet);
+        let meanwhile = tokio::spawn(load(cluster.socket(), 1, Duration::from_secs(20)));
+        let (joined, meanwhile) = tokio::join!(cluster_joined(&mut cluster, name), meanwhile);
+        println!("{name} joins, to voter with all tasks: {:.2?}", joined?);
+        let meanwhile = meanwhile??;
+        shares("writes, one client, 20 s from when it joins", &meanwhile);
+        let ratio = percentile(&meanwhile, 0.99).as_secs_f64() / percentile(&quiet, 0.99).as_secs_f64();
+        println!("p99 over the quiet one: {ratio:.1}");
+    }
+    Ok(())
+}
+
+/// Restarts, and snapshots beside a writer.
+async fn restarted(cluster: &mut Cluster) -> Result<()> {
     // With a snapshot, and with what came after it.
     for round in 0..3 {
         cluster.manager.stop().await?;
@@ -247,24 +269,11 @@ async fn large() -> Result<()> {
             Ok::<_, anyhow::Error>(())
         }
     };
-    update(&cluster, spec.clone()).await?;
+    update(cluster, spec.clone()).await?;
     let snapshots = load(cluster.socket(), 1, Duration::from_secs(20)).await?;
     shares("writes, one client, a snapshot every 500", &snapshots);
     spec.raft.snapshot_interval = usual;
-    update(&cluster, spec).await?;
-
-    // The second is needed for the quorum as soon as it is a member; the third is not.
-    for name in ["manager-2", "manager-3"] {
-        let quiet = load(cluster.socket(), 1, Duration::from_secs(10)).await?;
-        shares("writes, one client, nothing else", &quiet);
-        let meanwhile = tokio::spawn(load(cluster.socket(), 1, Duration::from_secs(20)));
-        let (joined, meanwhile) = tokio::join!(cluster_joined(&mut cluster, name), meanwhile);
-        println!("{name} joins, to voter with all tasks: {:.2?}", joined?);
-        let meanwhile = meanwhile??;
-        shares("writes, one client, 20 s from when it joins", &meanwhile);
-        let ratio = percentile(&meanwhile, 0.99).as_secs_f64() / percentile(&quiet, 0.99).as_secs_f64();
-        println!("p99 over the quiet one: {ratio:.1}");
-    }
+    update(cluster, spec).await?;
     Ok(())
 }
 

@@ -8,7 +8,9 @@ use swarm_api::swarmd::AttendRequest;
 use swarm_api::swarmd::peers_client::PeersClient;
 use swarm_api::v1::raft_member_status::Reachability;
 use swarm_api::v1::raft_membership_client::RaftMembershipClient;
-use swarm_api::v1::{ConfigSpec, CreateConfigRequest, LeaveRequest, ManagerStatus, NodeRole, RaftMember};
+use swarm_api::v1::{
+    ConfigSpec, CreateConfigRequest, LeaveRequest, ManagerStatus, NodeRole, RaftMember, UpdateClusterRequest,
+};
 use swarm_testkit::daemon::{Cluster, Engine, free_address};
 use swarm_testkit::quorum::{PATIENCE, leader, reachable, same, seen_by};
 use swarm_testkit::wait::until;
@@ -271,6 +273,102 @@ async fn moved_and_wiped(cluster: &mut Cluster) -> Result<()> {
     Ok(())
 }
 
+/// Has snapshots taken so often that no manager's log reaches back to its first entry.
+async fn compacted(cluster: &mut Cluster) -> Result<()> {
+    let object = cluster.cluster_object().await?;
+    let mut spec = object.spec.clone();
+    spec.raft.snapshot_interval = 10;
+    spec.raft.log_entries_for_slow_followers = 0;
+    let request = UpdateClusterRequest {
+        cluster_id: object.id.clone(),
+        cluster_version: Some(object.meta.version),
+        spec: Some(spec),
+        ..UpdateClusterRequest::default()
+    };
+    cluster.control.update_cluster(request).await?;
+    for i in 0..40 {
+        write(cluster, &["manager"], &format!("old-{i}")).await?;
+    }
+    until("a snapshot", PATIENCE, || async {
+        ensure!(has_files(cluster, "manager", ".snap")?);
+        Ok(())
+    })
+    .await
+}
+
+/// Whether a manager has files that end like this beside its log.
+fn has_files(cluster: &Cluster, name: &str, ending: &str) -> Result<bool> {
+    let dir = cluster.daemon_named(name)?.state_dir().join("raft/snapshots");
+    // It may not be there yet.
+    let files = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    Ok(files.into_iter().any(|file| file.file_name().to_string_lossy().ends_with(ending)))
+}
+
+const FETCHED: &str = "fetched the cluster's state before joining the raft group";
+
+async fn fetched(cluster: &mut Cluster) -> Result<()> {
+    compacted(cluster).await?;
+    for _ in 0..2 {
+        cluster.add_manager().await?;
+    }
+    for i in 0..20 {
+        write(cluster, &ALL, &format!("new-{i}")).await?;
+    }
+    same(cluster, &ALL).await?;
+    for name in ["manager-2", "manager-3"] {
+        ensure!(cluster.daemon_named(name)?.log().contains(FETCHED), "{name} did not fetch it");
+        ensure!(!has_files(cluster, name, ".fetched")?, "something is left of it");
+    }
+    for text in ["sending a raft snapshot", "took over a snapshot from the leader"] {
+        ensure!(!cluster.logs().contains(text), "a snapshot was sent all the same");
+    }
+    // Those that joined so come back as all others do.
+    for name in ALL {
+        cluster.daemon_mut(name)?.kill()?;
+    }
+    for name in ALL {
+        cluster.daemon_mut(name)?.spawn()?;
+    }
+    write(cluster, &ALL, "together-again").await?;
+    same(cluster, &ALL).await?;
+    ensure!(has(cluster, "manager-3", "old-0").await? && has(cluster, "manager-3", "new-19").await?);
+    Ok(())
+}
+
+/// The third manager is killed on its way into the group, earlier and later; it comes back until it is a member like the others.
+async fn killed_while_it_joins(cluster: &mut Cluster) -> Result<()> {
+    compacted(cluster).await?;
+    cluster.add_manager().await?;
+    let name = cluster.spawn_manager().await?;
+    for round in 0..3 {
+        until("it to be on its way", PATIENCE, || async {
+            let daemon = cluster.daemon_named(&name)?;
+            let on_its_way = match round {
+                0 => has_files(cluster, &name, "")?,
+                1 => daemon.log().contains(FETCHED),
+                _ => daemon.state_dir().join("raft/log").exists(),
+            };
+            ensure!(on_its_way, "it is not");
+            Ok(())
+        })
+        .await?;
+        cluster.daemon_mut(&name)?.kill()?;
+        // Whatever became of it, the others go on.
+        write(cluster, &["manager", "manager-2"], &format!("round-{round}")).await?;
+        cluster.daemon_mut(&name)?.spawn()?;
+    }
+    // Its store may have everything before it is a member.
+    until("it to be a member", PATIENCE, || async {
+        let seen = seen_by(cluster, &name).await?;
+        ensure!(seen.len() == 3 && seen_by(cluster, "manager").await?.len() == 3, "{seen:?}");
+        Ok(())
+    })
+    .await?;
+    ensure!(!has_files(cluster, &name, ".fetched")?, "something is left of it");
+    write(cluster, &ALL, "afterwards").await?;
+    same(cluster, &ALL).await.map(drop)
+}
+
 async fn unreachable_joiner(cluster: &mut Cluster) -> Result<()> {
     let (address, token) = (cluster.address()?, cluster.manager_token().await?);
     let socket = cluster.socket_of("manager-x");
@@ -409,5 +507,19 @@ async fn a_manager_may_move_and_a_wiped_one_joins_afresh() -> Result<()> {
 async fn a_joiner_that_nobody_can_reach_is_refused() -> Result<()> {
     let mut cluster = Cluster::start(Engine::None, 0).await?;
     let result = unreachable_joiner(&mut cluster).await;
+    with_logs(&cluster, result)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_manager_fetches_the_state_before_it_joins_and_needs_no_snapshot() -> Result<()> {
+    let mut cluster = Cluster::start(Engine::None, 0).await?;
+    let result = fetched(&mut cluster).await;
+    with_logs(&cluster, result)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_manager_that_is_killed_while_it_joins_comes_back_as_a_member() -> Result<()> {
+    let mut cluster = Cluster::start(Engine::None, 0).await?;
+    let result = killed_while_it_joins(&mut cluster).await;
     with_logs(&cluster, result)
 }

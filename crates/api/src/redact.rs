@@ -39,6 +39,7 @@ redacted!(v1::container_spec::PullOptions {} hidden { registry_auth });
 redacted!(v1::acceptance_policy::role_admission_policy::Secret { alg } hidden { data });
 redacted!(v1::MaybeEncryptedRecord { algorithm } hidden { data, nonce });
 redacted!(swarmd::BackupRequest {} hidden { passphrase });
+redacted!(swarmd::FetchResponse { state, end } hidden { data });
 redacted!(swarmd::UnlockRequest {} hidden { unlock_key });
 redacted!(v1::LogMessage { context, timestamp, stream, attrs } hidden { data });
 

@@ -59,6 +59,7 @@ const REDACTED: &[&str] = &[
     ".raftpb.Entry",
     ".raftpb.Snapshot",
     ".swarmd.v1.BackupRequest",
+    ".swarmd.v1.FetchResponse",
     ".swarmd.v1.UnlockRequest",
 ];
 

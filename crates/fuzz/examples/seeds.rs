@@ -13,7 +13,7 @@ use prost::Message as _;
 use swarm_api::raftpb::{
     ConfChange, ConfState, Entry, Message, MessageType, Snapshot as RaftSnapshot, SnapshotMetadata,
 };
-use swarm_api::swarmd::{BackupInfo, ProcessSpec};
+use swarm_api::swarmd::{BackupInfo, FetchResponse, FetchedState, ProcessSpec};
 use swarm_api::v1::store_action::Target;
 use swarm_api::v1::{
     Cluster, ClusterSnapshot, Config, ContainerSpec, InternalRaftRequest, LogAttr, LogContext, LogMessage,
@@ -267,6 +267,18 @@ fn snapshot_bytes() -> Vec<u8> {
     Snapshot { membership: membership(), store: content(), ..Snapshot::default() }.encode_to_vec()
 }
 
+/// The answers to a manager that is about to join, in pieces of this size.
+fn fetched(content: &[u8], piece: usize) -> Vec<u8> {
+    let state = FetchedState { raft_id: 1, term: 2, index: 20, entry_term: 2, voters: vec![1, 2, 3] };
+    let first = FetchResponse { state: Some(state), ..FetchResponse::default() };
+    let pieces = content.chunks(piece);
+    let pieces = pieces.map(|data| FetchResponse { data: data.to_vec(), ..FetchResponse::default() });
+    let end = Some(swarm_raft::fuzz::fetch_end(content));
+    let last = FetchResponse { end, ..FetchResponse::default() };
+    let answers = std::iter::once(first).chain(pieces).chain([last]);
+    answers.flat_map(|answer| answer.encode_length_delimited_to_vec()).collect()
+}
+
 fn view() -> View {
     View::new(Tables::from_snapshot(content()).unwrap(), 20)
 }
@@ -293,6 +305,7 @@ fn store() {
     let mut streamed = Vec::new();
     swarm_store::snapshot::encode_to(&view(), &membership(), &mut streamed).unwrap();
     write("snapshot-content", &[snapshot_bytes(), streamed]);
+    write("fetched-state", &[fetched(&snapshot_bytes(), usize::MAX), fetched(&snapshot_bytes(), 100)]);
     write(
         "task-record",
         &[task().encode_to_vec(), Task { id: "t".into(), ..Task::default() }.encode_to_vec()],

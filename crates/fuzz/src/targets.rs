@@ -2,6 +2,7 @@
 
 use std::cell::OnceCell;
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::LazyLock;
 use std::time::{Duration, SystemTime};
 
@@ -44,6 +45,7 @@ pub const TARGETS: &[Target] = &[
     // From peers.
     Target { name: "raft-messages", run: raft_messages, cost: 2 },
     target("membership-change", swarm_raft::fuzz::change),
+    Target { name: "fetched-state", run: fetched_state, cost: 2 },
     dear("store-entry", store_entry),
     dear("snapshot-content", snapshot_content),
     target("log-lines", log_lines),
@@ -95,13 +97,21 @@ thread_local! {
     static SCRATCH: OnceCell<tempfile::TempDir> = const { OnceCell::new() };
 }
 
-fn raft_messages(script: &[u8]) -> bool {
+fn in_scratch<T>(run: impl FnOnce(&Path) -> T) -> T {
     SCRATCH.with(|scratch| {
         let dir =
             scratch.get_or_init(|| tempfile::tempdir().expect("there is a directory for temporary files"));
-        swarm_raft::fuzz::messages(script, dir.path());
-    });
+        run(dir.path())
+    })
+}
+
+fn raft_messages(script: &[u8]) -> bool {
+    in_scratch(|dir| swarm_raft::fuzz::messages(script, dir));
     true
+}
+
+fn fetched_state(answers: &[u8]) -> bool {
+    in_scratch(|dir| swarm_raft::fuzz::fetch(answers, dir))
 }
 
 /// A store with a little in it.

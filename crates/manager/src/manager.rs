@@ -205,7 +205,9 @@ impl Manager {
                 serving.clone().cancelled_owned(),
             );
         shared.serve("the remote API", remote);
-        let raft = match open_raft(&config, &node_id, &advertised, &store, &transport, &dialer).await {
+        let raft = match open_raft(&config, (&node_id, &cluster_id), &advertised, &store, &transport, &dialer)
+            .await
+        {
             Ok(raft) => raft,
             Err(error) => {
                 serving.cancel();

@@ -6,13 +6,13 @@ use swarm_pki::Dialer;
 use swarm_raft::{GrpcTransport, Origin, RaftHandle, RaftNode, Ticks};
 use swarm_store::Store;
 
-use crate::join::Joiner;
+use crate::join::{Joined, Joiner};
 use crate::{Config, Error, disk_keys};
 
 /// Goes on with the log in the state directory, begins a new group, or joins one.
 pub(crate) async fn open_raft(
     config: &Config,
-    node_id: &str,
+    (node_id, cluster_id): (&str, &str),
     advertised: &str,
     store: &Arc<Store>,
     transport: &GrpcTransport,
@@ -32,9 +32,11 @@ pub(crate) async fn open_raft(
         Err(Error::Raft(swarm_raft::Error::NoLog { .. })) if !config.managers.is_empty() => {
             let managers = &config.managers;
             let limit = ticks.request_timeout();
-            let joiner = Joiner { dialer, node_id, addr: advertised, managers, limit };
-            let joined = joiner.join().await?;
-            raft.origin = Origin::Joined { raft_id: joined.raft_id, members: joined.members };
+            let joiner =
+                Joiner { dialer, node_id, cluster_id, addr: advertised, managers, limit, raft: &raft, store };
+            let Joined { answer, fetched } = joiner.join().await?;
+            raft.origin = Origin::Joined { raft_id: answer.raft_id, members: answer.members };
+            raft.fetched = fetched;
             open(raft).await?
         }
         result => result?,

@@ -10,9 +10,10 @@ use swarm_api::raftpb::{EntryType, Message, MessageType};
 use swarm_store::Tables;
 
 use crate::Membership;
+use crate::storage::Position;
 
 /// Terms and indexes beyond this are not reached in the lifetime of a cluster; they would only overflow.
-const LARGEST: u64 = 1 << 62;
+pub(crate) const LARGEST: u64 = 1 << 62;
 
 /// What becomes of a message.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,6 +32,8 @@ pub(crate) enum Verdict {
 pub(crate) struct State<'a> {
     pub(crate) term: u64,
     pub(crate) leader: u64,
+    /// What the log begins after; it is committed.
+    pub(crate) base: Position,
     pub(crate) last: u64,
     /// This manager must not become leader.
     pub(crate) diverged: bool,
@@ -146,6 +149,10 @@ pub(crate) fn check(message: &Message, state: &State<'_>) -> Verdict {
             Verdict::Ignore("a second leader in one term")
         }
         T::MsgHeartbeat if current && message.commit > state.last => Verdict::LogLost,
+        T::MsgApp if message.index >= state.base.index && message.log_term < state.base.term => {
+            // The library would look for the place where the logs part, and there is none.
+            Verdict::Ignore("the entry before contradicts what is committed here")
+        }
         T::MsgAppResp if message.index > state.last || message.reject_hint > state.last => {
             Verdict::Ignore("an answer about entries that were never sent")
         }
@@ -313,7 +320,8 @@ mod tests {
     fn admitted_messages_are_compared_with_our_state() {
         use MessageType::*;
         let matched = |id| if id == 2 { 8 } else { 0 };
-        let state = State { term: 5, leader: 2, last: 20, diverged: false, matched: &matched };
+        let base = Position { index: 7, term: 4 };
+        let state = State { term: 5, leader: 2, base, last: 20, diverged: false, matched: &matched };
         let diverged = State { diverged: true, matched: &matched, ..state };
         let cases = [
             ("heartbeat", with(message(MsgHeartbeat), |m| m.commit = 20), Verdict::Take),

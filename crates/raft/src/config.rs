@@ -7,7 +7,7 @@ use std::time::Duration;
 use swarm_api::defaults;
 use swarm_api::v1::RaftMember;
 
-use crate::{NoTransport, Points, Sealer, Transport};
+use crate::{Fetched, NoTransport, Points, Sealer, Transport};
 
 /// The clock of elections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,6 +77,8 @@ pub struct Config {
     pub transport: Arc<dyn Transport>,
     /// How to begin without a log.
     pub origin: Origin,
+    /// With [`Origin::Joined`]: state of the group that was fetched before, and that the state machine has got already.
+    pub fetched: Option<Fetched>,
     /// Every other member is lost for ever: go on alone with what is in this log. Without a log it has no effect.
     pub force_new_group: bool,
     /// Seed of election timeouts, and of the raft id of a new group. `None`: a random one.
@@ -101,6 +103,7 @@ impl Config {
             sealer,
             transport: Arc::new(NoTransport),
             origin: Origin::NewGroup,
+            fetched: None,
             force_new_group: false,
             seed: None,
             points: Points::default(),

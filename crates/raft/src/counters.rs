@@ -19,6 +19,8 @@ pub(crate) struct Counters {
     pub(crate) ignored: AtomicU64,
     /// Snapshots taken.
     pub(crate) snapshots: AtomicU64,
+    /// Snapshots that a leader sent.
+    pub(crate) received: AtomicU64,
     /// Questions to other members whether the leader is gone.
     pub(crate) doubts: AtomicU64,
     /// Elections that were asked for because it is.
@@ -42,6 +44,8 @@ pub struct Counts {
     pub ignored: u64,
     /// Snapshots taken.
     pub snapshots: u64,
+    /// Snapshots that a leader sent, and that were taken over.
+    pub received: u64,
     /// Times that this member took the leader for gone and asked the others.
     pub doubts: u64,
     /// Times that it asked for votes because a quorum agreed.
@@ -63,6 +67,7 @@ impl Counters {
             failed: get(&self.failed),
             ignored: get(&self.ignored),
             snapshots: get(&self.snapshots),
+            received: get(&self.received),
             doubts: get(&self.doubts),
             takeovers: get(&self.takeovers),
         }

@@ -98,6 +98,12 @@ pub enum Error {
         /// Why.
         reason: String,
     },
+    /// What was fetched before joining does not fit the group that was joined.
+    #[error(
+        "the raft log can't begin with the state that was fetched before joining: {0}. Start this manager again: it will \
+         leave the group and join it afresh"
+    )]
+    Fetched(String),
     /// The raft library refused to start.
     #[error("raft can't start: {0}")]
     Start(#[source] raft::Error),

@@ -6,10 +6,12 @@ use std::sync::Arc;
 
 use prost::Message as _;
 use swarm_api::raftpb;
+use swarm_api::swarmd::{FetchEnd, FetchResponse};
 use swarm_api::v1::{ClusterSnapshot, RaftMember};
+use swarm_store::Store;
 
 use crate::storage::{record, watermark};
-use crate::{Membership, PlainSealer, snapshot};
+use crate::{Config, Membership, PlainSealer, snapshot};
 
 /// A member that is told what the bytes say; see `node::messages`. Its directory is given by the caller.
 pub fn messages(script: &[u8], dir: &Path) {
@@ -32,6 +34,35 @@ pub fn watermark(bytes: &[u8]) -> bool {
     watermark::correct(&mut right);
     let _ = watermark::newest(&right);
     watermark::newest(bytes).is_ok_and(|mark| mark.is_some())
+}
+
+/// What a leader answers to a manager that is about to join: answers, each behind its length. Also as if the last one were
+/// right. The directory is given by the caller.
+pub fn fetch(mut bytes: &[u8], dir: &Path) -> bool {
+    let mut answers = Vec::new();
+    while !bytes.is_empty() {
+        let Ok(answer) = FetchResponse::decode_length_delimited(&mut bytes) else { break };
+        answers.push(answer);
+    }
+    let mut right = answers.clone();
+    if let Some(last) = right.last_mut() {
+        let content: Vec<u8> = answers.iter().flat_map(|answer| answer.data.iter().copied()).collect();
+        last.end = Some(fetch_end(&content));
+    }
+    let config = Config::new("m9", "a:1", dir, Arc::new(PlainSealer));
+    let takes = |answers| {
+        let store = Store::new();
+        let taken = crate::fetch::take_in(answers, &config, &*store);
+        assert!(taken || store.view().index() == 0, "something of it is in the store");
+        store.close();
+        taken
+    };
+    (right != answers && takes(right)) | takes(answers)
+}
+
+/// The last answer of such ones.
+pub fn fetch_end(content: &[u8]) -> FetchEnd {
+    FetchEnd { length: content.len() as u64, checksum: crc32fast::hash(content) }
 }
 
 /// An entry that changes the membership.

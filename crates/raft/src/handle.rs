@@ -16,6 +16,7 @@ use tokio::sync::{oneshot, watch};
 use crate::check::{self, Verdict};
 use crate::counters::Counters;
 use crate::failover::{Doubt, Heard, Standing};
+use crate::fetch::Offer;
 use crate::inbox::{Inbox, Reply, Request};
 use crate::{Change, Counts, Error, Membership, Result, Sealer, Ticks, Transport};
 
@@ -109,6 +110,11 @@ impl Shared {
     /// Has this member ask for votes at once, unless anything has changed since the doubt arose.
     pub(crate) fn take_over(&self, doubt: Doubt) {
         self.inbox.request(Request::TakeOver(doubt));
+    }
+
+    /// The state for a manager that is about to join.
+    pub(crate) async fn offer(&self) -> Result<Offer> {
+        self.ask(Request::Offer).await
     }
 
     async fn ask<T>(&self, request: impl FnOnce(Reply<T>) -> Request) -> Result<T> {

@@ -13,6 +13,7 @@ use swarm_store::Ticket;
 use tokio::sync::oneshot;
 
 use crate::failover::{Doubt, Standing};
+use crate::fetch::Offer;
 use crate::membership::Change;
 use crate::storage::Position;
 use crate::{Error, Result, Sealer};
@@ -39,6 +40,7 @@ pub(crate) enum Request {
     SnapshotSent(u64, bool),
     SnapshotTaken(Position, Result<()>),
     Entries { from: u64, to: u64, max_bytes: u64, reply: Reply<Vec<(u64, Bytes)>> },
+    Offer(Reply<Offer>),
     Reseal(Arc<dyn Sealer>, Reply<()>),
     Stop,
 }

@@ -9,7 +9,7 @@
 //! - [`Transport`]: the border to other members. Messages from them come in by [`RaftHandle::step`].
 //! - [`GrpcTransport`] and [`RaftService`]: both over gRPC, as the contract has it. [`PeersService`]: what members of ours
 //!   ask each other beside that.
-//! - [`Membership`] and [`Change`]: who is in the group.
+//! - [`Membership`] and [`Change`]: who is in the group. [`Fetched`]: its state, fetched before joining it.
 //! - [`Points`]: where tests let a node crash.
 //!
 //! The order in which the loop does things is told in `node/turn.rs`; what a message from a peer must satisfy, in
@@ -22,6 +22,7 @@ mod counters;
 mod disk;
 mod error;
 mod failover;
+mod fetch;
 #[doc(hidden)]
 pub mod fuzz;
 mod grpc;
@@ -40,6 +41,7 @@ mod transport;
 pub use config::{Config, Origin, Ticks};
 pub use counters::Counts;
 pub use error::{Error, Result};
+pub use fetch::{FetchError, Fetched};
 pub use grpc::{GrpcTransport, PeersService, RaftService, check_health};
 pub use handle::{Outcome, RaftHandle, Role, Status};
 pub use membership::{Change, Membership, MembershipError};

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use swarm_api::Shared;
 use swarm_api::v1::{PortConfig, Task};
@@ -54,6 +54,10 @@ pub(crate) struct Group {
     tally: Tally,
     /// What the user was told last.
     pub(crate) told: String,
+    /// Tasks from this place on say what the user was told before, little by little those before it don't.
+    behind: Option<Place>,
+    /// They may say something else than they did when they were seen last.
+    retold: bool,
 }
 
 impl Group {
@@ -119,9 +123,53 @@ impl Group {
         fresh
     }
 
-    /// Tasks that may not say what they should.
-    pub(crate) fn take_retell(&mut self) -> BTreeSet<Place> {
-        std::mem::take(&mut self.retell)
+    /// The user is to be told something else of all its tasks.
+    pub(crate) fn tell(&mut self, text: String) {
+        self.retold = !self.told.is_empty();
+        self.told = text;
+        self.retell.clear();
+        self.behind = Some((0, "".into()));
+    }
+
+    /// The task at this place may not say what it should.
+    pub(crate) fn falls_behind(&mut self, place: Place) {
+        if self.behind.is_none() {
+            self.retell.insert(place);
+        }
+    }
+
+    /// Up to so many tasks that say, or may say, what was told before, and are not among these. Some may be left: see
+    /// [`Group::is_behind`].
+    pub(crate) fn take_behind(&mut self, most: usize, but: &[Place]) -> Vec<Shared<Task>> {
+        let mut behind = Vec::new();
+        while behind.len() < most
+            && let Some(place) = self.retell.pop_first()
+        {
+            let task = self.tasks.get(&place);
+            behind.extend(task.filter(|task| task.status.err != self.told).cloned());
+        }
+        let Some(from) = self.behind.take() else { return behind };
+        if but.len() == self.tasks.len() {
+            return behind;
+        }
+        let but: BTreeSet<&Place> = but.iter().collect();
+        for (place, task) in self.tasks.range(from..) {
+            // Whoever explains is not told of that, so what is known of a task may be older.
+            if but.contains(place) || (!self.retold && task.status.err == self.told) {
+                continue;
+            }
+            if behind.len() >= most {
+                self.behind = Some(place.clone());
+                break;
+            }
+            behind.push(task.clone());
+        }
+        behind
+    }
+
+    /// Some tasks may say what was told before.
+    pub(crate) fn is_behind(&self) -> bool {
+        self.behind.is_some() || !self.retell.is_empty()
     }
 
     /// It was looked at, and what the filters said of each node is known.
@@ -213,6 +261,8 @@ impl Groups {
                     verdicts: Vec::new(),
                     tally: Tally::default(),
                     told: String::new(),
+                    behind: None,
+                    retold: false,
                 };
                 let no = self.unused.pop().unwrap_or_else(|| {
                     self.all.push(None);
@@ -296,6 +346,49 @@ impl Groups {
             .take_while(|(key, _)| *key.service == *service)
             .map(|(_, no)| *no)
             .collect()
+    }
+}
+
+/// How fast the user is told something else of tasks that wait. Each is a write of its own; where many wait, all of them change
+/// what they say whenever a node comes or goes, and others would have to wait for that.
+#[derive(Debug, Default)]
+pub(crate) struct Telling {
+    until: Duration,
+    left: usize,
+    /// Groups with tasks that say what was told before.
+    later: BTreeSet<GroupNo>,
+}
+
+impl Telling {
+    /// Tasks that may be told in [`Telling::PACE`].
+    pub(crate) const MOST: usize = 1000;
+    /// See [`Telling::MOST`].
+    pub(crate) const PACE: Duration = Duration::from_millis(500);
+
+    /// How many may be told now.
+    pub(crate) fn left(&mut self, now: Duration) -> usize {
+        if now >= self.until {
+            (self.until, self.left) = (now + Telling::PACE, Telling::MOST);
+        }
+        self.left
+    }
+
+    /// So many were told of this group; there are more.
+    pub(crate) fn told(&mut self, no: GroupNo, tasks: usize, more: bool) {
+        self.left -= tasks.min(self.left);
+        if more {
+            self.later.insert(no);
+        }
+    }
+
+    /// The groups whose turn has come.
+    pub(crate) fn due(&mut self, now: Duration) -> BTreeSet<GroupNo> {
+        if now < self.until { BTreeSet::new() } else { std::mem::take(&mut self.later) }
+    }
+
+    /// When the next turn comes.
+    pub(crate) fn next(&self) -> Option<Duration> {
+        (!self.later.is_empty()).then_some(self.until)
     }
 }
 

@@ -121,6 +121,9 @@ impl Reconciler for Scheduler {
     fn decide(&mut self, ctx: &mut Ctx<'_>, tables: &Tables) -> Decision {
         self.state.release(ctx.now.mono);
         let changed = self.state.nodes.take_changed();
+        for no in self.state.telling.due(ctx.now.mono) {
+            self.state.groups.note(no);
+        }
         // Never 0, which stands for none.
         self.pass = self.pass.wrapping_add(1).max(1);
         let mut pass = Pass {
@@ -148,7 +151,8 @@ impl Reconciler for Scheduler {
         }
         let hold = self.state.holds.first().map(|(until, _)| *until);
         let soon = again.then_some(ctx.now.mono);
-        let wake_at = [hold, soon, self.state.next_claim(), self.state.gave_up.values().min().copied()];
+        let (claim, given_up) = (self.state.next_claim(), self.state.gave_up.values().min().copied());
+        let wake_at = [hold, soon, claim, given_up, self.state.telling.next()];
         Decision { groups: out, wake_at: wake_at.into_iter().flatten().min() }
     }
 
@@ -436,18 +440,28 @@ impl Pass<'_> {
                 group.tasks.insert(place, task);
             }
         }
-        look.extend(group.take_retell());
         let text = group.text();
         if group.told != text {
             tracing::info!(service.id = %service, tasks = group.tasks.len(), "{text}");
-            group.told = text;
-            for task in group.tasks.values() {
-                self.explain(task, &group.told);
+            group.tell(text);
+        }
+        // Those that say nothing yet are told at once, others little by little.
+        let mut now = Vec::new();
+        for place in look {
+            match group.tasks.get(&place) {
+                Some(task) if task.status.err.is_empty() => {
+                    self.explain(task, &group.told);
+                    now.push(place);
+                }
+                Some(task) if task.status.err != group.told => group.falls_behind(place),
+                _ => {}
             }
-        } else {
-            for task in look.iter().filter_map(|place| group.tasks.get(place)) {
-                self.explain(task, &group.told);
-            }
+        }
+        let telling = &mut self.state.telling;
+        let behind = group.take_behind(telling.left(self.now.mono), &now);
+        telling.told(no, behind.len(), group.is_behind());
+        for task in &behind {
+            self.tell(task, &group.told);
         }
         self.state.groups.put_back(no, group, &mut self.state.nodes.services);
         self.preempt(no);
@@ -475,9 +489,12 @@ impl Pass<'_> {
 
     /// Tells the user why a task waits, unless that is what it says already.
     pub(crate) fn explain(&mut self, task: &Task, err: &str) {
-        if task.status.err == err {
-            return;
+        if task.status.err != err {
+            self.tell(task, err);
         }
+    }
+
+    fn tell(&mut self, task: &Task, err: &str) {
         let guards = vec![Guard::TaskState(task.id.clone(), TaskState::Pending)];
         self.emit(guards, Write::Explain { task: task.id.clone(), err: err.to_owned(), at: self.now.wall });
     }

@@ -18,7 +18,7 @@ use crate::ended::{failed_ago, held_for};
 use crate::filter::Requirements;
 use crate::nodes::{Nodes, Slot};
 use crate::pools::Index;
-use crate::queue::{GroupNo, Groups};
+use crate::queue::{GroupNo, Groups, Telling};
 use crate::services::ServiceNo;
 
 /// What tasks take on their nodes beside generic resources; many tasks share one.
@@ -164,6 +164,7 @@ pub(crate) struct State {
     pub(crate) places: FastMap<Arc<str>, At>,
     pub(crate) loads: Loads,
     pub(crate) groups: Groups,
+    pub(crate) telling: Telling,
     /// Passes of whose assignments not all are settled, with the tasks of theirs that were looked at meanwhile.
     pub(crate) in_flight: BTreeMap<u32, Vec<Arc<str>>>,
     /// Nodes that are not there, and may have tasks.

@@ -2,6 +2,8 @@
 
 mod world;
 
+use std::time::Duration;
+
 use swarm_api::v1::{
     Driver, Endpoint, GenericRuntimeSpec, Mount, Network, NetworkAttachment, Node, Platform,
     PluginDescription, PortConfig, Task, mount, port_config::PublishMode, task_spec,
@@ -66,6 +68,36 @@ fn a_reason_is_written_once() {
     assert_eq!(world.get("a").meta.version, version);
     world.edit_node("n1", |n| set_state(n, DOWN));
     assert_ne!(world.get("a").meta.version, version);
+}
+
+#[test]
+fn where_many_wait_their_reason_follows_the_nodes_little_by_little() {
+    const SOME: usize = 1000;
+    let mut world = World::new();
+    world.nodes(&["n1"]);
+    world.replicas("s", 2 * SOME + 500, |t| constrain(t, "node.labels.zone==b"));
+    let says = |world: &World, nodes: &str| {
+        let text = format!("no suitable node (scheduling constraints not satisfied on {nodes})");
+        world.sim.view().tasks().iter().filter(|task| task.status.err == text).count()
+    };
+    assert_eq!(says(&world, "1 node"), 2 * SOME + 500, "new ones say it at once");
+    world.nodes(&["n2"]);
+    world.sim.think();
+    assert_eq!(says(&world, "2 nodes"), SOME);
+    world.pass(Duration::from_millis(600));
+    assert_eq!(says(&world, "2 nodes"), 2 * SOME);
+    // Another reason meanwhile: what was not told yet is left out.
+    world.nodes(&["n3"]);
+    world.pass(Duration::from_millis(600));
+    assert_eq!((says(&world, "3 nodes"), says(&world, "1 node")), (SOME, 500));
+    // One that comes does not wait for its turn.
+    world.task("s", "late", |t| constrain(t, "node.labels.zone==b"));
+    world.waits("late", "no suitable node (scheduling constraints not satisfied on 3 nodes)");
+    world.pass(Duration::from_secs(2));
+    assert_eq!(says(&world, "3 nodes"), 2 * SOME + 501);
+    // And none of it holds up a node that fits.
+    world.edit_node("n1", |n| label(n, "zone", "b"));
+    assert_eq!(world.spread("s"), [("n1".into(), 2 * SOME + 501)].into());
 }
 
 #[test]

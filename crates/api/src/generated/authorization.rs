@@ -70,6 +70,7 @@ pub const METHODS: &[super::Method] = &[
     super::Method { path: "/swarmd.v1.Lock/Unlock", allowed: super::Allowed::Roles(&["swarm-manager"]) },
     super::Method { path: "/swarmd.v1.Peers/Attend", allowed: super::Allowed::Roles(&["swarm-manager"]) },
     super::Method { path: "/swarmd.v1.Peers/Doubt", allowed: super::Allowed::Roles(&["swarm-manager"]) },
+    super::Method { path: "/swarmd.v1.Peers/Fetch", allowed: super::Allowed::Roles(&["swarm-manager"]) },
     super::Method { path: "/swarmd.v1.Peers/Relay", allowed: super::Allowed::Roles(&["swarm-manager"]) },
     super::Method { path: "/swarmd.v1.Recovery/Backup", allowed: super::Allowed::Roles(&["swarm-manager"]) },
     super::Method { path: "/swarmd.v1.Services/DryRun", allowed: super::Allowed::Roles(&["swarm-manager"]) },

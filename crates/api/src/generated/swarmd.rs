@@ -680,6 +680,85 @@ impl ::prost::Name for RelayResponse {
     }
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FetchRequest {}
+impl ::prost::Name for FetchRequest {
+    const NAME: &'static str = "FetchRequest";
+    const PACKAGE: &'static str = "swarmd.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "swarmd.v1.FetchRequest".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/swarmd.v1.FetchRequest".into()
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[prost(skip_debug)]
+pub struct FetchResponse {
+    /// What it is; in the first answer only.
+    #[prost(message, optional, tag = "1")]
+    pub state: ::core::option::Option<FetchedState>,
+    /// A piece of the contract's Snapshot message.
+    #[prost(bytes = "vec", tag = "2")]
+    pub data: ::prost::alloc::vec::Vec<u8>,
+    /// That was all; in the last answer only.
+    #[prost(message, optional, tag = "3")]
+    pub end: ::core::option::Option<FetchEnd>,
+}
+impl ::prost::Name for FetchResponse {
+    const NAME: &'static str = "FetchResponse";
+    const PACKAGE: &'static str = "swarmd.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "swarmd.v1.FetchResponse".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/swarmd.v1.FetchResponse".into()
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FetchedState {
+    /// The raft id of the leader that answers, and its term.
+    #[prost(uint64, tag = "1")]
+    pub raft_id: u64,
+    #[prost(uint64, tag = "2")]
+    pub term: u64,
+    /// The last entry that the state covers, which is committed, and its term.
+    #[prost(uint64, tag = "3")]
+    pub index: u64,
+    #[prost(uint64, tag = "4")]
+    pub entry_term: u64,
+    /// Members as of that entry.
+    #[prost(uint64, repeated, tag = "5")]
+    pub voters: ::prost::alloc::vec::Vec<u64>,
+}
+impl ::prost::Name for FetchedState {
+    const NAME: &'static str = "FetchedState";
+    const PACKAGE: &'static str = "swarmd.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "swarmd.v1.FetchedState".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/swarmd.v1.FetchedState".into()
+    }
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FetchEnd {
+    /// Bytes of all pieces, and their CRC-32.
+    #[prost(uint64, tag = "1")]
+    pub length: u64,
+    #[prost(fixed32, tag = "2")]
+    pub checksum: u32,
+}
+impl ::prost::Name for FetchEnd {
+    const NAME: &'static str = "FetchEnd";
+    const PACKAGE: &'static str = "swarmd.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "swarmd.v1.FetchEnd".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/swarmd.v1.FetchEnd".into()
+    }
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct AttendRequest {}
 impl ::prost::Name for AttendRequest {
     const NAME: &'static str = "AttendRequest";
@@ -905,6 +984,29 @@ pub mod peers_client {
             req.extensions_mut().insert(GrpcMethod::new("swarmd.v1.Peers", "Relay"));
             self.inner.client_streaming(req, path, codec).await
         }
+        /// The group's state, for a manager that is about to join: a member that has it already keeps nobody waiting. Only the
+        /// leader gives it, and it keeps the entries that follow for a while; others answer FAILED_PRECONDITION and say who leads.
+        pub async fn fetch(
+            &mut self,
+            request: impl tonic::IntoRequest<super::FetchRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::FetchResponse>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/swarmd.v1.Peers/Fetch");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("swarmd.v1.Peers", "Fetch"));
+            self.inner.server_streaming(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -946,6 +1048,18 @@ pub mod peers_server {
                 tonic::Streaming<crate::raftpb::Message>,
             >,
         ) -> std::result::Result<tonic::Response<super::RelayResponse>, tonic::Status>;
+        /// Server streaming response type for the Fetch method.
+        type FetchStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::FetchResponse, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// The group's state, for a manager that is about to join: a member that has it already keeps nobody waiting. Only the
+        /// leader gives it, and it keeps the entries that follow for a while; others answer FAILED_PRECONDITION and say who leads.
+        async fn fetch(
+            &self,
+            request: tonic::Request<super::FetchRequest>,
+        ) -> std::result::Result<tonic::Response<Self::FetchStream>, tonic::Status>;
     }
     /// Served on the TLS port. A manager of another make does not know it, and is asked nothing.
     #[derive(Debug)]
@@ -1157,6 +1271,52 @@ pub mod peers_server {
                                 max_encoding_message_size,
                             );
                         let res = grpc.client_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/swarmd.v1.Peers/Fetch" => {
+                    #[allow(non_camel_case_types)]
+                    struct FetchSvc<T: Peers>(pub Arc<T>);
+                    impl<
+                        T: Peers,
+                    > tonic::server::ServerStreamingService<super::FetchRequest>
+                    for FetchSvc<T> {
+                        type Response = super::FetchResponse;
+                        type ResponseStream = T::FetchStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::FetchRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Peers>::fetch(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = FetchSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
                         Ok(res)
                     };
                     Box::pin(fut)

@@ -5,10 +5,12 @@
 //!   no message waits behind one.
 //! - [`RaftService`]: what other members call.
 //! - `attend`: a call to each member that stays open, and whose end shows that its process ended. `doubt`: asking the
-//!   others then whether the leader is gone. [`PeersService`]: the other side of both.
+//!   others then whether the leader is gone. [`PeersService`]: the other side of both. `offer`: the state for a manager
+//!   that is about to join.
 
 mod attend;
 mod doubt;
+mod offer;
 mod peer;
 mod peers;
 mod queue;

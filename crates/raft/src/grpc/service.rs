@@ -17,12 +17,11 @@ use tokio::time::timeout;
 use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::{CALL_TIMEOUT, check_health};
+use crate::snapshot::MAX_SNAPSHOT;
 use crate::{Error, RaftHandle};
 
 /// Largest message on the wire; a larger snapshot comes in chunks.
 pub(super) const MAX_MESSAGE: usize = 4 * 1024 * 1024;
-/// Largest snapshot that is put together.
-const MAX_SNAPSHOT: usize = 4 * 1024 * 1024 * 1024;
 
 /// The contract's `Raft` service. It answers from the moment at which the listener is up: until there is a raft node,
 /// messages are dropped, as the contract wants it.

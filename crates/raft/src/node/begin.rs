@@ -21,15 +21,31 @@ fn member(raft_id: u64, config: &Config) -> RaftMember {
 }
 
 /// Writes the first records of a new log.
-pub(super) fn begin(log: &mut Log, config: &Config) -> Result<Identity> {
+pub(super) fn begin(log: &mut Log, config: &Config, snapshots: &Snapshots) -> Result<Identity> {
     let raft_id = match (&config.origin, config.seed) {
         (Origin::Joined { raft_id, .. }, _) => *raft_id,
         (_, Some(seed)) => seed % LARGEST_ID + 1,
         (_, None) => rand::rng().random_range(1..=LARGEST_ID),
     };
     let identity = Identity { raft_id, node_id: config.node_id.clone() };
-    if let Origin::Joined { .. } = config.origin {
-        log.write(&Write { identity: Some(&identity), ..Write::default() }, true)?;
+    if let Origin::Joined { members, .. } = &config.origin {
+        let Some(fetched) = &config.fetched else {
+            log.write(&Write { identity: Some(&identity), ..Write::default() }, true)?;
+            return Ok(identity);
+        };
+        fetched.check(raft_id, members).map_err(Error::Fetched)?;
+        // As after a snapshot of the leader. The vote is free: a new member has given none in any term.
+        let at = fetched.meta.at;
+        let hard_state = HardState { term: fetched.term, vote: 0, commit: at.index };
+        let write = Write {
+            identity: Some(&identity),
+            hard_state: Some(&hard_state),
+            install: Some(at),
+            snapshot: Some(at),
+            ..Write::default()
+        };
+        log.write(&write, true)?;
+        snapshots.adopt_fetched(at)?;
         return Ok(identity);
     }
     // As the original begins: the first entry adds the first member, and is committed.

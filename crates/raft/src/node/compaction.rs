@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use swarm_api::defaults;
 use swarm_store::View;
@@ -26,6 +27,10 @@ const PIECES_AT_ONCE: usize = 64;
 const BYTES_AT_ONCE: u64 = 512 * 1024;
 /// How much a thread that writes a snapshot lets others go first, of 19.
 const NICE: i32 = 10;
+/// How long entries are kept for a manager that has fetched what they follow.
+const KEPT: Duration = Duration::from_secs(120);
+/// Managers that entries are kept for at a time.
+const MOST_KEPT: usize = 8;
 /// Entries until the next try, after a snapshot could not be written.
 const RETRY_AFTER: u64 = 100;
 
@@ -79,6 +84,8 @@ pub(super) struct Compaction {
     since_removed: u64,
     /// The thread that removes old snapshots.
     collecting: Option<JoinHandle<()>>,
+    /// Entries after these indexes are kept until then.
+    kept: Vec<(u64, Instant)>,
 }
 
 impl Compaction {
@@ -115,6 +122,21 @@ impl Compaction {
     pub(super) fn received(&mut self, index: u64, bytes: usize) {
         self.newest = self.newest.max(index);
         (self.since, self.size, self.to) = (0, bytes as u64, 0);
+    }
+
+    /// A manager that is about to join has the state as of this index: it shall not need another snapshot.
+    pub(super) fn keep_after(&mut self, index: u64, now: Instant) {
+        self.kept.retain(|(_, until)| *until > now);
+        if self.kept.len() == MOST_KEPT {
+            self.kept.remove(0);
+        }
+        self.kept.push((index, now + KEPT));
+    }
+
+    /// The last entry that nobody is about to need.
+    fn not_kept(&self, now: Instant) -> u64 {
+        let kept = self.kept.iter().filter(|(_, until)| *until > now);
+        kept.map(|(index, _)| *index).min().unwrap_or(u64::MAX)
     }
 
     /// There are entries left that are not needed any more.
@@ -159,7 +181,7 @@ impl Compaction {
 }
 
 /// This thread lets others go first: it has seconds of work where the cluster is large, and nobody waits for it.
-fn step_back() {
+pub(crate) fn step_back() {
     if let Err(error) = rustix::process::setpriority_process(None, NICE) {
         tracing::debug!(%error, "snapshots are written with the usual priority");
     }
@@ -225,7 +247,8 @@ impl Turns {
         add(&self.shared.counters.snapshots, 1);
         let settings = Settings::of(&self.machine.view());
         let log = self.raw.mut_store();
-        self.compaction.to = compact_to(at.index, settings, log.bytes(), log.first_cached());
+        let not_kept = self.compaction.not_kept(Instant::now());
+        self.compaction.to = compact_to(at.index, settings, log.bytes(), log.first_cached(), not_kept);
         tracing::debug!(index = at.index, compact_to = self.compaction.to, "took a raft snapshot");
         let compact = self.next_to_compact();
         reach(Point::SnapshotSaved);
@@ -294,11 +317,11 @@ fn not_collected(error: &Error) {
     tracing::warn!(%error, "old raft snapshots could not be removed");
 }
 
-/// The last entry that is no longer needed after a snapshot at `at`; `recent` is the first entry in memory, and
-/// all that stay when the log is too large.
-pub(super) fn compact_to(at: u64, settings: Settings, log_bytes: u64, recent: u64) -> u64 {
+/// The last entry that is no longer needed after a snapshot at `at`; nobody but a slow follower needs those up to
+/// `not_kept`. `recent` is the first entry in memory, and all that stay when the log is too large.
+fn compact_to(at: u64, settings: Settings, log_bytes: u64, recent: u64, not_kept: u64) -> u64 {
     let to = at.saturating_sub(settings.slow_followers);
-    if log_bytes > MAX_LOG_BYTES { to.max(recent.saturating_sub(1)).min(at) } else { to }
+    if log_bytes > MAX_LOG_BYTES { to.max(recent.saturating_sub(1)).min(at) } else { to.min(not_kept) }
 }
 
 #[cfg(test)]
@@ -363,9 +386,26 @@ mod tests {
 
     #[test]
     fn entries_stay_for_slow_followers() {
-        assert_eq!(compact_to(20, SETTINGS, 0, 1), 17);
-        assert_eq!(compact_to(2, SETTINGS, 0, 1), 0);
-        assert_eq!(compact_to(20, SETTINGS, MAX_LOG_BYTES + 1, 19), 18, "the log is too large");
-        assert_eq!(compact_to(20, SETTINGS, MAX_LOG_BYTES + 1, 90), 20);
+        let to = |at, log_bytes, recent| compact_to(at, SETTINGS, log_bytes, recent, u64::MAX);
+        assert_eq!(to(20, 0, 1), 17);
+        assert_eq!(to(2, 0, 1), 0);
+        assert_eq!(to(20, MAX_LOG_BYTES + 1, 19), 18, "the log is too large");
+        assert_eq!(to(20, MAX_LOG_BYTES + 1, 90), 20);
+    }
+
+    #[test]
+    fn entries_stay_for_a_while_for_who_has_fetched_what_they_follow() {
+        let now = Instant::now();
+        let mut compaction = Compaction::default();
+        assert_eq!(compaction.not_kept(now), u64::MAX);
+        compaction.keep_after(9, now);
+        compaction.keep_after(12, now + KEPT / 2);
+        assert_eq!(compaction.not_kept(now), 9);
+        assert_eq!(compact_to(20, SETTINGS, 0, 1, 9), 9);
+        assert_eq!(compact_to(20, SETTINGS, MAX_LOG_BYTES + 1, 90, 9), 20, "but not at any price");
+        assert_eq!(compaction.not_kept(now + KEPT), 12);
+        assert_eq!(compaction.not_kept(now + KEPT * 2), u64::MAX);
+        (0..100).for_each(|index| compaction.keep_after(index, now));
+        assert_eq!(compaction.kept.len(), MOST_KEPT);
     }
 }

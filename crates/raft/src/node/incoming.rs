@@ -1,5 +1,7 @@
 //! What others want of the raft thread: messages from peers, proposals, and everything else.
 
+use std::time::Instant;
+
 use bytes::Bytes;
 use prost::Message as _;
 use raft::{GetEntriesContext, SnapshotStatus, StateRole, Storage as _};
@@ -10,8 +12,11 @@ use swarm_store::{Lost, Ticket};
 use super::turn::Turns;
 use crate::check::{self, State, Verdict};
 use crate::counters::add;
+use crate::fetch::Offer;
 use crate::inbox::{Reply, Request};
 use crate::points::{Point, reach};
+use crate::snapshot::Meta;
+use crate::storage::Position;
 use crate::{Change, Error, MembershipError, Result, convert};
 
 impl Turns {
@@ -21,6 +26,7 @@ impl Turns {
         let state = State {
             term: raft.term,
             leader: raft.leader_id,
+            base: raft.store().base(),
             last: raft.raft_log.last_index(),
             diverged: self.diverged,
             matched: &matched,
@@ -88,6 +94,9 @@ impl Turns {
             Request::SnapshotTaken(at, written) => self.snapshot_taken(at, written)?,
             Request::Entries { from, to, max_bytes, reply } => {
                 let _ = reply.send(self.entries(from, to, max_bytes));
+            }
+            Request::Offer(reply) => {
+                let _ = reply.send(self.offer());
             }
             Request::Reseal(sealer, reply) => self.begin_reseal(sealer, reply)?,
             Request::Stop => self.stopping = true,
@@ -200,6 +209,25 @@ impl Turns {
                 let _ = reply.send(Err(Error::NoTransferee));
             }
         }
+    }
+
+    /// What is applied here, which is committed: a manager that joins may begin its log with it.
+    fn offer(&mut self) -> Result<Offer> {
+        let raft = &self.raw.raft;
+        if !self.leads || raft.state != StateRole::Leader {
+            return Err(Error::LostLeadership);
+        }
+        let (index, term) = (raft.raft_log.applied, raft.term);
+        let at =
+            Position { index, term: raft.raft_log.term(index).map_err(|e| Error::Write(e.to_string()))? };
+        self.compaction.keep_after(index, Instant::now());
+        Ok(Offer {
+            raft_id: self.shared.raft_id,
+            term,
+            meta: Meta { at, conf_state: self.raw.store().conf_state.clone() },
+            membership: self.membership.to_snapshot(),
+            view: self.machine.view(),
+        })
     }
 
     pub(super) fn entries(&self, from: u64, to: u64, max_bytes: u64) -> Result<Vec<(u64, Bytes)>> {

@@ -13,6 +13,7 @@ mod ready;
 mod reseal;
 mod turn;
 
+pub(crate) use compaction::step_back;
 pub(crate) use fuzz::messages;
 
 use std::fs;
@@ -44,8 +45,8 @@ pub struct RaftNode {
     pub(crate) snapshots: Snapshots,
     pub(crate) shared: Arc<Shared>,
     pub(crate) membership: Membership,
-    /// The newest snapshot's content, until the state machine has it.
-    pub(crate) restore: Option<(Meta, StoreSnapshot)>,
+    /// Where the newest snapshot is, and its content until the state machine has it.
+    pub(crate) restore: Option<(Meta, Option<StoreSnapshot>)>,
 }
 
 impl std::fmt::Debug for RaftNode {
@@ -86,6 +87,15 @@ impl RaftNode {
         let dir = config.state_dir.join("raft");
         let snapshots = Snapshots::open(&dir.join("snapshots"), config.sealer.clone())?;
         let (mut log, identity) = Log::open(storage)?;
+        if let Some(at) = log.snapshot_at() {
+            // It ended right after the log began with it.
+            snapshots.adopt_fetched(at)?;
+        }
+        snapshots.remove_fetched(config.fetched.as_ref().map(|fetched| &*fetched.path))?;
+        if config.fetched.is_some() && (identity.is_some() || !matches!(config.origin, Origin::Joined { .. }))
+        {
+            return Err(Error::Fetched("there is a log already".to_owned()));
+        }
         let identity = match identity {
             Some(identity) if identity.node_id != config.node_id => {
                 return Err(Error::OtherNode {
@@ -99,17 +109,20 @@ impl RaftNode {
                 return Err(Error::damaged(&dir.join("log"), "it is empty, but there are snapshots of it"));
             }
             None if config.origin == Origin::Existing => return Err(Error::NoLog { path: dir }),
-            None => begin::begin(&mut log, &config)?,
+            None => begin::begin(&mut log, &config, &snapshots)?,
         };
         let mut membership = Membership::default();
         let mut restore = None;
-        match load_newest(&log, &snapshots)? {
-            Some((meta, snapshot)) => {
-                log.set_start(Some(meta.at), meta.conf_state.clone());
-                membership = Membership::from_snapshot(&snapshot.membership);
-                restore = Some((meta, snapshot.store));
-            }
-            None => log.set_start(None, ConfState::default()),
+        if let Some(fetched) = &config.fetched {
+            log.set_start(Some(fetched.meta.at), fetched.meta.conf_state.clone());
+            membership = fetched.membership.clone();
+            restore = Some((fetched.meta.clone(), None));
+        } else if let Some((meta, snapshot)) = load_newest(&log, &snapshots)? {
+            log.set_start(Some(meta.at), meta.conf_state.clone());
+            membership = Membership::from_snapshot(&snapshot.membership);
+            restore = Some((meta, Some(snapshot.store)));
+        } else {
+            log.set_start(None, ConfState::default());
         }
         if let (Origin::Joined { members, .. }, true) = (&config.origin, membership.is_empty()) {
             for member in members {

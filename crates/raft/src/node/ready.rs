@@ -143,6 +143,7 @@ impl Turns {
         self.membership = Membership::from_snapshot(&content.membership);
         self.raw.mut_store().conf_state = metadata.get_conf_state().clone();
         self.compaction.received(index, snapshot.data.len());
+        add(&self.shared.counters.received, 1);
         self.shared.applied.store(index, Ordering::Release);
         self.removed |= self.membership.is_removed(self.shared.raft_id);
         self.publish_membership();

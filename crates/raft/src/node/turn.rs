@@ -113,7 +113,9 @@ impl Turns {
         let mut applied = 0;
         if let Some((meta, store)) = restore {
             applied = meta.at.index;
-            restore_store(&*machine, applied, store)?;
+            if let Some(store) = store {
+                restore_store(&*machine, applied, store)?;
+            }
         }
         let ticks = config.ticks;
         let library = raft::Config {
@@ -164,6 +166,10 @@ impl Turns {
     fn run(&mut self) -> Result<End> {
         let mut batch = Batch::default();
         self.settle()?;
+        if !self.raw.raft.promotable() {
+            // What the leader sent before this member ran it has not taken.
+            self.knock();
+        }
         loop {
             if self.removed {
                 return Ok(End::Removed);
@@ -272,7 +278,8 @@ impl Turns {
     }
 
     /// A member whose log does not make it one yet can't campaign, so it would never be told that it was removed
-    /// before it heard anything. Those that know answer any message; to others this one says nothing.
+    /// before it heard anything. Those that know answer any message; the leader sends it what it lacks, and to others this
+    /// one says nothing.
     fn knock(&self) {
         let (own, term) = (self.shared.raft_id, self.raw.raft.term.max(1));
         let knock = |to| {

@@ -6,7 +6,7 @@ use swarm_api::v1::{ClusterSnapshot, Snapshot};
 use swarm_store::{View, snapshot};
 
 /// Writes the snapshot of a view.
-pub(super) fn encode(out: &mut impl Write, membership: &ClusterSnapshot, view: &View) -> io::Result<()> {
+pub(crate) fn encode(out: &mut impl Write, membership: &ClusterSnapshot, view: &View) -> io::Result<()> {
     snapshot::encode_to(view, membership, out)
 }
 

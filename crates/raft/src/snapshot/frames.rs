@@ -29,7 +29,7 @@ const LONGEST: usize = PAYLOAD * 2;
 /// A file that is synced while it is written, not all at its end: the log's next sync on the same file system waits for at
 /// most [`UNSYNCED`] of it.
 #[derive(Debug)]
-pub(super) struct SyncedAlong {
+pub(crate) struct SyncedAlong {
     file: File,
     unsynced: usize,
 }
@@ -39,7 +39,7 @@ const UNSYNCED: usize = 1024 * 1024;
 
 impl SyncedAlong {
     /// Returns when all of it is safe.
-    pub(super) fn sync_all(&self) -> io::Result<()> {
+    pub(crate) fn sync_all(&self) -> io::Result<()> {
         self.file.sync_all()
     }
 }

@@ -18,6 +18,7 @@ use swarm_api::v1::{ClusterSnapshot, Snapshot};
 use swarm_store::View;
 
 pub use content::decode;
+pub(crate) use content::encode;
 pub(crate) use frames::open_frames;
 pub use frames::{FrameReader, FrameWriter, SnapshotReader};
 
@@ -25,8 +26,13 @@ use crate::points::{Point, reach};
 use crate::storage::Position;
 use crate::{Error, Result, Sealer};
 
+/// Largest snapshot that is taken from a peer, in bytes of the contract's encoding.
+pub(crate) const MAX_SNAPSHOT: usize = 4 * 1024 * 1024 * 1024;
 /// Bytes of a file that are freed at once.
 const FREED_AT_ONCE: u64 = 1024 * 1024;
+
+/// What the file of a state ends in that was fetched before joining.
+const FETCHED: &str = "fetched";
 
 /// Where a snapshot was taken, and who was a member then.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -136,6 +142,36 @@ impl Snapshots {
         }
         reach(Point::SnapshotRenamed);
         crate::disk::sync_dir(&self.dir)
+    }
+
+    /// Begins the file of a state that is being fetched. It is none of the log's snapshots.
+    pub(crate) fn create_fetched(
+        &self,
+        meta: &Meta,
+    ) -> Result<(PathBuf, FrameWriter<'_, frames::SyncedAlong>)> {
+        let path = self.path(meta.at).with_extension(FETCHED);
+        let out = FrameWriter::create(&path, &*self.sealer, meta).map_err(Error::io("write", &path))?;
+        Ok((path, out))
+    }
+
+    /// The state that was fetched, if it is still called so, becomes the snapshot that the log names.
+    pub(crate) fn adopt_fetched(&self, at: Position) -> Result<()> {
+        let path = self.path(at);
+        let fetched = path.with_extension(FETCHED);
+        if path.exists() || !fetched.exists() {
+            return Ok(());
+        }
+        fs::rename(&fetched, &path).map_err(Error::io("rename", &fetched))?;
+        crate::disk::sync_dir(&self.dir)
+    }
+
+    /// Removes states that were fetched and never used, except this one.
+    pub(crate) fn remove_fetched(&self, but: Option<&Path>) -> Result<()> {
+        let stale = |path: &PathBuf| path.extension().is_some_and(|e| e == FETCHED) && Some(&**path) != but;
+        for path in self.files()?.into_iter().filter(stale) {
+            fs::remove_file(&path).map_err(Error::io("remove", &path))?;
+        }
+        Ok(())
     }
 
     /// Opens a snapshot to be read, for example to be sent to a peer.

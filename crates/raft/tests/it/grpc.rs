@@ -24,6 +24,7 @@ use swarm_raft::{
     Change, Config, GrpcTransport, Membership, Origin, Outcome, Outgoing, PeersService, RaftHandle, RaftNode,
     RaftService, Role, Ticks, Transport as _,
 };
+use swarm_store::Store;
 use tokio::net::TcpListener;
 use tokio::sync::SetOnce;
 use tokio_stream::StreamExt as _;
@@ -31,7 +32,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::{Channel, Server};
 use tonic::{Code, Request, Response, Status};
 
-use crate::support::{Manager, begin, config, eventually, in_time};
+use crate::support::{Manager, begin_on, config, eventually, in_time};
 
 /// One cluster's certificates, and its members' directories.
 pub(crate) struct Lab {
@@ -46,7 +47,7 @@ pub(crate) struct Lab {
 pub(crate) struct Host {
     pub(crate) manager: Manager,
     transport: GrpcTransport,
-    addr: SocketAddr,
+    pub(crate) addr: SocketAddr,
     serving: CancellationToken,
 }
 
@@ -67,7 +68,7 @@ impl Lab {
     }
 
     /// One whose members answer each other as those of another make do.
-    fn foreign() -> Lab {
+    pub(crate) fn foreign() -> Lab {
         Lab { ours: false, ..Lab::new() }
     }
 
@@ -86,11 +87,11 @@ impl Lab {
     }
 
     /// Binds the listener first: whoever admits a member wants to know where it is.
-    async fn listen(&self) -> TcpListener {
+    pub(crate) async fn listen(&self) -> TcpListener {
         TcpListener::bind("127.0.0.1:0").await.unwrap()
     }
 
-    async fn start(&self, name: &str, listener: TcpListener, origin: Origin) -> Host {
+    pub(crate) async fn start(&self, name: &str, listener: TcpListener, origin: Origin) -> Host {
         self.start_with(name, listener, origin, |config| config)
     }
 
@@ -99,6 +100,17 @@ impl Lab {
         name: &str,
         listener: TcpListener,
         origin: Origin,
+        change: impl FnOnce(Config) -> Config,
+    ) -> Host {
+        self.start_on(name, listener, origin, Store::new(), change)
+    }
+
+    pub(crate) fn start_on(
+        &self,
+        name: &str,
+        listener: TcpListener,
+        origin: Origin,
+        store: Arc<Store>,
         change: impl FnOnce(Config) -> Config,
     ) -> Host {
         let (security, dialer) = self.dialer(name);
@@ -127,18 +139,18 @@ impl Lab {
         }))
         .unwrap();
         transport.attach(&node);
-        let manager = begin(node);
+        let manager = begin_on(node, store);
         assert!(slot.set(manager.raft.clone()).is_ok());
         Host { manager, transport, addr, serving }
     }
 
-    async fn first(&self) -> Host {
+    pub(crate) async fn first(&self) -> Host {
         let host = self.start("m1", self.listen().await, Origin::NewGroup).await;
         host.manager.leads().await;
         host
     }
 
-    async fn join(&self, leader: &Host, name: &str, raft_id: u64) -> Host {
+    pub(crate) async fn join(&self, leader: &Host, name: &str, raft_id: u64) -> Host {
         let listener = self.listen().await;
         let addr = listener.local_addr().unwrap();
         let change = Change::Add(member(name, raft_id, addr));
@@ -153,7 +165,7 @@ impl Lab {
 }
 
 impl Host {
-    async fn stop(self) {
+    pub(crate) async fn stop(self) {
         self.serving.cancel();
         self.manager.stop().await;
         self.transport.stop().await;
@@ -164,7 +176,7 @@ pub(crate) fn member(name: &str, raft_id: u64, addr: SocketAddr) -> RaftMember {
     RaftMember { raft_id, node_id: name.into(), addr: addr.to_string(), ..RaftMember::default() }
 }
 
-async fn same(hosts: &[&Host]) {
+pub(crate) async fn same(hosts: &[&Host]) {
     eventually("all members to be equal", || {
         let first = &hosts[0].manager;
         hosts.iter().all(|host| {

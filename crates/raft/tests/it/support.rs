@@ -26,7 +26,10 @@ pub(crate) fn config(dir: &Path) -> Config {
 }
 
 pub(crate) fn begin(node: RaftNode) -> Manager {
-    let store = Store::new();
+    begin_on(node, Store::new())
+}
+
+pub(crate) fn begin_on(node: RaftNode, store: Arc<Store>) -> Manager {
     store.attach(node.proposer());
     let raft = node.start(store.clone()).unwrap();
     Manager { raft, store }
