@@ -93,7 +93,7 @@ impl Failure {
 
     fn reason(&self) -> String {
         match self {
-            Failure::Call(status) | Failure::OldMember(_, status) => swarm_pki::reason(status).to_owned(),
+            Failure::Call(status) | Failure::OldMember(_, status) => swarm_pki::reason(status).clone(),
             Failure::Disk(error) => error.to_string(),
         }
     }

@@ -124,7 +124,9 @@ impl RaftNode {
         } else {
             log.set_start(None, ConfState::default());
         }
-        if let (Origin::Joined { members, .. }, true) = (&config.origin, membership.is_empty()) {
+        let new = membership.is_empty() || config.fetched.is_some();
+        if let (Origin::Joined { members, .. }, true) = (&config.origin, new) {
+            // Until the log has come so far.
             for member in members {
                 membership.apply(&Change::Add(member.clone()).to_conf_change(0));
             }
