@@ -117,7 +117,7 @@ impl Cluster {
         Ok(name)
     }
 
-    /// Adds a manager through the first one, and waits until it is a member of the raft group.
+    /// Adds a manager through the first one, and waits until it is a member of the raft group and takes tasks.
     pub async fn add_manager(&mut self) -> Result<()> {
         let name = self.spawn_manager().await?;
         let what = format!("{name} to be a manager");
@@ -126,6 +126,10 @@ impl Cluster {
             let nodes = control.list_nodes(ListNodesRequest::default()).await?.into_inner().nodes;
             let members = nodes.iter().filter(|n| n.manager_status.is_some()).count();
             ensure!(members == self.managers.len() + 1, "{members} managers are known");
+            // It takes tasks too.
+            let own = |n: &&Shared<Node>| n.description.as_ref().is_some_and(|d| d.hostname == name);
+            let state = nodes.iter().find(own).map(|n| n.status.state());
+            ensure!(state == Some(v1::node_status::State::Ready), "as a node it is {state:?}");
             Ok(())
         });
         joined.await.map_err(|error| error.context(self.logs()))
