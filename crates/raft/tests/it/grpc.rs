@@ -345,7 +345,11 @@ async fn what_is_relayed_ends_with_the_first_message_that_is_refused() {
         call.is_finished()
     })
     .await;
-    assert_eq!(call.await.unwrap().unwrap_err().code(), Code::Unavailable);
+    let status = call.await.unwrap().unwrap_err();
+    assert!(
+        matches!(status.code(), Code::Unavailable | Code::Internal),
+        "with its connection at least: {status}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
