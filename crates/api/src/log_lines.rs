@@ -18,7 +18,7 @@ use prost_types::Timestamp;
 
 use crate::v1::{LogContext, LogMessage, LogStream};
 
-pub use seen::Seen;
+pub use seen::{Mark, Seen};
 
 /// Key of an attribute by which an agent of this make says that a task's log could not be read; its value says why.
 /// The line itself says so too, for those that don't know the attribute.
@@ -111,7 +111,7 @@ impl<'a> Line<'a> {
                     time.merge(delimited(wire_type, &mut rest)?)?;
                 }
                 3 => {
-                    encoding::int32::merge(wire_type, &mut line.stream, &mut rest, DecodeContext::default())?
+                    encoding::int32::merge(wire_type, &mut line.stream, &mut rest, DecodeContext::default())?;
                 }
                 4 => line.data = delimited(wire_type, &mut rest)?,
                 5 => _ = attribute(delimited(wire_type, &mut rest)?)?,
