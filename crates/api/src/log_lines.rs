@@ -18,7 +18,7 @@ use prost_types::Timestamp;
 
 use crate::v1::{LogContext, LogMessage, LogStream};
 
-pub use seen::Seen;
+pub use seen::{Mark, Seen};
 
 /// Key of an attribute by which an agent of this make says that a task's log could not be read; its value says why.
 /// The line itself says so too, for those that don't know the attribute.

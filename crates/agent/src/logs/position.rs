@@ -2,51 +2,24 @@
 
 use std::time::SystemTime;
 
+use swarm_api::log_lines::Mark;
+
 use crate::{LogLine, LogOptions, LogStream};
 
-/// The last line of each stream: within one of them, times do not go back.
+/// How far each stream is.
 #[derive(Debug, Default)]
-pub(super) struct Position([Option<Mark>; 2]);
-
-#[derive(Debug, Clone, Copy)]
-struct Mark {
-    time: SystemTime,
-    /// Lines with this time.
-    count: u64,
-    /// How many of them are still to be left out.
-    repeated: u64,
-    again: bool,
-}
+pub(super) struct Position([Mark<SystemTime>; 2]);
 
 impl Position {
     /// Takes note of a line; `false` if it was read before.
     pub(super) fn is_new(&mut self, line: &LogLine) -> bool {
-        let mark = &mut self.0[usize::from(line.stream == LogStream::Stderr)];
-        match mark {
-            Some(mark) if mark.again && line.timestamp < mark.time => false,
-            Some(mark) if mark.again && line.timestamp == mark.time && mark.repeated > 0 => {
-                mark.repeated -= 1;
-                false
-            }
-            Some(mark) if line.timestamp == mark.time => {
-                (mark.again, mark.count) = (false, mark.count + 1);
-                true
-            }
-            other => {
-                *other = Some(Mark { time: line.timestamp, count: 1, repeated: 0, again: false });
-                true
-            }
-        }
+        self.0[usize::from(line.stream == LogStream::Stderr)].is_new(line.timestamp)
     }
 
     /// The log is read anew: what to ask for.
     pub(super) fn again(&mut self, options: &LogOptions) -> LogOptions {
-        let marks = self.0.iter_mut().flatten();
-        let since = marks.map(|mark| {
-            (mark.repeated, mark.again) = (mark.count, true);
-            mark.time
-        });
-        match since.min() {
+        self.0.iter_mut().for_each(Mark::begin);
+        match self.0.iter().filter_map(Mark::time).min() {
             Some(since) => LogOptions { since: Some(since), tail: None, ..options.clone() },
             None => options.clone(),
         }

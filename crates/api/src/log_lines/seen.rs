@@ -2,17 +2,25 @@
 
 use std::collections::HashMap;
 
-use super::Line;
 use prost_types::Timestamp;
 
-/// How far each stream of each task is. Within one of them times do not go back, and whoever begins again sends the
-/// same lines in the same order; so the time of the last line and how many there were with it say which are new.
-#[derive(Debug, Default)]
-pub struct Seen(HashMap<String, [Option<Mark>; 3]>);
+use super::Line;
+
+/// How far one stream of one task is, by times of any kind. Within a stream times do not go back, and whoever begins again
+/// sends the same lines in the same order; so the time of the last line, and how many there were with it, say which are
+/// new.
+#[derive(Debug, Clone, Copy)]
+pub struct Mark<T>(Option<Last<T>>);
+
+impl<T> Default for Mark<T> {
+    fn default() -> Self {
+        Mark(None)
+    }
+}
 
 #[derive(Debug, Clone, Copy)]
-struct Mark {
-    time: (i64, i32),
+struct Last<T> {
+    time: T,
     count: u64,
     /// Lines with that time that are still to be left out.
     repeated: u64,
@@ -20,46 +28,62 @@ struct Mark {
     again: bool,
 }
 
-fn time(timestamp: Option<Timestamp>) -> (i64, i32) {
-    timestamp.map_or((0, 0), |t| (t.seconds, t.nanos))
+impl<T: Copy + Ord> Mark<T> {
+    /// Takes note of a line; `false` if it was there before.
+    pub fn is_new(&mut self, time: T) -> bool {
+        match &mut self.0 {
+            Some(last) if last.again && time < last.time => false,
+            Some(last) if last.again && time == last.time && last.repeated > 0 => {
+                last.repeated -= 1;
+                false
+            }
+            Some(last) if time == last.time => {
+                (last.again, last.count) = (false, last.count + 1);
+                true
+            }
+            other => {
+                *other = Some(Last { time, count: 1, repeated: 0, again: false });
+                true
+            }
+        }
+    }
+
+    /// Lines come again, from the beginning or from this time on.
+    pub fn begin(&mut self) {
+        if let Some(last) = &mut self.0 {
+            (last.repeated, last.again) = (last.count, true);
+        }
+    }
+
+    /// The time of the last line; `None` if nothing came.
+    pub fn time(&self) -> Option<T> {
+        self.0.map(|last| last.time)
+    }
 }
+
+/// How far each stream of each task is.
+#[derive(Debug, Default)]
+pub struct Seen(HashMap<String, [Mark<(i64, i32)>; 3]>);
 
 impl Seen {
     /// Takes note of a line; `false` if it was there before.
     pub fn is_new(&mut self, line: &Line<'_>) -> bool {
-        let time = time(line.timestamp);
+        let time = line.timestamp.map_or((0, 0), |t| (t.seconds, t.nanos));
         let marks = match self.0.get_mut(line.task_id) {
             Some(marks) => marks,
             None => self.0.entry(line.task_id.to_owned()).or_default(),
         };
-        let mark = &mut marks[usize::try_from(line.stream).unwrap_or(0).min(2)];
-        match mark {
-            Some(mark) if mark.again && time < mark.time => false,
-            Some(mark) if mark.again && time == mark.time && mark.repeated > 0 => {
-                mark.repeated -= 1;
-                false
-            }
-            Some(mark) if time == mark.time => {
-                (mark.again, mark.count) = (false, mark.count + 1);
-                true
-            }
-            other => {
-                *other = Some(Mark { time, count: 1, repeated: 0, again: false });
-                true
-            }
-        }
+        marks[usize::try_from(line.stream).unwrap_or(0).min(2)].is_new(time)
     }
 
     /// Lines come again from the beginning, or from [`Seen::since`].
     pub fn begin(&mut self) {
-        for mark in self.0.values_mut().flatten().flatten() {
-            (mark.repeated, mark.again) = (mark.count, true);
-        }
+        self.0.values_mut().flatten().for_each(Mark::begin);
     }
 
     /// From when on lines may be missing: older ones need not come again. `None` if nothing came.
     pub fn since(&self) -> Option<Timestamp> {
-        let (seconds, nanos) = self.0.values().flatten().flatten().map(|mark| mark.time).min()?;
+        let (seconds, nanos) = self.0.values().flatten().filter_map(Mark::time).min()?;
         Some(Timestamp { seconds, nanos })
     }
 }

@@ -187,10 +187,8 @@ impl Subscriber {
         assert_eq!(status.code(), tonic::Code::Unknown);
         let begin =
             "warning: incomplete log stream. some logs could not be retrieved for the following reasons: ";
-        (
-            lines,
-            status.message().strip_prefix(begin).unwrap_or_else(|| panic!("{}", status.message())).to_owned(),
-        )
+        let reasons = status.message().strip_prefix(begin);
+        (lines, reasons.unwrap_or_else(|| panic!("{status}")).to_owned())
     }
 
     pub(crate) async fn nothing(&mut self) {
