@@ -12,7 +12,7 @@ use prost_types::Any;
 use swarm_api::swarmd::ProcessSpec;
 use swarm_api::v1::{
     ContainerSpec, CreateServiceRequest, GenericRuntimeSpec, ReplicatedService, ServiceSpec, TaskSpec,
-    UpdateNodeRequest, UpdateServiceRequest, node_spec, service_spec, task_spec,
+    UpdateClusterRequest, UpdateNodeRequest, UpdateServiceRequest, node_spec, service_spec, task_spec,
 };
 use swarm_api::{Shared, v1};
 use swarm_testkit::daemon::Cluster;
@@ -54,6 +54,22 @@ fn service(name: &str, replicas: u64, runtime: task_spec::Runtime) -> ServiceSpe
     };
     spec.annotations.name = name.to_owned();
     spec
+}
+
+/// Has snapshots taken so often that soon no manager's log reaches back to its first entry.
+pub async fn compact_soon(cluster: &mut Cluster) -> Result<()> {
+    let object = cluster.cluster_object().await?;
+    let mut spec = object.spec.clone();
+    spec.raft.snapshot_interval = 10;
+    spec.raft.log_entries_for_slow_followers = 0;
+    let request = UpdateClusterRequest {
+        cluster_id: object.id.clone(),
+        cluster_version: Some(object.meta.version),
+        spec: Some(spec),
+        ..Default::default()
+    };
+    cluster.control.update_cluster(request).await?;
+    Ok(())
 }
 
 /// Creates a service and returns its id.

@@ -8,13 +8,11 @@ use swarm_api::swarmd::AttendRequest;
 use swarm_api::swarmd::peers_client::PeersClient;
 use swarm_api::v1::raft_member_status::Reachability;
 use swarm_api::v1::raft_membership_client::RaftMembershipClient;
-use swarm_api::v1::{
-    ConfigSpec, CreateConfigRequest, LeaveRequest, ManagerStatus, NodeRole, RaftMember, UpdateClusterRequest,
-};
+use swarm_api::v1::{ConfigSpec, CreateConfigRequest, LeaveRequest, ManagerStatus, NodeRole, RaftMember};
 use swarm_testkit::daemon::{Cluster, Engine, free_address};
 use swarm_testkit::quorum::{PATIENCE, leader, reachable, same, seen_by};
 use swarm_testkit::wait::until;
-use swarm_tests::with_logs;
+use swarm_tests::{compact_soon, with_logs};
 
 async fn three() -> Result<Cluster> {
     let mut cluster = Cluster::start(Engine::None, 0).await?;
@@ -275,17 +273,7 @@ async fn moved_and_wiped(cluster: &mut Cluster) -> Result<()> {
 
 /// Has snapshots taken so often that no manager's log reaches back to its first entry.
 async fn compacted(cluster: &mut Cluster) -> Result<()> {
-    let object = cluster.cluster_object().await?;
-    let mut spec = object.spec.clone();
-    spec.raft.snapshot_interval = 10;
-    spec.raft.log_entries_for_slow_followers = 0;
-    let request = UpdateClusterRequest {
-        cluster_id: object.id.clone(),
-        cluster_version: Some(object.meta.version),
-        spec: Some(spec),
-        ..UpdateClusterRequest::default()
-    };
-    cluster.control.update_cluster(request).await?;
+    compact_soon(cluster).await?;
     for i in 0..40 {
         write(cluster, &["manager"], &format!("old-{i}")).await?;
     }

@@ -8,11 +8,10 @@ use swarm_api::v1::health_check_response::ServingStatus;
 use swarm_api::v1::health_client::HealthClient;
 use swarm_api::v1::{
     ConfigSpec, CreateConfigRequest, CreateSecretRequest, HealthCheckRequest, NodeRole, SecretSpec,
-    UpdateClusterRequest,
 };
 use swarm_testkit::daemon::{Cluster, Engine, channel, program};
 use swarm_testkit::wait::until;
-use swarm_tests::{SOON, create, process_service, scale, with_logs};
+use swarm_tests::{SOON, compact_soon, create, process_service, scale, with_logs};
 
 fn copy(from: &Path, to: &Path) -> Result<()> {
     std::fs::create_dir_all(to)?;
@@ -270,18 +269,7 @@ async fn damaged_files_are_named_and_never_served_from() -> Result<()> {
 }
 
 async fn damaged(cluster: &mut Cluster) -> Result<()> {
-    // So often that the log does not reach back to its first entry.
-    let object = cluster.cluster_object().await?;
-    let mut spec = object.spec.clone();
-    spec.raft.snapshot_interval = 10;
-    spec.raft.log_entries_for_slow_followers = 0;
-    let request = UpdateClusterRequest {
-        cluster_id: object.id.clone(),
-        cluster_version: Some(object.meta.version),
-        spec: Some(spec),
-        ..Default::default()
-    };
-    cluster.control.update_cluster(request).await?;
+    compact_soon(cluster).await?;
     for i in 0..30 {
         create(cluster, process_service(&format!("s{i}"), 0)).await?;
     }

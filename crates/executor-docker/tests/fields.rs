@@ -29,7 +29,7 @@ const PROFILE: &str = r#"{
 async fn a_container_is_set_up_as_its_spec_says() {
     let lab = Lab::new().await;
     let script = "
-        cat /etc/hosts | grep -E 'db|alias' | tr '\\t' ' '
+        grep '^10.9.8.7' /etc/hosts | tr '\\t' ' '
         cat /etc/resolv.conf | grep -v '^#'
         echo oom $(cat /proc/self/oom_score_adj)
         echo files $(ulimit -n) $(ulimit -Hn)

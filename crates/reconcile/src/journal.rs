@@ -42,7 +42,7 @@ pub(crate) struct Journal {
     events: Vec<Event>,
     /// Beside each event, which others are of the same object.
     links: Vec<Link>,
-    /// One more than the position of the last event of an object, by its hash.
+    /// The position of the last event of an object, by its hash. None of them was trimmed.
     last: FastMap<u64, usize>,
     /// Positions of events that one reader need not be told of, with that reader; in order.
     known: Vec<(std::ops::Range<usize>, usize)>,
@@ -58,17 +58,16 @@ impl Journal {
     pub(crate) fn push(&mut self, event: Event) {
         let mut hasher = FastHasher::default();
         (event.kind(), event.id()).hash(&mut hasher);
-        let last = self.last.insert(hasher.finish(), self.end() + 1);
+        let last = self.last.insert(hasher.finish(), self.end());
         // Of another object with the same hash nothing is said: its events are told one by one.
-        let at = last.map(|last| last - 1 - self.first);
-        let before = at.filter(|at| {
-            let last = &self.events[*at];
+        let before = last.filter(|position| {
+            let last = &self.events[position - self.first];
             last.kind() == event.kind() && last.id() == event.id()
         });
-        if let Some(before) = before {
-            self.links[before].superseded = true;
+        if let Some(position) = before {
+            self.links[position - self.first].superseded = true;
         }
-        self.links.push(Link { before: before.map_or(0, |at| self.first + at), superseded: false });
+        self.links.push(Link { before: before.unwrap_or(0), superseded: false });
         self.events.push(event);
     }
 
@@ -140,11 +139,7 @@ impl Journal {
         self.events.drain(..done - self.first);
         self.links.drain(..done - self.first);
         self.first = done;
-        if self.events.is_empty() {
-            self.last.clear();
-        } else {
-            self.last.retain(|_, last| *last > done);
-        }
+        self.last.retain(|_, last| *last >= done);
         self.known.retain(|(range, _)| range.end > done);
     }
 }
