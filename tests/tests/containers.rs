@@ -5,10 +5,15 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use anyhow::{Context as _, Result, ensure};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use bollard::Docker;
 use bollard::models::ContainerInspectResponse;
 use bollard::query_parameters::InspectContainerOptions;
+use serde_json::{Value, json};
 use swarm_api::v1::{Task, task_status};
+use swarm_plugins::SECRET_PROVIDER;
+use swarm_plugins::testing::TestPlugin;
 use swarm_testkit::daemon::{Cluster, Engine};
 use swarm_testkit::wait::until;
 use swarm_tests::{SOON, processes_with, with_logs};
@@ -263,6 +268,77 @@ async fn processes(cluster: &mut Cluster) -> Result<()> {
     gone(&directory).await?;
     cluster.ctl_ok(&["secret", "remove", "password"])?;
     Ok(())
+}
+
+/// A plug-in makes a password for each task, once it is there.
+async fn drivers(cluster: &mut Cluster) -> Result<()> {
+    let name = format!("swarmd-test-{}", swarm_api::id::random());
+    let refused = cluster.ctl(&["secret", "create", "--driver", &name, "password"])?;
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    ensure!(
+        !refused.status.success() && said.contains(&format!("secret driver plugin {name} not found")),
+        "{said}"
+    );
+    let directory = Path::new("/run/docker/plugins");
+    std::fs::create_dir_all(directory)?;
+    let socket = directory.join(format!("{name}.sock"));
+    let answer = |_, request: Value| {
+        let (service, task) = (request["ServiceName"].as_str(), request["TaskID"].as_str());
+        let password = format!("{} {}", service.unwrap_or_default(), task.unwrap_or_default());
+        std::future::ready(Some(json!({ "Value": STANDARD.encode(password), "DoNotReuse": true })))
+    };
+    let plugin = TestPlugin::start(&socket, SECRET_PROVIDER, answer)?;
+    let result = driven(cluster, &name).await;
+    drop(plugin);
+    std::fs::remove_file(&socket)?;
+    result
+}
+
+async fn driven(cluster: &mut Cluster, driver: &str) -> Result<()> {
+    cluster.ctl_ok(&["secret", "create", "--driver", driver, "password"])?;
+    let listed = cluster.ctl_ok(&["secret", "ls"])?;
+    ensure!(listed.contains(driver), "{listed}");
+    let scratch = tempfile::tempdir()?;
+    let script = format!(
+        "cat $SWARMD_SECRETS_DIR/pw > {0}/$SWARMD_TASK_ID.new; mv {0}/$SWARMD_TASK_ID.new {0}/$SWARMD_TASK_ID; \
+         exec sleep 1000",
+        scratch.path().display()
+    );
+    let service = cluster.ctl_ok(&[
+        "service",
+        "create",
+        "--name",
+        "driven",
+        "--replicas",
+        "2",
+        "--runtime",
+        "process",
+        "--secret",
+        "password:pw",
+        "--stop-grace-period",
+        "0s",
+        "--",
+        "/bin/sh",
+        "-c",
+        &script,
+    ])?;
+    for task in cluster.running(service.trim(), 2, SOON).await? {
+        let file = scratch.path().join(&task.id);
+        until("the task to have read its secret", SOON, || async {
+            let told = std::fs::read_to_string(&file)?;
+            ensure!(told == format!("driven {}", task.id), "{told:?}");
+            Ok(())
+        })
+        .await?;
+    }
+    remove(cluster, "driven").await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_plug_in_gives_each_task_a_secret_of_its_own() -> Result<()> {
+    let mut cluster = Cluster::start(Engine::None, 1).await?;
+    let result = drivers(&mut cluster).await;
+    with_logs(&cluster, result)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -9,10 +9,11 @@ use anyhow::{Context as _, Result, bail};
 use hyper_util::rt::TokioIo;
 use swarm_api::id;
 use swarm_api::v1::control_client::ControlClient;
+use swarm_api::v1::health_client::HealthClient;
 use swarm_api::v1::service_spec::Mode;
 use swarm_api::v1::{
-    ConfigSpec, ContainerSpec, CreateConfigRequest, CreateServiceRequest, RemoveConfigRequest,
-    RemoveServiceRequest, ReplicatedService, ServiceSpec, task_spec,
+    ConfigSpec, ContainerSpec, CreateConfigRequest, CreateServiceRequest, HealthCheckRequest,
+    RemoveConfigRequest, RemoveServiceRequest, ReplicatedService, ServiceSpec, task_spec,
 };
 use swarm_pki::{Clock, connect_local_tls};
 use tokio::net::UnixStream;
@@ -57,7 +58,11 @@ struct Done {
     latencies: Vec<Duration>,
 }
 
-type Client = ControlClient<Channel>;
+#[derive(Debug, Clone)]
+struct Client {
+    control: ControlClient<Channel>,
+    health: HealthClient<Channel>,
+}
 
 async fn connect(socket: &Path, tls: bool) -> Result<Client> {
     let endpoint = Endpoint::from_static("http://localhost");
@@ -76,7 +81,8 @@ async fn connect(socket: &Path, tls: bool) -> Result<Client> {
         endpoint.connect_with_connector(connector).await
     };
     let channel = channel.with_context(|| format!("can't reach a manager at {}", socket.display()))?;
-    Ok(ControlClient::new(channel).max_decoding_message_size(usize::MAX))
+    let health = HealthClient::new(channel.clone());
+    Ok(Client { control: ControlClient::new(channel).max_decoding_message_size(usize::MAX), health })
 }
 
 /// Warms up, measures, removes what was written, and reports.
@@ -123,18 +129,36 @@ async fn write(mut client: Client, what: What, prefix: String, shared: Arc<Share
         let id = match what {
             What::Service => {
                 let request = CreateServiceRequest { spec: Some(service(name)) };
-                client.create_service(request).await?.into_inner().service.map(|service| service.id.clone())
+                client
+                    .control
+                    .create_service(request)
+                    .await?
+                    .into_inner()
+                    .service
+                    .map(|service| service.id.clone())
             }
             What::Config => {
                 let request = CreateConfigRequest { spec: Some(config(name)) };
-                client.create_config(request).await?.into_inner().config.map(|config| config.id.clone())
+                client
+                    .control
+                    .create_config(request)
+                    .await?
+                    .into_inner()
+                    .config
+                    .map(|config| config.id.clone())
+            }
+            What::Nothing => {
+                client.health.check(HealthCheckRequest::default()).await?;
+                None
             }
         };
         // Only what began and ended within the measured time counts.
         if measuring && shared.measuring.load(Ordering::Relaxed) {
             done.latencies.push(started.elapsed());
         }
-        done.ids.push(id.context("the answer has no object")?);
+        if what != What::Nothing {
+            done.ids.push(id.context("the answer has no object")?);
+        }
     }
     Ok(done)
 }
@@ -166,11 +190,12 @@ async fn remove(run: &Run, ids: Vec<String>) -> Result<()> {
             for id in ids {
                 match what {
                     What::Service => {
-                        client.remove_service(RemoveServiceRequest { service_id: id }).await?;
+                        client.control.remove_service(RemoveServiceRequest { service_id: id }).await?;
                     }
                     What::Config => {
-                        client.remove_config(RemoveConfigRequest { config_id: id }).await?;
+                        client.control.remove_config(RemoveConfigRequest { config_id: id }).await?;
                     }
+                    What::Nothing => {}
                 }
             }
             anyhow::Ok(())

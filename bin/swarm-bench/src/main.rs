@@ -1,4 +1,4 @@
-//! Measures writes through a manager's control socket.
+//! Measures writes through a manager's control socket, and calls that write nothing beside.
 //!
 //! Every connection has one call in flight: it writes the next object when the last one is acknowledged. So one
 //! connection measures the latency of a write, and many measure how writes share the log. What the client itself
@@ -53,6 +53,8 @@ enum What {
     Service,
     /// Configs of 1 KB
     Config,
+    /// Nothing: what calls to the manager cost by themselves
+    Nothing,
 }
 
 fn main() -> anyhow::Result<()> {

@@ -11,6 +11,8 @@ use swarm_api::v1::{
 use swarm_api::{Shared, StoreObject};
 use swarm_store::Tables;
 
+use crate::driver_secrets::Made;
+
 /// A change of a task, as its node's stream has to look at it.
 #[derive(Debug, Clone)]
 pub(crate) enum TaskChange {
@@ -111,6 +113,7 @@ pub(crate) struct AssignmentSet {
     tasks: BTreeMap<String, Vec<Dependency>>,
     volumes: BTreeMap<String, KnownVolume>,
     in_use: BTreeMap<Dependency, Use>,
+    pub(crate) made: Made,
 }
 
 /// The message being built.
@@ -138,7 +141,13 @@ impl AssignmentSet {
             tasks: BTreeMap::new(),
             volumes: BTreeMap::new(),
             in_use: BTreeMap::new(),
+            made: Made::default(),
         }
+    }
+
+    /// The node was told of this task.
+    pub(crate) fn knows(&self, task_id: &str) -> bool {
+        self.tasks.contains_key(task_id)
     }
 
     /// The first message of the stream: everything. `volumes` are those with a publish status for the node.
@@ -191,7 +200,8 @@ impl AssignmentSet {
         if send || !known {
             draft.push(AssignmentAction::Update, assignment::Item::Task(task.clone()));
         }
-        let wanted = if task.status.state().is_terminal() { Vec::new() } else { dependencies(task) };
+        let wanted =
+            if task.status.state().is_terminal() { Vec::new() } else { dependencies(task, &self.made) };
         // Take before giving back, so that what both need is not sent anew.
         for dependency in &wanted {
             self.take(dependency, draft);
@@ -277,13 +287,16 @@ impl AssignmentSet {
             let Some(entry) = self.in_use.get_mut(&dependency) else { continue };
             if entry.users > 0 {
                 if !entry.sent
-                    && let Some(item) = lookup(&dependency, tables)
+                    && let Some(item) = lookup(&dependency, &self.made, tables)
                 {
                     entry.sent = true;
                     objects.push(AssignmentAction::Update, item);
                 }
             } else {
                 self.in_use.remove(&dependency);
+                if let Dependency::Secret(id) = &dependency {
+                    self.made.forget(id);
+                }
                 if before {
                     released.push(AssignmentAction::Remove, only_id(dependency));
                 }
@@ -301,20 +314,27 @@ impl AssignmentSet {
     }
 }
 
-/// Secrets and configs that a task refers to, each once.
-fn dependencies(task: &Task) -> Vec<Dependency> {
-    let mut found: Vec<Dependency> = task
-        .spec
-        .resource_references
-        .iter()
-        .filter_map(|reference| match ResourceType::try_from(reference.resource_type) {
-            Ok(ResourceType::Secret) => Some(Dependency::Secret(reference.resource_id.clone())),
-            Ok(ResourceType::Config) => Some(Dependency::Config(reference.resource_id.clone())),
-            _ => None,
-        })
-        .collect();
+fn references(task: &Task, kind: ResourceType) -> impl Iterator<Item = &str> {
+    let references = task.spec.resource_references.iter();
+    references.filter(move |r| r.resource_type == kind as i32).map(|r| r.resource_id.as_str())
+}
+
+/// Secrets that a task refers to; it may name one twice.
+pub(crate) fn secret_ids(task: &Task) -> impl Iterator<Item = &str> {
+    let container = match &task.spec.runtime {
+        Some(task_spec::Runtime::Container(container)) => Some(container),
+        _ => None,
+    };
+    let named = container.into_iter().flat_map(|c| c.secrets.iter().map(|s| s.secret_id.as_str()));
+    references(task, ResourceType::Secret).chain(named)
+}
+
+/// Secrets and configs that a task refers to, each once. Secrets that were made for it go by their own ids.
+fn dependencies(task: &Task, made: &Made) -> Vec<Dependency> {
+    let sent_as = |id: &str| made.sent_as(id, &task.id).unwrap_or_else(|| id.to_owned());
+    let mut found: Vec<Dependency> = secret_ids(task).map(|id| Dependency::Secret(sent_as(id))).collect();
+    found.extend(references(task, ResourceType::Config).map(|id| Dependency::Config(id.to_owned())));
     if let Some(task_spec::Runtime::Container(container)) = &task.spec.runtime {
-        found.extend(container.secrets.iter().map(|s| Dependency::Secret(s.secret_id.clone())));
         found.extend(container.configs.iter().map(|c| Dependency::Config(c.config_id.clone())));
     }
     found.sort_unstable();
@@ -322,12 +342,12 @@ fn dependencies(task: &Task) -> Vec<Dependency> {
     found
 }
 
-/// The object as it is sent. A secret with a driver needs the driver's plug-in, and this manager has none.
-fn lookup(dependency: &Dependency, tables: &Tables) -> Option<assignment::Item> {
+/// The object as it is sent. A secret with a driver is what the driver made of it.
+fn lookup(dependency: &Dependency, made: &Made, tables: &Tables) -> Option<assignment::Item> {
     let found = match dependency {
         Dependency::Secret(id) => {
-            let secret = tables.secrets().get(id).filter(|secret| secret.spec.driver.is_none());
-            secret.cloned().map(assignment::Item::Secret)
+            let stored = || tables.secrets().get(id).filter(|secret| secret.spec.driver.is_none());
+            made.get(id).or_else(stored).cloned().map(assignment::Item::Secret)
         }
         Dependency::Config(id) => tables.configs().get(id).cloned().map(assignment::Item::Config),
     };

@@ -1,10 +1,12 @@
 //! What a dispatcher is told.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use rand::RngExt as _;
 use swarm_api::defaults;
 use swarm_api::v1::{Cluster, Peer};
+use swarm_plugins::Plugins;
 use tokio::sync::watch;
 
 /// What the manager gives to its dispatcher.
@@ -15,6 +17,8 @@ pub struct Config {
     /// All managers of the cluster, this one included: agents forget managers that are not in the list, so it
     /// must never be empty.
     pub managers: watch::Receiver<Vec<Peer>>,
+    /// Where the drivers of secrets are looked for; without it, secrets with a driver are not sent.
+    pub plugins: Option<Arc<Plugins>>,
     /// Periods and limits; the cluster object overrides the heartbeat period.
     pub timings: Timings,
 }

@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
 use crate::config::Config;
+use crate::driver_secrets::Drivers;
 use crate::error::{Error, status};
 use crate::intake::{Chunk, in_chunks, orphan_task};
 use crate::registry::Expired;
@@ -83,7 +84,13 @@ impl Dispatcher {
         let (view, commits) = self.store.view_and_follow(router::FOLLOWED);
         let mut managers = self.config.managers.clone();
         let peers = managers.borrow_and_update().clone();
-        let term = Arc::new(Term::new(self.store.clone(), self.config.timings.clone(), view, &peers));
+        let term = Arc::new(Term::new(
+            self.store.clone(),
+            self.config.timings.clone(),
+            self.config.plugins.clone().map(Drivers::new),
+            view,
+            &peers,
+        ));
         let idle = self.term.compare_and_swap(&None::<Arc<Term>>, Some(term.clone()));
         if idle.is_some() {
             return Err(Error::AlreadyRunning);

@@ -13,6 +13,7 @@ mod assignments;
 mod caller;
 mod config;
 mod dispatcher;
+mod driver_secrets;
 mod error;
 mod intake;
 mod registry;

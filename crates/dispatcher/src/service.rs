@@ -2,6 +2,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::Stream;
 use prost::Message as _;
@@ -15,9 +16,10 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 use tonic::{Request, Response, Status};
 
-use crate::assignments::AssignmentSet;
+use crate::assignments::{AssignmentSet, concerns};
 use crate::caller::CallerNode;
 use crate::dispatcher::Dispatcher;
+use crate::driver_secrets::Gate;
 use crate::error::status;
 use crate::intake::Written;
 use crate::registry::Session;
@@ -77,6 +79,8 @@ impl DispatcherService {
     }
 }
 
+/// Longest that a node waits for its first assignments because a secret's driver does not answer.
+const LONGEST_WAIT: Duration = Duration::from_secs(10);
 /// Largest description of a node that is stored, in encoded bytes.
 const MAX_DESCRIPTION: usize = 256 * 1024;
 
@@ -214,9 +218,13 @@ impl Service for DispatcherService {
             let volumes = state.volumes.get(&caller.id).cloned().unwrap_or_default();
             Ok((state.routed.clone(), volumes))
         })?;
-        let mut set = AssignmentSet::new(caller.id.into());
+        let node_id: Arc<str> = caller.id.into();
+        let mut set = AssignmentSet::new(node_id.clone());
+        let mut gate = Gate::new(term.drivers.clone(), node_id.clone());
+        let tasks = view.tasks().by_node(&node_id).filter(|task| concerns(task, &node_id));
+        gate.ask_for_all(tasks, &mut set.made, &view, LONGEST_WAIT).await;
         let first = set.complete(&view, volumes);
-        let stream = AssignmentStream::new(term, news, set, first);
+        let stream = AssignmentStream::new(term, news, set, gate, first);
         Ok(Response::new(Box::pin(stream)))
     }
 }

@@ -15,6 +15,7 @@ use tokio::time::{Instant, Sleep};
 use tonic::Status;
 
 use crate::assignments::{AssignmentSet, Pending, TaskChange, concerns};
+use crate::driver_secrets::Gate;
 use crate::term::{Common, Term};
 
 /// What a Session stream has not told its node yet.
@@ -159,6 +160,13 @@ impl AssignmentBox {
         self.put(|pending| pending.put_task(id, change));
     }
 
+    /// Puts a task back that waited, unless there is newer of it.
+    fn put_back(&self, id: &str, change: TaskChange) {
+        self.put(|pending| {
+            pending.tasks.entry(id.to_owned()).or_insert(change);
+        });
+    }
+
     pub(crate) fn put_volume(&self, id: &str, volume: Option<Shared<Volume>>) {
         self.put(|pending| pending.put_volume(id, volume));
     }
@@ -239,21 +247,39 @@ pub(crate) struct AssignmentStream {
     term: Arc<Term>,
     news: Arc<AssignmentBox>,
     set: AssignmentSet,
+    gate: Gate,
     pace: Pace,
     first: Option<AssignmentsMessage>,
     ended: bool,
 }
 
 impl AssignmentStream {
-    /// `first` is the complete set that `set` made.
+    /// `first` is the complete set that `set` made; `gate` may have questions that are not answered yet.
     pub(crate) fn new(
         term: Arc<Term>,
         news: Arc<AssignmentBox>,
         set: AssignmentSet,
+        gate: Gate,
         first: AssignmentsMessage,
     ) -> AssignmentStream {
         let pace = Pace::new(&term);
-        AssignmentStream { term, news, set, pace, first: Some(first), ended: false }
+        AssignmentStream { term, news, set, gate, pace, first: Some(first), ended: false }
+    }
+
+    /// Tasks whose secrets were made may go on.
+    fn take_answers(&mut self, cx: &mut Context<'_>) {
+        let store = &self.term.store;
+        while let Poll::Ready((id, held)) = self.gate.poll_answer(&mut self.set.made, || store.view(), cx) {
+            let change = match held {
+                Some(task) => TaskChange::Changed { task, send: true },
+                // The node has the task, and is only given what it needs.
+                None => match store.view().tasks().get(&id) {
+                    Some(task) => TaskChange::Changed { task: task.clone(), send: false },
+                    None => continue,
+                },
+            };
+            self.news.put_back(&id, change);
+        }
     }
 }
 
@@ -269,13 +295,16 @@ impl Stream for AssignmentStream {
             return Poll::Ready(Some(Ok(first)));
         }
         loop {
+            this.take_answers(cx);
             match ready!(poll_pending(&this.news, &mut this.pace, cx)) {
                 Err(status) => {
                     this.ended = true;
                     return Poll::Ready(Some(Err(status)));
                 }
-                Ok(pending) => {
-                    if let Some(message) = this.set.incremental(pending, &this.term.store.view()) {
+                Ok(mut pending) => {
+                    let view = this.term.store.view();
+                    this.gate.hold(&mut pending, &this.set.made, &view, |id| this.set.knows(id));
+                    if let Some(message) = this.set.incremental(pending, &view) {
                         this.pace.sent();
                         return Poll::Ready(Some(Ok(message)));
                     }

@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
 use crate::config::Timings;
+use crate::driver_secrets::Drivers;
 use crate::error::status;
 use crate::intake::Intake;
 use crate::registry::Registry;
@@ -33,6 +34,7 @@ pub(crate) struct Term {
     pub(crate) store: Arc<Store>,
     pub(crate) timings: Timings,
     pub(crate) intake: Intake,
+    pub(crate) drivers: Option<Drivers>,
     /// An earlier timer was set than the run loop waits for.
     pub(crate) timer_set: Notify,
     pub(crate) closed: CancellationToken,
@@ -52,7 +54,13 @@ pub(crate) struct State {
 }
 
 impl Term {
-    pub(crate) fn new(store: Arc<Store>, timings: Timings, view: View, managers: &[Peer]) -> Term {
+    pub(crate) fn new(
+        store: Arc<Store>,
+        timings: Timings,
+        drivers: Option<Drivers>,
+        view: View,
+        managers: &[Peer],
+    ) -> Term {
         let now = Instant::now();
         let period = timings.period(view.cluster().map(|c| &**c));
         let mut registry = Registry::default();
@@ -74,6 +82,7 @@ impl Term {
             store,
             timings,
             intake: Intake::default(),
+            drivers,
             timer_set: Notify::new(),
             closed: CancellationToken::new(),
             state: Mutex::new(State { registry, routed: view, volumes, common, period }),

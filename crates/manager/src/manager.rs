@@ -17,6 +17,7 @@ use swarm_logs::Broker;
 use swarm_pki::{
     Dialer, JoinToken, Kek, KeyStore, LocalIncoming, RootCa, SecurityContext, ServerRole, TlsIncoming,
 };
+use swarm_plugins::Plugins;
 use swarm_raft::{GrpcTransport, Outcome, PeersService, RaftHandle, RaftService, Role};
 use swarm_store::Store;
 use tokio::net::TcpListener;
@@ -132,11 +133,13 @@ impl Manager {
         let (managers_out, managers) =
             watch::channel(vec![Peer { node_id: node_id.clone(), addr: advertised.clone() }]);
         let membership = Arc::new(RaftMembership::new(slot.clone()));
+        let plugins = Arc::new(Plugins::of_this_host());
         let dispatcher = Dispatcher::new(
             store.clone(),
             swarm_dispatcher::Config {
                 node_id: node_id.clone(),
                 managers: managers.clone(),
+                plugins: Some(plugins.clone()),
                 timings: swarm_dispatcher::Timings::default(),
             },
         );
@@ -145,7 +148,8 @@ impl Manager {
         let (health, local_health) = (Health::new(), Health::new());
         // Those that each node makes for itself; a network without a driver is an overlay.
         let drivers = ["bridge", "ipvlan", "macvlan"].map(str::to_owned);
-        let control = Control::new(store.clone(), membership).with_network_drivers(drivers);
+        let control =
+            Control::new(store.clone(), membership).with_network_drivers(drivers).with_plugins(plugins);
         let watch = Watch::new(store.clone());
         let recovery = Recovery::new(store.clone(), slot.clone(), &node_id);
 

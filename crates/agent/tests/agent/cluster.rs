@@ -65,6 +65,7 @@ impl Cluster {
         let config = swarm_dispatcher::Config {
             node_id: "m1".into(),
             managers: receiver,
+            plugins: None,
             timings: Default::default(),
         };
         let dispatcher = Dispatcher::new(store.clone(), config);

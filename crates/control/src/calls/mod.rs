@@ -27,6 +27,7 @@ use std::sync::Arc;
 
 use swarm_api::v1::{Network, Version};
 use swarm_api::{Shared, StoreObject};
+use swarm_plugins::Plugins;
 use swarm_store::{Committed, Error as StoreError, Store, Tables, Tx, View};
 
 use crate::deps::Membership;
@@ -38,6 +39,7 @@ pub struct Control {
     store: Arc<Store>,
     membership: Arc<dyn Membership>,
     drivers: Arc<BTreeSet<String>>,
+    plugins: Option<Arc<Plugins>>,
     dry_runs: Arc<service_dry_run::Room>,
 }
 
@@ -50,7 +52,13 @@ impl fmt::Debug for Control {
 impl Control {
     /// The calls on a store.
     pub fn new(store: Arc<Store>, membership: Arc<dyn Membership>) -> Control {
-        Control { store, membership, drivers: Arc::default(), dry_runs: Arc::default() }
+        Control { store, membership, drivers: Arc::default(), plugins: None, dry_runs: Arc::default() }
+    }
+
+    /// Where the drivers of secrets are looked for; nowhere unless told.
+    pub fn with_plugins(mut self, plugins: Arc<Plugins>) -> Control {
+        self.plugins = Some(plugins);
+        self
     }
 
     /// Names of the network drivers that networks may ask for; none unless told.

@@ -3,6 +3,7 @@
 use swarm_api::v1::list_secrets_request::Filters;
 use swarm_api::v1::{ResourceType, Secret, SecretSpec, Service, UpdateSecretRequest};
 use swarm_api::{Shared, StoreObject as _, extensions, id, naming};
+use swarm_plugins::SECRET_PROVIDER;
 use swarm_store::Tables;
 
 use super::{Control, Pending, version};
@@ -17,6 +18,7 @@ impl Control {
     pub(crate) async fn create_secret(&self, spec: Option<SecretSpec>) -> Result<Shared<Secret>> {
         let spec = spec.ok_or_else(Error::invalid)?;
         check(&spec)?;
+        self.driver(&spec).await?;
         let mut pending = Pending::new(Secret { id: id::random(), spec, ..Default::default() });
         let taken = |secret: &Secret| {
             Error::AlreadyExists(format!("secret {} already exists", secret.annotations().name))
@@ -24,6 +26,21 @@ impl Control {
         let (secret, _) = self.update(|tx| pending.create(tx, taken)).await?;
         tracing::info!(secret.id = secret.id, secret.name = secret.annotations().name, "secret created");
         Ok(redacted(secret))
+    }
+
+    /// The driver that a secret names must be there, on this host.
+    async fn driver(&self, spec: &SecretSpec) -> Result<()> {
+        let Some(driver) = &spec.driver else { return Ok(()) };
+        let missing = |why: &dyn std::fmt::Display| {
+            Err(Error::argument(format!("secret driver plugin {} not found: {why}", driver.name)))
+        };
+        match &self.plugins {
+            Some(plugins) => match plugins.find(&driver.name, SECRET_PROVIDER).await {
+                Ok(_) => Ok(()),
+                Err(error) => missing(&error),
+            },
+            None => missing(&"this manager looks for no plug-ins"),
+        }
     }
 
     pub(crate) async fn get_secret(&self, id: &str) -> Result<Shared<Secret>> {
@@ -85,7 +102,7 @@ fn check(spec: &SecretSpec) -> Result<()> {
     name::secret_or_config(&spec.annotations.name)?;
     match &spec.driver {
         Some(driver) if driver.name.is_empty() => Err(Error::argument("secret driver must have a name")),
-        Some(driver) => Err(Error::argument(format!("secret driver plugin {} not found", driver.name))),
+        Some(_) => Ok(()),
         None if spec.data.is_empty() || spec.data.len() >= MAX => {
             Err(Error::argument(format!("secret data must be larger than 0 and less than {MAX} bytes")))
         }

@@ -11,7 +11,7 @@ use tonic::Code;
 
 use crate::harness::*;
 
-fn with_container(mut task: Task, secrets: &[&str], configs: &[&str]) -> Task {
+pub(crate) fn with_container(mut task: Task, secrets: &[&str], configs: &[&str]) -> Task {
     let secret = |id: &&str| SecretReference { secret_id: (*id).into(), ..Default::default() };
     let config = |id: &&str| ConfigReference { config_id: (*id).into(), ..Default::default() };
     task.spec.runtime = Some(task_spec::Runtime::Container(ContainerSpec {

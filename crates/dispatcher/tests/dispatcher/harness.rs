@@ -11,6 +11,7 @@ use swarm_api::v1::{
     assignment_change::AssignmentAction, node_status,
 };
 use swarm_dispatcher::{CallerNode, Config, Dispatcher, DispatcherService, Timings};
+use swarm_plugins::Plugins;
 use swarm_store::{Error, Indexed, Store, Tx};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -52,12 +53,21 @@ pub(crate) async fn stopped(timings: Timings) -> Harness {
 
 /// The same on another store.
 pub(crate) async fn stopped_on(store: Arc<Store>, timings: Timings) -> Harness {
+    stopped_with(store, timings, None).await
+}
+
+/// The same with plug-ins.
+pub(crate) async fn stopped_with(
+    store: Arc<Store>,
+    timings: Timings,
+    plugins: Option<Arc<Plugins>>,
+) -> Harness {
     let mut cluster = Cluster { id: "cluster".into(), ..Default::default() };
     cluster.spec.annotations.name = "default".into();
     cluster.root_ca.ca_cert = b"root".to_vec();
     cluster.network_bootstrap_keys = vec![EncryptionKey { lamport_time: 1, ..Default::default() }];
     let (managers, receiver) = watch::channel(vec![peer("m1")]);
-    let config = Config { node_id: "m1".into(), managers: receiver, timings };
+    let config = Config { node_id: "m1".into(), managers: receiver, plugins, timings };
     let dispatcher = Dispatcher::new(store.clone(), config);
     let service = dispatcher.service();
     let h = Harness { store, dispatcher, service, managers, cancel: CancellationToken::new(), run: None };

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod assignments;
+mod driver_secrets;
 mod harness;
 mod nodes;
 mod scale;

@@ -1,3 +1,6 @@
+use swarm_plugins::testing::TestPlugin;
+use swarm_plugins::{Plugins, SECRET_PROVIDER};
+
 use super::*;
 
 fn spec(name: &str, data: usize) -> SecretSpec {
@@ -48,6 +51,8 @@ async fn bad_secrets_are_refused() {
         ..spec("a", 0)
     };
     error(create(&control, driver("")).await, Code::InvalidArgument, "secret driver must have a name");
+    let text = "secret driver plugin p not found: this manager looks for no plug-ins";
+    error(create(&control, driver("p")).await, Code::InvalidArgument, text);
     create(&control, spec("a", 1)).await.unwrap();
     error(create(&control, spec("A", 1)).await, Code::AlreadyExists, "secret A already exists");
     let get = async |id: &str| {
@@ -173,4 +178,25 @@ async fn configs_are_shown_with_their_data() {
         Code::AlreadyExists,
         "config a already exists",
     );
+}
+
+#[tokio::test]
+async fn a_driver_must_be_there_and_then_gives_the_data() {
+    let dir = tempfile::tempdir().unwrap();
+    let place = [dir.path().to_owned()];
+    let plugins = Plugins::in_directories(place, [], std::time::Duration::from_secs(60));
+    let control = control().with_plugins(plugins.into());
+    let driven =
+        || SecretSpec { driver: Some(Driver { name: "p".into(), ..Default::default() }), ..spec("a", 0) };
+    let text = format!(
+        "secret driver plugin p not found: no plug-in \"p\" in {}; plug-ins that an engine manages itself can't be \
+         used here",
+        dir.path().display()
+    );
+    error(create(&control, driven()).await, Code::InvalidArgument, &text);
+    let none = |_, _| std::future::ready(None);
+    let _plugin = TestPlugin::start(&dir.path().join("p.sock"), SECRET_PROVIDER, none).unwrap();
+    let secret = create(&control, driven()).await.unwrap();
+    assert_eq!(secret.spec.driver.as_ref().map(|driver| &*driver.name), Some("p"));
+    assert!(secret.spec.data.is_empty());
 }
