@@ -9,10 +9,14 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
+use bytes::BytesMut;
 use nix::fcntl::OFlag;
 use nix::sys::signal::Signal;
 use swarm_agent::memory::MemoryDir;
-use swarm_agent::{Controller, ControllerError, LogLine, LogOptions, LogSink};
+use swarm_agent::{
+    AttachOptions, Controller, ControllerError, ExecOptions, Gone, LogLine, LogOptions, LogSink, Output,
+    Stats, TaskIo, TaskOutput,
+};
 use swarm_api::Shared;
 use swarm_api::v1::{ContainerStatus, PortStatus, Task};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
@@ -20,14 +24,16 @@ use tokio::net::unix::pipe;
 use tokio::process::Command;
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::dir::{Exit, State, TaskDir};
+use crate::dir::{Exit, Running, State, TaskDir};
 use crate::executor::Parts;
 use crate::files::TaskFiles;
 use crate::launch::{Launch, MARKER};
 use crate::log::Reader;
 use crate::outcome::{HOST_RESTARTED, SHIM_LOST, fatal, result, start_error};
 use crate::procfs;
+use crate::session;
 use crate::shim::{Request, SHIM_ARG, Word};
+use crate::stats;
 
 /// Time between two looks where there is nothing to wait for.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
@@ -64,6 +70,26 @@ async fn on_disk<T: Send + 'static>(
         Ok(done) => done.map_err(|error| disk(&error)),
         Err(error) => Err(ControllerError::Temporary(format!("work on the task's directory: {error}"))),
     }
+}
+
+/// The next lines of a log; none at its end for now.
+async fn read_batch(mut reader: Reader) -> Result<(Reader, Vec<LogLine>), ControllerError> {
+    let read = tokio::task::spawn_blocking(move || {
+        let batch = reader.batch()?;
+        Ok::<_, io::Error>((reader, batch))
+    });
+    let read = read.await.map_err(|error| fatal(format!("reading logs failed: {error}")))?;
+    read.map_err(|error| fatal(format!("reading logs failed: {error}")))
+}
+
+/// Sends lines as they were written.
+async fn send_lines(lines: impl Iterator<Item = LogLine>, output: &TaskOutput) -> Result<(), Gone> {
+    for line in lines {
+        let mut data = BytesMut::from(line.data.as_ref());
+        data.extend_from_slice(b"\n");
+        output.send_all(line.stream, data.freeze()).await?;
+    }
+    Ok(())
 }
 
 impl ProcessController {
@@ -145,6 +171,48 @@ impl ProcessController {
     fn shim_trouble(&self) -> String {
         let text = std::fs::read_to_string(self.dir.shim_log()).unwrap_or_default();
         text.lines().last().unwrap_or("it ended without a word").to_owned()
+    }
+
+    /// Shows what the process writes from now on, until it ends.
+    async fn show(&self, output: &TaskOutput) -> Result<Result<Exit, Gone>, ControllerError> {
+        let mut reader = Reader::new(&self.dir.log());
+        let mut began = false;
+        loop {
+            // Before the read: what is written until the end is then read for sure.
+            let state = self.state()?;
+            let (again, batch) = read_batch(reader).await?;
+            reader = again;
+            let sent = if !batch.is_empty() {
+                let lines = batch.into_iter().filter(|_| began);
+                send_lines(lines, output).await
+            } else if !began {
+                // What was there before has been passed.
+                began = true;
+                output.send(Output::Started { stdin: false, tty: false }).await
+            } else {
+                match state {
+                    State::Ended(exit) => return Ok(Ok(exit)),
+                    State::Absent | State::Lost => return Err(fatal("the task is gone")),
+                    State::Prepared | State::Running => {}
+                }
+                tokio::select! {
+                    () = output.gone() => Err(Gone),
+                    () = sleep(FOLLOW) => Ok(()),
+                }
+            };
+            if let Err(gone) = sent {
+                return Ok(Err(gone));
+            }
+        }
+    }
+
+    /// What runs.
+    fn runs(&self) -> Result<Running, ControllerError> {
+        let running = self.dir.running().map_err(|error| disk(&error))?;
+        match (self.state()?, running) {
+            (State::Running, Some(running)) => Ok(running),
+            _ => Err(fatal("the task does not run")),
+        }
     }
 
     /// Waits until a shim that runs has ended, or is gone already.
@@ -428,6 +496,33 @@ impl Controller for ProcessController {
         None
     }
 
+    async fn exec(&self, options: ExecOptions, io: TaskIo) -> Result<i32, ControllerError> {
+        self.runs()?;
+        let task_ends = async {
+            if let Err(error) = self.shim_end().await {
+                tracing::warn!(task.id = self.task_id, %error, "the end of a task can't be seen");
+                std::future::pending::<()>().await;
+            }
+        };
+        session::exec(&self.parts, &self.dir, options, io, task_ends).await
+    }
+
+    /// A process has no standard input; its output is in its log.
+    async fn attach(&self, _: AttachOptions, io: TaskIo) -> Result<i32, ControllerError> {
+        self.runs()?;
+        let (_inputs, output) = io.split();
+        match self.show(&output).await? {
+            Ok(exit) => Ok(exit.code),
+            Err(Gone) => Ok(0), // nobody is there to hear it
+        }
+    }
+
+    async fn stats(&self) -> Result<Stats, ControllerError> {
+        let running = self.runs()?;
+        let dir = self.dir.clone();
+        on_disk(move || Ok(stats::of(&dir.launch()?, &running))).await
+    }
+
     async fn logs(&self, options: LogOptions, sink: LogSink) -> Result<(), ControllerError> {
         let wanted = |line: &LogLine| {
             (options.streams.is_empty() || options.streams.contains(&line.stream))
@@ -448,14 +543,8 @@ impl Controller for ProcessController {
                 State::Prepared | State::Running => false,
             };
             was_there |= state != State::Absent;
-            let read = tokio::task::spawn_blocking(move || {
-                let batch = reader.batch();
-                (reader, batch)
-            });
-            let (again, batch) =
-                read.await.map_err(|error| fatal(format!("reading logs failed: {error}")))?;
+            let (again, batch) = read_batch(reader).await?;
             reader = again;
-            let batch = batch.map_err(|error| fatal(format!("reading logs failed: {error}")))?;
             let at_end = batch.is_empty();
             let lines: Vec<LogLine> = match &mut tail {
                 None => batch.into_iter().filter(wanted).collect(),

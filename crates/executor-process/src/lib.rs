@@ -30,7 +30,10 @@ mod launch;
 mod log;
 mod outcome;
 mod procfs;
+mod session;
 mod shim;
+mod stats;
+mod terminal;
 
 pub use executor::{Error, ProcessExecutor};
 pub use launch::RUNTIME;
