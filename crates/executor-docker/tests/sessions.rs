@@ -76,7 +76,7 @@ async fn input_comes_whole_and_ends() {
 async fn a_terminal_has_a_size_and_passes_every_byte_on() {
     let lab = Lab::new().await;
     let task = start(&lab, lab.spec(IDLE)).await;
-    let script = "trap 'echo changed; stty size' WINCH; echo ready; while read line; do echo \"got $line\"; stty size; done; \
+    let script = "trap 'echo changed; stty size' WINCH; echo ready; while [ \"$line\" != end ]; do read line && echo \"got $line\" && stty size; done; \
                   printf '\\001\\002\\000bytes'; exit 9";
     let size = Some(Size { rows: 33, columns: 99 });
     let mut visit = Visit::exec(&task, ExecOptions { stdin: true, tty: true, size, ..shell(script) });
@@ -89,7 +89,7 @@ async fn a_terminal_has_a_size_and_passes_every_byte_on() {
     within(visit.until("12 34")).await.unwrap();
     visit.say("\x10\x11again\r").await;
     within(visit.until("again")).await.unwrap();
-    visit.say("\x04").await;
+    visit.say("end\r").await;
     let (result, written) = within(visit.end()).await.unwrap();
     assert_eq!((result, written.started), (Ok(9), Some((true, true))));
     assert!(written.out.ends_with(b"\x01\x02\0bytes"), "{:?}", written.text());

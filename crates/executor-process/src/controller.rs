@@ -1,6 +1,5 @@
 //! One task's process, seen from the daemon.
 
-use std::collections::VecDeque;
 use std::fs::OpenOptions;
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
@@ -9,13 +8,11 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
-use bytes::BytesMut;
 use nix::fcntl::OFlag;
 use nix::sys::signal::Signal;
 use swarm_agent::memory::MemoryDir;
 use swarm_agent::{
-    AttachOptions, Controller, ControllerError, ExecOptions, Gone, LogLine, LogOptions, LogSink, Output,
-    Stats, TaskIo, TaskOutput,
+    AttachOptions, Controller, ControllerError, ExecOptions, Gone, LogOptions, LogSink, Stats, TaskIo,
 };
 use swarm_api::Shared;
 use swarm_api::v1::{ContainerStatus, PortStatus, Task};
@@ -28,17 +25,12 @@ use crate::dir::{Exit, Running, State, TaskDir};
 use crate::executor::Parts;
 use crate::files::TaskFiles;
 use crate::launch::{Launch, MARKER};
-use crate::log::Reader;
 use crate::outcome::{HOST_RESTARTED, SHIM_LOST, fatal, result, start_error};
-use crate::procfs;
-use crate::session;
 use crate::shim::{Request, SHIM_ARG, Word};
-use crate::stats;
+use crate::{output, procfs, session, stats};
 
 /// Time between two looks where there is nothing to wait for.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
-/// Time between two looks at a log that is followed.
-const FOLLOW: Duration = Duration::from_millis(100);
 /// A shim says its first word within this time, or is stuck.
 const FIRST_WORD: Duration = Duration::from_secs(30);
 /// A shim ends within this time after its command had to.
@@ -58,7 +50,7 @@ pub(crate) struct ProcessController {
 }
 
 /// Something is wrong with the task's directory; that may pass (a full disk), and the task is not at fault.
-fn disk(error: &io::Error) -> ControllerError {
+pub(crate) fn disk(error: &io::Error) -> ControllerError {
     ControllerError::Temporary(format!("the task's directory: {error}"))
 }
 
@@ -70,26 +62,6 @@ async fn on_disk<T: Send + 'static>(
         Ok(done) => done.map_err(|error| disk(&error)),
         Err(error) => Err(ControllerError::Temporary(format!("work on the task's directory: {error}"))),
     }
-}
-
-/// The next lines of a log; none at its end for now.
-async fn read_batch(mut reader: Reader) -> Result<(Reader, Vec<LogLine>), ControllerError> {
-    let read = tokio::task::spawn_blocking(move || {
-        let batch = reader.batch()?;
-        Ok::<_, io::Error>((reader, batch))
-    });
-    let read = read.await.map_err(|error| fatal(format!("reading logs failed: {error}")))?;
-    read.map_err(|error| fatal(format!("reading logs failed: {error}")))
-}
-
-/// Sends lines as they were written.
-async fn send_lines(lines: impl Iterator<Item = LogLine>, output: &TaskOutput) -> Result<(), Gone> {
-    for line in lines {
-        let mut data = BytesMut::from(line.data.as_ref());
-        data.extend_from_slice(b"\n");
-        output.send_all(line.stream, data.freeze()).await?;
-    }
-    Ok(())
 }
 
 impl ProcessController {
@@ -171,39 +143,6 @@ impl ProcessController {
     fn shim_trouble(&self) -> String {
         let text = std::fs::read_to_string(self.dir.shim_log()).unwrap_or_default();
         text.lines().last().unwrap_or("it ended without a word").to_owned()
-    }
-
-    /// Shows what the process writes from now on, until it ends.
-    async fn show(&self, output: &TaskOutput) -> Result<Result<Exit, Gone>, ControllerError> {
-        let mut reader = Reader::new(&self.dir.log());
-        let mut began = false;
-        loop {
-            // Before the read: what is written until the end is then read for sure.
-            let state = self.state()?;
-            let (again, batch) = read_batch(reader).await?;
-            reader = again;
-            let sent = if !batch.is_empty() {
-                let lines = batch.into_iter().filter(|_| began);
-                send_lines(lines, output).await
-            } else if !began {
-                // What was there before has been passed.
-                began = true;
-                output.send(Output::Started { stdin: false, tty: false }).await
-            } else {
-                match state {
-                    State::Ended(exit) => return Ok(Ok(exit)),
-                    State::Absent | State::Lost => return Err(fatal("the task is gone")),
-                    State::Prepared | State::Running => {}
-                }
-                tokio::select! {
-                    () = output.gone() => Err(Gone),
-                    () = sleep(FOLLOW) => Ok(()),
-                }
-            };
-            if let Err(gone) = sent {
-                return Ok(Err(gone));
-            }
-        }
     }
 
     /// What runs.
@@ -511,7 +450,7 @@ impl Controller for ProcessController {
     async fn attach(&self, _: AttachOptions, io: TaskIo) -> Result<i32, ControllerError> {
         self.runs()?;
         let (_inputs, output) = io.split();
-        match self.show(&output).await? {
+        match output::show(&self.dir, &output).await? {
             Ok(exit) => Ok(exit.code),
             Err(Gone) => Ok(0), // nobody is there to hear it
         }
@@ -524,59 +463,6 @@ impl Controller for ProcessController {
     }
 
     async fn logs(&self, options: LogOptions, sink: LogSink) -> Result<(), ControllerError> {
-        let wanted = |line: &LogLine| {
-            (options.streams.is_empty() || options.streams.contains(&line.stream))
-                && options.since.is_none_or(|since| line.timestamp >= since)
-        };
-        let mut reader = Reader::new(&self.dir.log());
-        // The last lines, until there are no more before them.
-        let mut tail =
-            options.tail.map(|count| (usize::try_from(count).unwrap_or(usize::MAX), VecDeque::new()));
-        let mut was_there = false;
-        loop {
-            // Before the read: what is written until the end is then read for sure.
-            let state = self.state()?;
-            let over = match state {
-                State::Ended(_) | State::Lost => true,
-                // Removed; of what was open the rest can still be read.
-                State::Absent => was_there,
-                State::Prepared | State::Running => false,
-            };
-            was_there |= state != State::Absent;
-            let (again, batch) = read_batch(reader).await?;
-            reader = again;
-            let at_end = batch.is_empty();
-            let lines: Vec<LogLine> = match &mut tail {
-                None => batch.into_iter().filter(wanted).collect(),
-                Some((count, last)) => {
-                    for line in batch.into_iter().filter(wanted) {
-                        last.push_back(line);
-                        if last.len() > *count {
-                            last.pop_front();
-                        }
-                    }
-                    if !at_end {
-                        continue;
-                    }
-                    let last = std::mem::take(last).into();
-                    tail = None;
-                    last
-                }
-            };
-            for line in lines {
-                if sink.send(line).await.is_err() {
-                    return Ok(());
-                }
-            }
-            if at_end {
-                if over || !options.follow {
-                    return Ok(());
-                }
-                tokio::select! {
-                    () = sink.closed() => return Ok(()),
-                    () = sleep(FOLLOW) => {}
-                }
-            }
-        }
+        output::copy(&self.dir, &options, &sink).await
     }
 }

@@ -222,7 +222,7 @@ async fn a_terminal_has_a_size_and_passes_keys_on() {
     let task = start("exec sleep 1000").await;
     let size = |rows, columns| Size { rows, columns };
     let script = "stty size; tty >/dev/null && echo terminal; trap 'echo changed; stty size' WINCH; \
-                  trap 'echo interrupted' INT; echo ready $TERM; while read line; do echo \"got $line\"; done; echo $?";
+                  trap 'echo interrupted' INT; echo ready $TERM; while [ \"$line\" != end ]; do read line && echo \"got $line\"; done";
     let options = ExecOptions { stdin: true, tty: true, size: Some(size(33, 99)), ..shell(script) };
     let mut visit = Visit::exec(&task.controller, options);
     within(visit.until("ready xterm")).await.unwrap();
@@ -233,7 +233,7 @@ async fn a_terminal_has_a_size_and_passes_keys_on() {
     within(visit.until("got hello")).await.unwrap();
     visit.say("\x03").await;
     within(visit.until("interrupted")).await.unwrap();
-    visit.say("\x04").await;
+    visit.say("end\r").await;
     let (result, written) = within(visit.end()).await.unwrap();
     assert_eq!((result, written.started), (Ok(0), Some((true, true))), "{}", written.text());
     // A terminal of another user belongs to that one.
@@ -325,7 +325,8 @@ async fn figures_tell_a_busy_task_from_an_idle_one() {
     .await
     .unwrap();
     let (busy_share, idle_share) = (share(&busy).await, share(&idle).await);
-    assert!(busy_share > 0.1 && busy_share < 1.5, "{busy_share}");
+    let cores = std::thread::available_parallelism().unwrap().get() as f64;
+    assert!(busy_share > 0.1 && busy_share < cores + 0.2, "{busy_share}");
     assert!(idle_share < 0.05, "{idle_share}");
     let (of_busy, of_idle) = (busy.controller.stats().await.unwrap(), idle.controller.stats().await.unwrap());
     assert!((1..20_000_000).contains(&of_idle.memory_bytes.unwrap()), "{of_idle:?}");

@@ -9,9 +9,9 @@ use swarm_tests::{SOON, container_service, create, process_service, with_logs};
 
 use crate::support::{InTerminal, on_node, text};
 
-/// What a shell does on a terminal, on the other end.
+/// What a shell does on a terminal, on the other end. A signal interrupts its reading.
 const SHELL: &str = "stty size; trap 'echo changed; stty size' WINCH; trap 'echo interrupted' INT; echo ready; \
-                     while read line; do echo \"got $line\"; done; exit 9";
+                     while [ \"$line\" != end ]; do read line && echo \"got $line\"; done; exit 9";
 
 async fn shell(mut terminal: InTerminal) -> Result<()> {
     terminal.until("ready").await?;
@@ -22,7 +22,7 @@ async fn shell(mut terminal: InTerminal) -> Result<()> {
     terminal.until("12 34").await?;
     terminal.say("\x03")?;
     terminal.until("interrupted").await?;
-    terminal.say("\x04")?;
+    terminal.say("end\r")?;
     let (status, shown) = terminal.end().await?;
     ensure!(status.code() == Some(9), "{status}: {shown}");
     Ok(())

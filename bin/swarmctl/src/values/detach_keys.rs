@@ -20,7 +20,7 @@ fn key(text: &str) -> Option<u8> {
         [key] if key.is_ascii() => Some(*key),
         [prefix @ .., key] if prefix.eq_ignore_ascii_case(b"ctrl-") => {
             let key = key.to_ascii_uppercase();
-            (b'@'..=b'_').contains(&key).then_some(key - b'@')
+            (b'@'..=b'_').contains(&key).then(|| key - b'@')
         }
         _ => None,
     }

@@ -166,7 +166,7 @@ async fn visit(
     let outcome = match &result {
         Some(Ok(code)) => format!("exit code {code}"),
         Some(Err(error)) => error.to_string(),
-        None => "the caller has gone".to_owned(),
+        None => "interrupted".to_owned(),
     };
     tracing::info!(session.id = invitation.session_id, task.id = task_id, outcome, "task session ended");
     Some(result?.map_err(|error| refused(&error)))

@@ -77,10 +77,10 @@ impl Session {
         loop {
             self.reap()?;
             let now = Instant::now();
-            if let Some(code) = self.code {
-                if self.all_gone || now >= *give_up.get_or_insert(now + KILL_LIMIT) {
-                    return Ok(code);
-                }
+            if let Some(code) = self.code
+                && (self.all_gone || now >= *give_up.get_or_insert(now + KILL_LIMIT))
+            {
+                return Ok(code);
             }
             let over = self.code.is_some() || self.deadline.is_some_and(|deadline| deadline <= now);
             let timeout = match self.deadline {
