@@ -115,7 +115,8 @@ async fn a_command_ends_with_whoever_wanted_it_and_with_the_task() {
         assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
         until("the command to be gone", common::LONG, || async {
             let left = count(&format!("sleep {mark}")).await;
-            Ok(anyhow::ensure!(left == 0, "{left}"))
+            anyhow::ensure!(left == 0, "{left}");
+            Ok(())
         })
         .await
         .unwrap();

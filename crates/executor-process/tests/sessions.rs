@@ -278,9 +278,12 @@ async fn attaching_shows_what_is_written_from_now_on() {
     let task = start(script).await;
     let file = |name: &str| task._state.path().join("processes").join(&task.id).join("work").join(name);
     let log = task._state.path().join("processes").join(&task.id).join("log");
-    until("the first line", LONG, || async { Ok(anyhow::ensure!(std::fs::metadata(&log)?.len() > 0)) })
-        .await
-        .unwrap();
+    until("the first line", LONG, || async {
+        anyhow::ensure!(std::fs::metadata(&log)?.len() > 0);
+        Ok(())
+    })
+    .await
+    .unwrap();
     let attach = AttachOptions { stdin: true, size: None };
     let mut visit = Visit::attach(&task.controller, attach);
     let mut other = Visit::attach(&task.controller, attach);
@@ -320,7 +323,8 @@ async fn figures_tell_a_busy_task_from_an_idle_one() {
     };
     until("20 MB in use", LONG, || async {
         let used = busy.controller.stats().await?.memory_bytes.unwrap();
-        Ok(anyhow::ensure!(used > 20_000_000, "{used}"))
+        anyhow::ensure!(used > 20_000_000, "{used}");
+        Ok(())
     })
     .await
     .unwrap();

@@ -110,6 +110,36 @@ async fn lost(cluster: &mut Cluster) -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_ends_when_its_leader_freezes() -> Result<()> {
+    let mut cluster = Cluster::start(Engine::None, 1).await?;
+    for _ in 0..2 {
+        cluster.add_manager().await?;
+    }
+    let result = frozen(&mut cluster).await;
+    with_logs(&cluster, result)
+}
+
+async fn frozen(cluster: &mut Cluster) -> Result<()> {
+    let service = create(cluster, process_service("web", 4)).await?;
+    let tasks = cluster.running(&service, 4, SOON).await?;
+    let task = on_node(cluster, &tasks, "worker-1")?;
+    let leader = cluster.last_leader()?.name.clone();
+    let asked = if leader == "manager" { "manager-2" } else { "manager" };
+    let (terminal, mark) = sleeping(cluster, asked, &task.id).await?;
+    cluster.daemon_named(&leader)?.pause()?;
+    let (status, shown) = terminal.end().await?;
+    ensure!(
+        status.code() == Some(1) && shown.contains("Error: the connection to the leader "),
+        "{status}: {shown}"
+    );
+    // The node hears of it from the one that leads now.
+    gone(&mark).await?;
+    let output = ctl(&cluster.socket_of(asked), &["task", "exec", &task.id, "true"])?;
+    ensure!(output.status.success(), "{}", text(&output.stderr));
+    cluster.daemon_named(&leader)?.resume()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn readers_that_stand_still_delay_no_heartbeat() -> Result<()> {
     const STALLED: usize = 12;
     const TIME: Duration = Duration::from_secs(12);

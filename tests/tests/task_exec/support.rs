@@ -5,6 +5,7 @@ use std::io::{Read as _, Write as _};
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::Arc;
+use std::thread::JoinHandle;
 
 use anyhow::{Context as _, Result, ensure};
 use nix::pty::{OpenptyResult, openpty};
@@ -48,9 +49,10 @@ pub(crate) fn on_node(cluster: &Cluster, tasks: &[Shared<Task>], name: &str) -> 
 pub(crate) struct InTerminal {
     child: Child,
     master: File,
-    slave: File,
+    slave: Option<File>,
     before: Termios,
     shown: Arc<Mutex<Vec<u8>>>,
+    reader: Option<JoinHandle<()>>,
 }
 
 impl InTerminal {
@@ -67,13 +69,13 @@ impl InTerminal {
         let child = command.spawn()?;
         let shown = Arc::<Mutex<Vec<u8>>>::default();
         let (into, mut from) = (shown.clone(), master.try_clone()?);
-        std::thread::spawn(move || {
+        let reader = std::thread::spawn(move || {
             let mut buffer = [0; 4096];
             while let Ok(count @ 1..) = from.read(&mut buffer) {
                 into.lock().extend_from_slice(&buffer[..count]);
             }
         });
-        Ok(InTerminal { child, master, slave, before, shown })
+        Ok(InTerminal { child, master, slave: Some(slave), before, shown, reader: Some(reader) })
     }
 
     pub(crate) fn shown(&self) -> String {
@@ -99,7 +101,8 @@ impl InTerminal {
 
     /// Keys are passed on as they are.
     pub(crate) fn is_raw(&self) -> Result<bool> {
-        Ok(tcgetattr(&self.slave)?.local_modes != self.before.local_modes)
+        let slave = self.slave.as_ref().context("it is open")?;
+        Ok(tcgetattr(slave)?.local_modes != self.before.local_modes)
     }
 
     /// Sends a signal to `swarmctl`.
@@ -116,7 +119,12 @@ impl InTerminal {
             async move { ended?.context("it still runs") }
         })
         .await?;
-        let now = tcgetattr(&self.slave)?;
+        let slave = self.slave.take().context("it is open")?;
+        let now = tcgetattr(&slave)?;
+        // With the last one who has it open ends what can be read.
+        drop(slave);
+        let read = self.reader.take().is_some_and(|reader| reader.join().is_ok());
+        ensure!(read, "the reader panicked");
         let modes = |of: &Termios| (of.input_modes, of.output_modes, of.control_modes, of.local_modes);
         ensure!(modes(&now) == modes(&self.before), "the terminal is {now:?}, and was {:?}", self.before);
         Ok((status, self.shown()))
