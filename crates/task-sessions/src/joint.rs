@@ -10,6 +10,9 @@ use crate::book::End;
 use crate::broker::Term;
 use crate::error::status;
 
+/// Longest text of a failure, in bytes: it travels in a header.
+const MAX_TEXT: usize = 2048;
+
 /// A session as whoever opened it has it. When it is dropped, the session is over; what came of it is on record then.
 pub(crate) struct Opened {
     pub(crate) term: Arc<Term>,
@@ -26,8 +29,13 @@ impl Opened {
     /// One message of the node, as it is passed on.
     fn take(&mut self, message: Result<Option<ServeRequest>, Status>) -> Result<TaskOutput, Status> {
         let result = match message {
-            Ok(Some(ServeRequest { failure: Some(failure), .. })) => {
-                Err(Status::new(Code::from_i32(failure.code), failure.message))
+            Ok(Some(ServeRequest { failure: Some(mut failure), .. })) => {
+                failure.message.truncate(failure.message.floor_char_boundary(MAX_TEXT));
+                match Code::from_i32(failure.code) {
+                    // No failure has that one.
+                    Code::Ok => Err(status::malformed(&self.node_name)),
+                    code => Err(Status::new(code, failure.message)),
+                }
             }
             Ok(Some(ServeRequest { output: Some(output), .. })) => Ok(output),
             Ok(Some(_)) => Err(status::malformed(&self.node_name)),

@@ -33,7 +33,7 @@ async fn figures(cluster: &mut Cluster) -> Result<()> {
     ensure!(all.len() == 4, "{all:#?}");
     for object in &all {
         let cpu = object["cpu_percent"].as_f64().with_context(|| format!("{object}"))?;
-        let is_busy = object["task_id"] == Value::from(spinning.id.as_str());
+        let is_busy = object["task_id"] == spinning.id.as_str();
         ensure!(if is_busy { (10.0..150.0).contains(&cpu) } else { cpu < 5.0 }, "{object}");
         let memory = object["memory_bytes"].as_u64().context("memory")?;
         ensure!((50_000..50_000_000).contains(&memory), "{object}");

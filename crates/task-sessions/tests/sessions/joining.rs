@@ -56,6 +56,17 @@ async fn a_node_says_why_a_session_can_not_begin() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_a_node_says_is_not_believed_whatever_it_is() {
+    let harness = start().await;
+    let (mut session, serving, _listening) = joined(&harness).await;
+    serving.fail(Code::Ok, "all is well").await;
+    assert_eq!(session.next().await.unwrap_err().code(), Code::Internal);
+    let (mut session, serving, _listening) = joined(&harness).await;
+    serving.fail(Code::Unknown, &"é".repeat(10_000)).await;
+    assert_eq!(session.next().await.unwrap_err().message(), "é".repeat(1024));
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_node_hears_when_whoever_opened_it_has_gone() {
     let harness = start().await;
     let (session, mut serving, _listening) = joined(&harness).await;
