@@ -7,6 +7,7 @@ use hyper_util::rt::TokioIo;
 use swarm_api::swarmd::lock_client::LockClient;
 use swarm_api::swarmd::recovery_client::RecoveryClient;
 use swarm_api::swarmd::services_client::ServicesClient;
+use swarm_api::swarmd::tasks_client::TasksClient;
 use swarm_api::v1::ca_client::CaClient;
 use swarm_api::v1::control_client::ControlClient;
 use swarm_api::v1::logs_client::LogsClient;
@@ -58,6 +59,11 @@ impl Client {
     /// Logs.
     pub(crate) fn logs(&self) -> LogsClient<Channel> {
         LogsClient::new(self.channel.clone()).max_decoding_message_size(usize::MAX)
+    }
+
+    /// Sessions in tasks.
+    pub(crate) fn tasks(&self) -> TasksClient<Channel> {
+        TasksClient::new(self.channel.clone())
     }
 
     /// Backups.

@@ -2,7 +2,8 @@
 //!
 //! [`cli`] is the tree of commands, [`commands`] what they do and print, [`spec`] how flags become specs of
 //! services, [`values`] the syntaxes of single values, [`output`] tables and times, [`resolve`] which object an
-//! argument means, [`client`] the connection, [`error`] what goes wrong.
+//! argument means, [`client`] the connection, [`terminal`] the one that this runs in,
+//! [`error`] what goes wrong.
 
 mod cli;
 mod client;
@@ -11,6 +12,7 @@ mod error;
 mod output;
 mod resolve;
 mod spec;
+mod terminal;
 mod values;
 
 use std::io::Write as _;

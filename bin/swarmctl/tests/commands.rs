@@ -329,6 +329,22 @@ fn tasks_that_wait_say_why() {
     swarm.fails(&["task", "rm", "t1"], 1, "task \"t1\" not found");
 }
 
+/// As those of another make.
+#[test]
+fn a_manager_that_lets_nobody_into_tasks_is_named() {
+    let swarm = Swarm::start();
+    let mut task = Task { id: "t1".into(), node_id: "n1".into(), slot: 1, ..Default::default() };
+    task.status.state = TaskState::Running as i32;
+    swarm.put(task);
+    let text = "Error: the manager that leads knows no exec, attach and stats: it is no swarmd, or too old";
+    swarm.fails(&["task", "exec", "t1", "true"], 1, text);
+    swarm.fails(&["task", "attach", "t1"], 1, text);
+    let output = swarm.run(&["task", "stats", "--no-stream", "t1"]);
+    let table = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{table}");
+    assert!(table.contains("knows no exec, attach and stats"), "{table}");
+}
+
 #[test]
 fn secrets_and_configs_come_from_the_standard_input() {
     let swarm = Swarm::start();

@@ -88,6 +88,10 @@ pub(crate) struct Flags {
     #[arg(long, value_name = "FILE", requires = "restore")]
     pub(crate) passphrase_file: Option<PathBuf>,
 
+    /// Let nobody into this node's tasks: `swarmctl task exec` and `task attach` are refused.
+    #[arg(long)]
+    pub(crate) no_exec: bool,
+
     /// Run tasks in a simulation instead of an engine: for tests and benchmarks.
     #[arg(long, hide = true)]
     pub(crate) simulate: bool,

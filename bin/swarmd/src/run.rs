@@ -35,6 +35,7 @@ pub(crate) async fn run(flags: Flags) -> Result<()> {
         listen_control_api: flags.listen_control_api,
         hostname: flags.hostname,
         executors,
+        exec: !flags.no_exec,
         heartbeat_tick: flags.heartbeat_tick,
         election_tick: flags.election_tick,
         unlock_key,

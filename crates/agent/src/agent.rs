@@ -20,6 +20,7 @@ use crate::remotes::{Connector, Remotes};
 use crate::reporter::Reporter;
 use crate::runner::Context;
 use crate::session::{Held, Outcome, Sessions};
+use crate::task_sessions::TaskSessions;
 use crate::worker::Worker;
 use crate::{Executor, dependencies};
 
@@ -41,6 +42,8 @@ pub struct Config {
     pub tls_info: watch::Receiver<Option<NodeTlsInfo>>,
     /// The node runs in FIPS mode.
     pub fips: bool,
+    /// Commands may be executed in tasks, and tasks attached to, by whoever may control the cluster.
+    pub exec: bool,
     /// Periods and limits.
     pub timings: Timings,
 }
@@ -104,7 +107,8 @@ impl Agent {
     pub async fn start(config: Config) -> Result<AgentHandle, Error> {
         let directory = config.state_dir.join("worker");
         let executors = Executors::new(config.executors);
-        let mut describer = Describer::new(executors.clone(), config.hostname, config.fips, config.tls_info);
+        let mut describer =
+            Describer::new(executors.clone(), config.hostname, config.fips, config.exec, config.tls_info);
         let first = describer.describe().await;
         // The executors must know whose tasks they run before the first controller is made, and templates what the node
         // is called.
@@ -127,6 +131,14 @@ impl Agent {
             config.node_id.clone(),
             tasks.clone(),
             config.connector.clone(),
+            tracker.clone(),
+            stop.child_token(),
+        );
+        let task_sessions = TaskSessions::new(
+            config.node_id.clone(),
+            tasks.clone(),
+            config.connector.clone(),
+            config.exec,
             tracker.clone(),
             stop.child_token(),
         );
@@ -158,6 +170,7 @@ impl Agent {
             database,
             executors,
             logs,
+            task_sessions,
             description,
             observed: observed.clone(),
             timings: config.timings,

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use futures::future::join_all;
-use swarm_api::extensions::PREFIX;
+use swarm_api::extensions::{EXEC_ABILITY, PREFIX};
 use swarm_api::v1::{EngineDescription, NodeDescription, NodeTlsInfo, Platform, Resources};
 use tokio::sync::watch;
 
@@ -19,6 +19,7 @@ pub(crate) struct Describer {
     executors: Executors,
     hostname: String,
     fips: bool,
+    exec: bool,
     tls_info: watch::Receiver<Option<NodeTlsInfo>>,
     /// The last answer of each executor; one that does not answer keeps it.
     last: Vec<Option<ExecutorDescription>>,
@@ -29,11 +30,12 @@ impl Describer {
         executors: Executors,
         hostname: Option<String>,
         fips: bool,
+        exec: bool,
         tls_info: watch::Receiver<Option<NodeTlsInfo>>,
     ) -> Describer {
         let hostname = hostname.filter(|name| !name.is_empty()).unwrap_or_else(host::name);
         let last = vec![None; executors.iter().count()];
-        Describer { executors, hostname, fips, tls_info, last }
+        Describer { executors, hostname, fips, exec, tls_info, last }
     }
 
     /// Asks every executor and puts their answers together.
@@ -68,6 +70,7 @@ impl Describer {
         let mut engine = EngineDescription::default();
         let (mut resources, mut architecture, mut os) = (None, None, None);
         engine.labels.insert(ability("container"), "0".into());
+        engine.labels.insert(EXEC_ABILITY.into(), u8::from(self.exec).to_string());
         for (executor, answer) in self.executors.iter().zip(&self.last) {
             let Some(answer) = answer else { continue };
             if engine.engine_version.is_empty() {

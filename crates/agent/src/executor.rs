@@ -12,6 +12,7 @@ use swarm_api::v1::{
 };
 
 use crate::log_sink::LogSink;
+use crate::task_io::{AttachOptions, ExecOptions, Stats, TaskIo};
 
 /// What went wrong in a controller. The text reaches the user in `TaskStatus.err`.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -78,6 +79,19 @@ pub trait Controller: Send + Sync {
 
     /// Sends log lines until the task's output ends (or for ever with `follow`), or the sink is closed.
     async fn logs(&self, options: LogOptions, sink: LogSink) -> Result<(), ControllerError>;
+
+    /// Executes a command in the task, with its user, directory, environment and limits, and gives its exit code: 128 +
+    /// signal number where a signal ended it. Side by side with the other calls. The command ends with the task, and soon
+    /// after [`TaskOutput::gone`](crate::TaskOutput::gone) completes; this returns when it has ended. All of its output is
+    /// sent before that.
+    async fn exec(&self, options: ExecOptions, io: TaskIo) -> Result<i32, ControllerError>;
+
+    /// Joins the input and output of the task's own process, from now on, until the task ends: its exit code. When
+    /// [`TaskOutput::gone`](crate::TaskOutput::gone) completes this returns, and the task goes on.
+    async fn attach(&self, options: AttachOptions, io: TaskIo) -> Result<i32, ControllerError>;
+
+    /// What the task uses.
+    async fn stats(&self) -> Result<Stats, ControllerError>;
 }
 
 /// Which of a task's streams a log line came from.

@@ -7,7 +7,7 @@
 //! Inside: `session` talks to one manager at a time, `worker` applies assignments and owns one `runner` per
 //! task, `lifecycle` says what a task's next step is, `reporter` keeps what managers must still hear, and
 //! `logs` publishes what managers want of logs, and `database` keeps tasks and statuses over a restart. A status is on
-//! disk before anybody hears of it.
+//! disk before anybody hears of it. `task_sessions` serves those whom managers let into tasks.
 //!
 //! For executors: [`memory`] keeps the files of secrets and configs where no disk is, [`payloads`] says what is in them.
 
@@ -29,6 +29,8 @@ mod remotes;
 mod reporter;
 mod runner;
 mod session;
+mod task_io;
+mod task_sessions;
 mod worker;
 
 pub use agent::{Agent, AgentHandle, Config, LOCAL, Observed, Reconnect, Timings};
@@ -40,3 +42,6 @@ pub use executor::{
 pub use log_sink::{Closed, LogLines, LogSink};
 pub use remotes::{Connector, Remotes};
 pub use swarm_template as template;
+pub use task_io::{
+    AttachOptions, ExecOptions, Gone, Input, MAX_OUTPUT, Output, Size, Stats, TaskIo, TaskIoPeer, TaskOutput,
+};

@@ -1,6 +1,6 @@
 //! One session with one manager: everything that runs on its connection.
 //!
-//! Session, heartbeats, assignments, reports and log subscriptions run side by side in one future; the first error ends them all,
+//! Session, heartbeats, assignments, reports, log subscriptions and task sessions run side by side in one future; the first error ends them all,
 //! and dropping the future does. Nothing is lost by that: assignments are applied by the worker's own task,
 //! statuses stay with the reporter until a manager has answered.
 
@@ -27,6 +27,7 @@ use crate::executors::Executors;
 use crate::logs::Logs;
 use crate::remotes::{Connector, FAILED, Remotes};
 use crate::reporter::{Batch, Reporter};
+use crate::task_sessions::TaskSessions;
 use crate::worker::Worker;
 
 /// Most statuses and about the most bytes in one call.
@@ -47,6 +48,7 @@ pub(crate) struct Sessions {
     pub(crate) database: Database,
     pub(crate) executors: Executors,
     pub(crate) logs: Logs,
+    pub(crate) task_sessions: TaskSessions,
     pub(crate) description: watch::Receiver<Option<NodeDescription>>,
     pub(crate) observed: watch::Sender<Observed>,
     pub(crate) timings: Timings,
@@ -130,9 +132,10 @@ impl Sessions {
         }
         let session_id = self.session_id.clone();
         let (worker, reporter, patience) = (self.worker.clone(), self.reporter.clone(), self.timings.rpc);
-        let logs = self.logs.clone();
+        let (logs, task_sessions) = (self.logs.clone(), self.task_sessions.clone());
         tokio::select! {
-            never = logs.listen(channel, manager) => match never {},
+            never = logs.listen(channel.clone(), manager) => match never {},
+            never = task_sessions.listen(channel, manager) => match never {},
             end = heartbeats(client.clone(), &session_id, patience, established) => end,
             end = assignments(client.clone(), &session_id, &worker) => end,
             end = reports(client.clone(), &session_id, &reporter) => end,

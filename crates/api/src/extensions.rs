@@ -28,6 +28,10 @@ pub const RUNTIME_ABILITY_PREFIX: &str = "swarmd.runtime.";
 /// Docker Engine and runs containers.
 pub const CONTAINER_ABILITY: &str = "swarmd.runtime.container";
 
+/// Engine label of nodes that serve task sessions: `1` where commands may be executed in tasks and tasks attached to, `0`
+/// where only figures are to be had.
+pub const EXEC_ABILITY: &str = "swarmd.exec";
+
 /// Name of the runtime of containers, as [`naming::runtime`](crate::naming::runtime) gives it.
 pub const CONTAINER_RUNTIME: &str = "container";
 

@@ -39,9 +39,46 @@ redacted!(v1::container_spec::PullOptions {} hidden { registry_auth });
 redacted!(v1::acceptance_policy::role_admission_policy::Secret { alg } hidden { data });
 redacted!(v1::MaybeEncryptedRecord { algorithm } hidden { data, nonce });
 redacted!(swarmd::BackupRequest {} hidden { passphrase });
+redacted!(swarmd::ExecTask { task_id, stdin, tty, size, user, dir } hidden { command, env });
 redacted!(swarmd::FetchResponse { state, end } hidden { data });
 redacted!(swarmd::UnlockRequest {} hidden { unlock_key });
 redacted!(v1::LogMessage { context, timestamp, stream, attrs } hidden { data });
+
+/// What goes in and out of tasks is nobody else's business.
+impl fmt::Debug for swarmd::task_input::Item {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Open(open) => open.fmt(f),
+            Self::Stdin(data) => f.debug_tuple("Stdin").field(&Hidden(data.len())).finish(),
+            Self::StdinEnd(_) => f.write_str("StdinEnd"),
+            Self::Size(size) => size.fmt(f),
+        }
+    }
+}
+
+impl fmt::Debug for swarmd::task_output::Item {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Started(started) => started.fmt(f),
+            Self::Stdout(data) => f.debug_tuple("Stdout").field(&Hidden(data.len())).finish(),
+            Self::Stderr(data) => f.debug_tuple("Stderr").field(&Hidden(data.len())).finish(),
+            Self::Ended(ended) => ended.fmt(f),
+            Self::Stats(sample) => sample.fmt(f),
+        }
+    }
+}
+
+impl fmt::Debug for swarmd::TaskInput {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("swarmd::TaskInput").field("item", &self.item).finish()
+    }
+}
+
+impl fmt::Debug for swarmd::TaskOutput {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("swarmd::TaskOutput").field("item", &self.item).finish()
+    }
+}
 
 impl fmt::Debug for raftpb::Entry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -36,6 +36,7 @@ const FILES: &[&str] = &[
     "swarmd/v1/peers.proto",
     "swarmd/v1/process.proto",
     "swarmd/v1/services.proto",
+    "swarmd/v1/tasks.proto",
 ];
 
 /// Files of the raft library's own messages.
@@ -59,7 +60,10 @@ const REDACTED: &[&str] = &[
     ".raftpb.Entry",
     ".raftpb.Snapshot",
     ".swarmd.v1.BackupRequest",
+    ".swarmd.v1.ExecTask",
     ".swarmd.v1.FetchResponse",
+    ".swarmd.v1.TaskInput",
+    ".swarmd.v1.TaskOutput",
     ".swarmd.v1.UnlockRequest",
 ];
 
@@ -129,7 +133,7 @@ pub fn generate(root: &Path) -> Result<BTreeMap<PathBuf, String>> {
     config
         .out_dir(&out)
         .btree_map(["."])
-        .bytes([".raftpb"])
+        .bytes([".raftpb", ".swarmd.v1.TaskInput", ".swarmd.v1.TaskOutput"])
         .skip_debug(REDACTED)
         .boxed(".docker.swarmkit.v1.Task.log_driver")
         .boxed(".docker.swarmkit.v1.TaskStatus.runtime_status.container")

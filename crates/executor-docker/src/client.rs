@@ -3,11 +3,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bollard::errors::Error as ApiError;
 use bollard::models::SystemInfo;
 use bollard::{API_DEFAULT_VERSION, BollardRequest, Docker};
+use futures::future::BoxFuture;
+use http_body_util::{BodyExt as _, Limited};
+use hyper::upgrade::Upgraded;
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::{Connect, HttpConnector};
-use hyper_util::rt::{TokioExecutor, TokioTimer};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use parking_lot::RwLock;
 use tokio::sync::Semaphore;
 
@@ -21,13 +25,21 @@ pub const DEFAULT_ADDRESS: &str = "unix:///var/run/docker.sock";
 const TIMEOUT: Duration = Duration::from_secs(120);
 /// Time for the first answer of all, so that a wrong address is reported soon.
 const FIRST_ANSWER: Duration = Duration::from_secs(10);
+/// Longest text of an error, in bytes.
+const MAX_ERROR: usize = 64 * 1024;
 /// Idle connections kept, and how long.
 const IDLE_CONNECTIONS: usize = 16;
 const IDLE_TIMEOUT: Duration = Duration::from_secs(15);
 
+/// Sends a request as it is.
+type Raw = Arc<dyn Fn(BollardRequest) -> BoxFuture<'static, Result<Answer, ApiError>> + Send + Sync>;
+type Answer = http::Response<hyper::body::Incoming>;
+
 /// One engine, shared by all controllers.
 pub(crate) struct Engine {
     pub(crate) docker: Docker,
+    /// For requests that the library does not make as they should be, and what their addresses begin with.
+    raw: (Raw, String),
     /// As users know it, for messages.
     pub(crate) address: String,
     /// Creations and starts that run at the same time: an engine slows down when it is given more.
@@ -40,7 +52,7 @@ impl Engine {
     /// Connects, and settles on the newest version of the interface that both sides know.
     pub(crate) async fn connect(address: &str, parallelism: usize) -> Result<Arc<Engine>, Error> {
         let address = if address.is_empty() { DEFAULT_ADDRESS } else { address };
-        let docker = open(address)?;
+        let (docker, raw) = open(address)?;
         let unreachable = |reason| Error::Unreachable { address: address.to_owned(), reason };
         let docker = match tokio::time::timeout(FIRST_ANSWER, docker.negotiate_version()).await {
             Ok(Ok(docker)) => docker,
@@ -49,6 +61,7 @@ impl Engine {
         };
         let engine = Engine {
             docker,
+            raw,
             address: address.to_owned(),
             heavy: Semaphore::new(parallelism.max(1)),
             facts: RwLock::new(EngineFacts::newest()),
@@ -73,6 +86,33 @@ impl Engine {
         EngineFacts { api: self.api(), ..self.facts.read().clone() }
     }
 
+    /// Makes a request whose answer is a connection: what is written goes to a process, what is read comes from it.
+    pub(crate) async fn hijack(
+        &self,
+        path: &str,
+        body: Option<serde_json::Value>,
+    ) -> Result<TokioIo<Upgraded>, ApiError> {
+        let (major, minor) = self.api();
+        let body = body.map(|body| body.to_string()).unwrap_or_default();
+        let request = http::Request::post(format!("{}/v{major}.{minor}{path}", self.raw.1))
+            .header(http::header::CONNECTION, "Upgrade")
+            .header(http::header::UPGRADE, "tcp")
+            .header(http::header::CONTENT_TYPE, "application/json")
+            .body(bollard::body_full(bytes::Bytes::from(body)))?;
+        let answer = tokio::time::timeout(TIMEOUT, (self.raw.0)(request)).await;
+        let answer = answer.map_err(|_| ApiError::RequestTimeoutError)??;
+        if matches!(answer.status().as_u16(), 101 | 200) {
+            return Ok(TokioIo::new(hyper::upgrade::on(answer).await?));
+        }
+        let status_code = answer.status().as_u16();
+        let text = Limited::new(answer.into_body(), MAX_ERROR).collect().await;
+        let text = text.map(|text| text.to_bytes()).unwrap_or_default();
+        let message = serde_json::from_slice::<serde_json::Value>(&text).ok();
+        let message = message.as_ref().and_then(|value| value.get("message")?.as_str());
+        let message = message.map_or_else(|| String::from_utf8_lossy(&text).into_owned(), str::to_owned);
+        Err(ApiError::DockerResponseServerError { status_code, message })
+    }
+
     fn api(&self) -> Api {
         let version = self.docker.client_version();
         (version.major_version, version.minor_version)
@@ -85,7 +125,7 @@ impl Engine {
 }
 
 /// A handle for an address; connects to nothing yet.
-fn open(address: &str) -> Result<Docker, Error> {
+fn open(address: &str) -> Result<(Docker, (Raw, String)), Error> {
     let bad = |reason: &str| Error::BadAddress { address: address.to_owned(), reason: reason.to_owned() };
     match address.split_once("://") {
         None if address.starts_with('/') => unix(address),
@@ -103,13 +143,13 @@ fn open(address: &str) -> Result<Docker, Error> {
     .map_err(|error| bad(&error::chain(&error)))
 }
 
-fn unix(path: &str) -> Result<Docker, bollard::errors::Error> {
+fn unix(path: &str) -> Result<(Docker, (Raw, String)), ApiError> {
     // The connector finds the socket's path in the place of the host, in hexadecimal.
     pooled(hyperlocal::UnixConnector, &format!("unix://{}", hex::encode(path)))
 }
 
 /// The library's own transports open a connection per request; this one keeps them.
-fn pooled<C>(connector: C, address: &str) -> Result<Docker, bollard::errors::Error>
+fn pooled<C>(connector: C, address: &str) -> Result<(Docker, (Raw, String)), ApiError>
 where
     C: Connect + Clone + Send + Sync + 'static,
 {
@@ -118,12 +158,20 @@ where
         .pool_idle_timeout(IDLE_TIMEOUT)
         .pool_max_idle_per_host(IDLE_CONNECTIONS)
         .build(connector);
+    let raw = client.clone();
+    let raw: Raw = Arc::new(move |request| {
+        let raw = raw.clone();
+        Box::pin(async move { raw.request(request).await.map_err(ApiError::from) })
+    });
     let transport = move |mut request: BollardRequest| {
         url_safe_credentials(&mut request);
         let client = client.clone();
-        async move { client.request(request).await.map_err(bollard::errors::Error::from) }
+        async move { client.request(request).await.map_err(ApiError::from) }
     };
-    Docker::connect_with_custom_transport(transport, Some(address), TIMEOUT.as_secs(), API_DEFAULT_VERSION)
+    let timeout = TIMEOUT.as_secs();
+    let docker =
+        Docker::connect_with_custom_transport(transport, Some(address), timeout, API_DEFAULT_VERSION)?;
+    Ok((docker, (raw, address.to_owned())))
 }
 
 /// Engines want the URL-safe alphabet of base64 in this header, the library writes the standard one.

@@ -15,7 +15,9 @@ use parking_lot::Mutex;
 use swarm_agent::memory::MemoryDir;
 use swarm_agent::payloads::Payloads;
 use swarm_agent::template::Context;
-use swarm_agent::{Controller, ControllerError, Dependencies, LogOptions, LogSink};
+use swarm_agent::{
+    AttachOptions, Controller, ControllerError, Dependencies, ExecOptions, LogOptions, LogSink, Stats, TaskIo,
+};
 use swarm_api::Shared;
 use swarm_api::v1::{ContainerStatus, PortStatus, Task, task_spec};
 
@@ -25,7 +27,9 @@ use crate::executor::Parts;
 use crate::files::{self, TaskFiles};
 use crate::logs;
 use crate::observed::Observed;
+use crate::session;
 use crate::spec::{ContainerPlan, PlannedNetwork};
+use crate::stats;
 
 /// A look, and the news that were known before it.
 #[derive(Clone)]
@@ -450,6 +454,26 @@ impl Controller for DockerController {
         logs::copy(&self.parts.engine.docker, &self.plan.name, &options, &sink)
             .await
             .map_err(|error| self.failed("reading logs failed", &error))
+    }
+
+    async fn exec(&self, options: ExecOptions, io: TaskIo) -> Result<i32, ControllerError> {
+        session::exec(&self.parts.engine, &self.plan.name, options, io)
+            .await
+            .map_err(|(step, error)| self.failed(step, &error))
+    }
+
+    async fn attach(&self, options: AttachOptions, io: TaskIo) -> Result<i32, ControllerError> {
+        let (tty, stdin) = (self.plan.tty, self.plan.body.open_stdin == Some(true));
+        session::attach(&self.parts.engine, &self.plan.name, (tty, stdin), options, io)
+            .await
+            .map_err(|(step, error)| self.failed(step, &error))
+    }
+
+    async fn stats(&self) -> Result<Stats, ControllerError> {
+        let limit = self.plan.body.host_config.as_ref().and_then(|host| host.memory);
+        stats::of(&self.parts.engine.docker, &self.plan.name, limit)
+            .await
+            .map_err(|error| self.failed("asking the engine for figures", &error))
     }
 }
 

@@ -8,10 +8,12 @@
 //! - `files`: secrets and configs as files in memory; `networks`: networks that a node makes for the cluster.
 //! - `image`: whether and how an image is pulled, once for all tasks that want it.
 //! - `events`: one event stream for all containers. Events are hints only: who is told looks at the container.
+//! - `session`: commands in a container, and its own input and output; `stats`: what it uses.
 //! - `client`: the connection; `error`: what an engine's answer means for a task.
 
 mod client;
 mod controller;
+mod demux;
 mod describe;
 mod error;
 mod events;
@@ -19,11 +21,14 @@ mod executor;
 mod facts;
 mod files;
 mod image;
+mod leftover;
 mod logs;
 mod networks;
 mod observed;
 mod ports;
+mod session;
 mod spec;
+mod stats;
 
 pub use client::DEFAULT_ADDRESS;
 pub use error::Error;

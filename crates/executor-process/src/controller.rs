@@ -1,6 +1,5 @@
 //! One task's process, seen from the daemon.
 
-use std::collections::VecDeque;
 use std::fs::OpenOptions;
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
@@ -12,7 +11,9 @@ use async_trait::async_trait;
 use nix::fcntl::OFlag;
 use nix::sys::signal::Signal;
 use swarm_agent::memory::MemoryDir;
-use swarm_agent::{Controller, ControllerError, LogLine, LogOptions, LogSink};
+use swarm_agent::{
+    AttachOptions, Controller, ControllerError, ExecOptions, Gone, LogOptions, LogSink, Stats, TaskIo,
+};
 use swarm_api::Shared;
 use swarm_api::v1::{ContainerStatus, PortStatus, Task};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
@@ -20,19 +21,16 @@ use tokio::net::unix::pipe;
 use tokio::process::Command;
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::dir::{Exit, State, TaskDir};
+use crate::dir::{Exit, Running, State, TaskDir};
 use crate::executor::Parts;
 use crate::files::TaskFiles;
 use crate::launch::{Launch, MARKER};
-use crate::log::Reader;
 use crate::outcome::{HOST_RESTARTED, SHIM_LOST, fatal, result, start_error};
-use crate::procfs;
 use crate::shim::{Request, SHIM_ARG, Word};
+use crate::{output, procfs, session, stats};
 
 /// Time between two looks where there is nothing to wait for.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
-/// Time between two looks at a log that is followed.
-const FOLLOW: Duration = Duration::from_millis(100);
 /// A shim says its first word within this time, or is stuck.
 const FIRST_WORD: Duration = Duration::from_secs(30);
 /// A shim ends within this time after its command had to.
@@ -52,7 +50,7 @@ pub(crate) struct ProcessController {
 }
 
 /// Something is wrong with the task's directory; that may pass (a full disk), and the task is not at fault.
-fn disk(error: &io::Error) -> ControllerError {
+pub(crate) fn disk(error: &io::Error) -> ControllerError {
     ControllerError::Temporary(format!("the task's directory: {error}"))
 }
 
@@ -145,6 +143,15 @@ impl ProcessController {
     fn shim_trouble(&self) -> String {
         let text = std::fs::read_to_string(self.dir.shim_log()).unwrap_or_default();
         text.lines().last().unwrap_or("it ended without a word").to_owned()
+    }
+
+    /// What runs.
+    fn runs(&self) -> Result<Running, ControllerError> {
+        let running = self.dir.running().map_err(|error| disk(&error))?;
+        match (self.state()?, running) {
+            (State::Running, Some(running)) => Ok(running),
+            _ => Err(fatal("the task does not run")),
+        }
     }
 
     /// Waits until a shim that runs has ended, or is gone already.
@@ -428,66 +435,34 @@ impl Controller for ProcessController {
         None
     }
 
-    async fn logs(&self, options: LogOptions, sink: LogSink) -> Result<(), ControllerError> {
-        let wanted = |line: &LogLine| {
-            (options.streams.is_empty() || options.streams.contains(&line.stream))
-                && options.since.is_none_or(|since| line.timestamp >= since)
+    async fn exec(&self, options: ExecOptions, io: TaskIo) -> Result<i32, ControllerError> {
+        self.runs()?;
+        let task_ends = async {
+            if let Err(error) = self.shim_end().await {
+                tracing::warn!(task.id = self.task_id, %error, "the end of a task can't be seen");
+                std::future::pending::<()>().await;
+            }
         };
-        let mut reader = Reader::new(&self.dir.log());
-        // The last lines, until there are no more before them.
-        let mut tail =
-            options.tail.map(|count| (usize::try_from(count).unwrap_or(usize::MAX), VecDeque::new()));
-        let mut was_there = false;
-        loop {
-            // Before the read: what is written until the end is then read for sure.
-            let state = self.state()?;
-            let over = match state {
-                State::Ended(_) | State::Lost => true,
-                // Removed; of what was open the rest can still be read.
-                State::Absent => was_there,
-                State::Prepared | State::Running => false,
-            };
-            was_there |= state != State::Absent;
-            let read = tokio::task::spawn_blocking(move || {
-                let batch = reader.batch();
-                (reader, batch)
-            });
-            let (again, batch) =
-                read.await.map_err(|error| fatal(format!("reading logs failed: {error}")))?;
-            reader = again;
-            let batch = batch.map_err(|error| fatal(format!("reading logs failed: {error}")))?;
-            let at_end = batch.is_empty();
-            let lines: Vec<LogLine> = match &mut tail {
-                None => batch.into_iter().filter(wanted).collect(),
-                Some((count, last)) => {
-                    for line in batch.into_iter().filter(wanted) {
-                        last.push_back(line);
-                        if last.len() > *count {
-                            last.pop_front();
-                        }
-                    }
-                    if !at_end {
-                        continue;
-                    }
-                    let last = std::mem::take(last).into();
-                    tail = None;
-                    last
-                }
-            };
-            for line in lines {
-                if sink.send(line).await.is_err() {
-                    return Ok(());
-                }
-            }
-            if at_end {
-                if over || !options.follow {
-                    return Ok(());
-                }
-                tokio::select! {
-                    () = sink.closed() => return Ok(()),
-                    () = sleep(FOLLOW) => {}
-                }
-            }
+        session::exec(&self.parts, &self.dir, options, io, task_ends).await
+    }
+
+    /// A process has no standard input; its output is in its log.
+    async fn attach(&self, _: AttachOptions, io: TaskIo) -> Result<i32, ControllerError> {
+        self.runs()?;
+        let (_inputs, output) = io.split();
+        match output::show(&self.dir, &output).await? {
+            Ok(exit) => Ok(exit.code),
+            Err(Gone) => Ok(0), // nobody is there to hear it
         }
+    }
+
+    async fn stats(&self) -> Result<Stats, ControllerError> {
+        let running = self.runs()?;
+        let dir = self.dir.clone();
+        on_disk(move || Ok(stats::of(&dir.launch()?, &running))).await
+    }
+
+    async fn logs(&self, options: LogOptions, sink: LogSink) -> Result<(), ControllerError> {
+        output::copy(&self.dir, &options, &sink).await
     }
 }

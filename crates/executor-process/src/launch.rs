@@ -119,7 +119,7 @@ pub(crate) fn launch(
     if !spec.dir.is_empty() && !spec.dir.starts_with('/') {
         return Err(fatal(format!("process: the working directory must be an absolute path: {}", spec.dir)));
     }
-    let (identity, home) = identity(&spec)?;
+    let (identity, home) = identity(&spec.user, &spec.groups)?;
     let stop_signal = parse_signal(&spec.stop_signal)?;
     let rlimits = rlimits(&spec)?;
     let context = Context::new(task, node);
@@ -177,9 +177,7 @@ fn environment(
 ) -> Vec<(String, String)> {
     let mut all: Vec<(String, String)> = vec![("PATH".to_owned(), DEFAULT_PATH.to_owned())];
     if let Some(user) = home {
-        all.push(("HOME".to_owned(), user.dir.to_string_lossy().into_owned()));
-        all.push(("USER".to_owned(), user.name.clone()));
-        all.push(("LOGNAME".to_owned(), user.name));
+        all.extend(home_env(user));
     }
     let resources = resource_env(&task.assigned_generic_resources);
     // An entry without a value is the name of one that is to be absent.
@@ -212,14 +210,26 @@ fn environment(
     all
 }
 
+/// What an account's processes find in their environment.
+pub(crate) fn home_env(user: User) -> [(String, String); 3] {
+    [
+        ("HOME".to_owned(), user.dir.to_string_lossy().into_owned()),
+        ("USER".to_owned(), user.name.clone()),
+        ("LOGNAME".to_owned(), user.name),
+    ]
+}
+
 /// Whom the process is to run as, and the account it came from.
-fn identity(spec: &ProcessSpec) -> Result<(Option<Identity>, Option<User>), ControllerError> {
-    if spec.user.is_empty() && spec.groups.is_empty() {
+pub(crate) fn identity(
+    user: &str,
+    further: &[String],
+) -> Result<(Option<Identity>, Option<User>), ControllerError> {
+    if user.is_empty() && further.is_empty() {
         return Ok((None, None));
     }
-    let (name, group) = match spec.user.split_once(':') {
+    let (name, group) = match user.split_once(':') {
         Some((name, group)) => (name, Some(group)),
-        None => (spec.user.as_str(), None),
+        None => (user, None),
     };
     let looked_up = |error: nix::Error| fatal(format!("process: looking up user {name:?}: {error}"));
     let account = match name.parse::<u32>() {
@@ -247,18 +257,17 @@ fn identity(spec: &ProcessSpec) -> Result<(Option<Identity>, Option<User>), Cont
     {
         groups.extend(getgrouplist(&name, gid).unwrap_or_default());
     }
-    for group in &spec.groups {
+    for group in further {
         groups.push(lookup_group(group)?);
     }
     let mut groups: Vec<u32> = groups.into_iter().map(Gid::as_raw).collect();
     groups.sort_unstable();
     groups.dedup();
     if !Uid::effective().is_root()
-        && (uid != Uid::effective() || gid != Gid::effective() || !spec.groups.is_empty())
+        && (uid != Uid::effective() || gid != Gid::effective() || !further.is_empty())
     {
         return Err(fatal(format!(
-            "process: this node's daemon is not root and can't run a task as {:?}",
-            spec.user
+            "process: this node's daemon is not root and can't run a task as {user:?}"
         )));
     }
     Ok((Some(Identity { uid: uid.as_raw(), gid: gid.as_raw(), groups }), account))

@@ -17,6 +17,8 @@
 //! - `dir`: a task's directory, its files, and the state they tell.
 //! - `files`: its secrets and configs, in memory. `outcome`: what the end of a process means for its task.
 //! - `shim`: supervisor (`shim`) and the step between it and the command (`shim::exec`).
+//! - `session`: commands that operators execute in a task (`shim::session` supervises one), `terminal` what they do it
+//!   in; `output`: what a task has written, and writes; `stats`: what it uses.
 //! - `log`: the file that keeps the output. `cgroup`, `procfs`: control groups, and what `/proc` tells.
 
 mod cgroup;
@@ -29,8 +31,12 @@ pub mod fuzz;
 mod launch;
 mod log;
 mod outcome;
+mod output;
 mod procfs;
+mod session;
 mod shim;
+mod stats;
+mod terminal;
 
 pub use executor::{Error, ProcessExecutor};
 pub use launch::RUNTIME;

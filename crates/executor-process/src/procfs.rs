@@ -60,6 +60,51 @@ impl Stat {
     }
 }
 
+/// What a process uses, and used.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Usage {
+    /// Its own processor time, in nanoseconds, of all its threads.
+    pub(crate) own_nanos: u64,
+    /// That of the children that it has waited for, and of theirs.
+    pub(crate) waited_nanos: u64,
+    /// Resident memory in bytes.
+    pub(crate) memory: u64,
+    pub(crate) threads: u64,
+    /// Bytes from and to disks, with those of the children that it has waited for.
+    pub(crate) read: u64,
+    pub(crate) written: u64,
+}
+
+/// In this file times are counted in hundredths of a second, on all platforms.
+const NANOS_OF_TICK: u64 = 10_000_000;
+
+impl Usage {
+    /// Of a process that is there.
+    pub(crate) fn read(pid: i32) -> Option<Usage> {
+        let file = |name: &str| fs::read_to_string(format!("/proc/{pid}/{name}"));
+        // Only its own user may read that one.
+        Usage::parse(&file("stat").ok()?, &file("status").ok()?, &file("io").unwrap_or_default())
+    }
+
+    fn parse(stat: &str, status: &str, io: &str) -> Option<Usage> {
+        let (_, fields) = stat.rsplit_once(") ")?;
+        let fields: Vec<&str> = fields.split(' ').collect();
+        let nanos = |at: usize| Some(fields.get(at)?.parse::<u64>().ok()?.saturating_mul(NANOS_OF_TICK));
+        let number = |text: &str, name: &str| {
+            let line = text.lines().find_map(|line| line.strip_prefix(name));
+            line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok()).unwrap_or(0)
+        };
+        Some(Usage {
+            own_nanos: nanos(11)? + nanos(12)?,
+            waited_nanos: nanos(13)? + nanos(14)?,
+            memory: number(status, "VmRSS:").saturating_mul(1024),
+            threads: number(status, "Threads:"),
+            read: number(io, "read_bytes:"),
+            written: number(io, "write_bytes:"),
+        })
+    }
+}
+
 /// Numbers of all processes.
 pub(crate) fn all() -> Vec<i32> {
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
@@ -114,6 +159,23 @@ mod tests {
         let text = "7 (a) b (c)) S 1 7 9 0 -1 4194304 1 2 3 4 5 6 7 8 20 0 1 0 4242 1000 10";
         assert_eq!(Stat::parse(text), Some(Stat { state: 'S', parent: 1, session: 9, began: 4242 }));
         assert_eq!(Stat::parse("7 (a"), None);
+    }
+
+    #[test]
+    fn usage_is_read_from_three_files() {
+        let stat = "7 (a) b) S 1 7 9 0 -1 4194304 1 2 3 4 100 20 3 4 20 0 1 0 4242 1000 10";
+        let io = "rchar: 1\nread_bytes: 4096\nwrite_bytes: 8192\ncancelled_write_bytes: 0\n";
+        let usage = Usage::parse(stat, "VmRSS:\t    12 kB\nThreads:\t3\n", io);
+        let expected = Usage {
+            own_nanos: 1_200_000_000,
+            waited_nanos: 70_000_000,
+            memory: 12_288,
+            threads: 3,
+            read: 4096,
+            written: 8192,
+        };
+        assert_eq!(usage, Some(expected));
+        assert!(Usage::read(std::process::id() as i32).unwrap().memory > 0);
     }
 
     #[test]

@@ -1,17 +1,45 @@
 //! The supervisor of one task: a process of its own that outlives the daemon.
 //!
+//! Commands that operators execute in a task have a supervisor of their own (`session`), which ends with them.
+//!
 //! It is single-threaded on purpose: the command is killed by the kernel when the *thread* that started it ends.
 
 mod exec;
+mod session;
 mod supervise;
 
 use std::path::Path;
 use std::process::ExitCode;
 
+use serde::{Deserialize, Serialize};
+
+use crate::launch::Identity;
+
 /// First argument of a shim; the second is the task's directory.
 pub(crate) const SHIM_ARG: &str = "__swarmd-task-shim";
 /// First argument of the step between shim and command.
 const EXEC_ARG: &str = "__swarmd-task-exec";
+
+/// First argument of the supervisor of a command that is executed in a task; the second is the task's directory.
+pub(crate) const SESSION_ARG: &str = "__swarmd-task-session";
+/// First argument of the step between it and the command.
+const SESSION_EXEC_ARG: &str = "__swarmd-task-session-exec";
+/// Environment variable with the [`Visit`] of such a command, as JSON: nothing of it is written to a disk.
+pub(crate) const SESSION_ENV: &str = "SWARMD_TASK_SESSION";
+
+/// A command that is executed in a task, where it differs from the task's own.
+#[derive(Clone, Serialize, Deserialize)]
+pub(crate) struct Visit {
+    /// Process that it ends with.
+    pub(crate) daemon: i32,
+    pub(crate) argv: Vec<String>,
+    /// In addition to the task's.
+    pub(crate) env: Vec<(String, String)>,
+    pub(crate) dir: Option<String>,
+    pub(crate) identity: Option<Identity>,
+    /// Its standard input is a terminal, to be its controlling one.
+    pub(crate) tty: bool,
+}
 
 /// What a shim tells its daemon, in one line, before it goes its own way.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -77,6 +105,8 @@ pub fn maybe_run_shim() -> Option<ExitCode> {
     let run = match first.to_str() {
         Some(SHIM_ARG) => supervise::run,
         Some(EXEC_ARG) => exec::run,
+        Some(SESSION_ARG) => session::run,
+        Some(SESSION_EXEC_ARG) => exec::run_session,
         _ => return None,
     };
     let Some(directory) = args.next() else { return Some(ExitCode::FAILURE) };

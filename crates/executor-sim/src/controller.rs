@@ -3,7 +3,9 @@
 use async_trait::async_trait;
 use rand::RngExt as _;
 use rand::rngs::StdRng;
-use swarm_agent::{Controller, ControllerError, LogOptions, LogSink};
+use swarm_agent::{
+    AttachOptions, Controller, ControllerError, ExecOptions, LogOptions, LogSink, Stats, TaskIo,
+};
 use swarm_api::Shared;
 use swarm_api::v1::{ContainerStatus, PortStatus, Task};
 
@@ -17,6 +19,11 @@ const KILLED: i32 = 137;
 /// What everything answers while the engine is away.
 pub(crate) fn away() -> ControllerError {
     ControllerError::Temporary("the simulated engine is away".into())
+}
+
+/// There is no way into a task that is only simulated.
+fn nothing_runs() -> ControllerError {
+    ControllerError::Fatal("the task is simulated: nothing runs that could be entered or measured".into())
 }
 
 pub(crate) struct SimController {
@@ -144,5 +151,17 @@ impl Controller for SimController {
 
     async fn logs(&self, _options: LogOptions, _sink: LogSink) -> Result<(), ControllerError> {
         Ok(())
+    }
+
+    async fn exec(&self, _: ExecOptions, _: TaskIo) -> Result<i32, ControllerError> {
+        Err(nothing_runs())
+    }
+
+    async fn attach(&self, _: AttachOptions, _: TaskIo) -> Result<i32, ControllerError> {
+        Err(nothing_runs())
+    }
+
+    async fn stats(&self) -> Result<Stats, ControllerError> {
+        Err(nothing_runs())
     }
 }

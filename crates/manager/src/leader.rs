@@ -5,6 +5,7 @@ use std::sync::Arc;
 use swarm_dispatcher::Dispatcher;
 use swarm_logs::Broker;
 use swarm_store::Store;
+use swarm_task_sessions::Broker as SessionBroker;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument as _, error, info, info_span};
@@ -22,6 +23,7 @@ pub(crate) struct Leader {
     pub(crate) bootstrap: Bootstrap,
     pub(crate) dispatcher: Arc<Dispatcher>,
     pub(crate) logs: Arc<Broker>,
+    pub(crate) task_sessions: Arc<SessionBroker>,
     pub(crate) ca: Arc<CaServer>,
     pub(crate) members: RaftMembers,
 }
@@ -57,6 +59,14 @@ impl Leader {
             parts.spawn(async move {
                 if let Err(error) = logs.run(cancel).await {
                     error!(%error, "the log broker ended");
+                }
+            });
+        }
+        {
+            let (sessions, cancel) = (self.task_sessions.clone(), cancel.clone());
+            parts.spawn(async move {
+                if let Err(error) = sessions.run(cancel).await {
+                    error!(%error, "the broker of task sessions ended");
                 }
             });
         }

@@ -20,6 +20,7 @@ use swarm_pki::{
 use swarm_plugins::Plugins;
 use swarm_raft::{GrpcTransport, Outcome, PeersService, RaftHandle, RaftService, Role};
 use swarm_store::Store;
+use swarm_task_sessions::Broker as SessionBroker;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -144,6 +145,7 @@ impl Manager {
             },
         );
         let logs = Broker::new(store.clone());
+        let task_sessions = SessionBroker::new(store.clone());
         let ca = CaServer::new(store.clone(), config.security.clone());
         let (health, local_health) = (Health::new(), Health::new());
         // Those that each node makes for itself; a network without a driver is an overlay.
@@ -166,6 +168,8 @@ impl Manager {
                 .add_service(dispatcher.service().into_server())
                 .add_service(logs.logs().into_server())
                 .add_service(logs.log_broker().into_server())
+                .add_service(task_sessions.tasks().into_server())
+                .add_service(task_sessions.task_sessions().into_server())
                 .add_service(ca.ca_service())
                 .add_service(ca.node_ca_service())
         };
@@ -228,6 +232,7 @@ impl Manager {
             bootstrap: bootstrap(&config, &node_id, &cluster_id),
             dispatcher,
             logs,
+            task_sessions,
             ca,
             members: RaftMembers { raft: raft.clone(), group },
         };

@@ -39,6 +39,8 @@ pub struct Config {
     pub hostname: Option<String>,
     /// Ways of running tasks.
     pub executors: Vec<Arc<dyn Executor>>,
+    /// Commands may be executed in this node's tasks, and its tasks attached to, by whoever may control the cluster.
+    pub exec: bool,
     /// Raft ticks (seconds) between heartbeats.
     pub heartbeat_tick: u32,
     /// Raft ticks without a leader before an election.

@@ -82,6 +82,7 @@ impl Node {
             connector: connector.clone(),
             tls_info,
             fips: false,
+            exec: config.exec,
             timings: swarm_agent::Timings::default(),
         })
         .await;

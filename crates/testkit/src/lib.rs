@@ -9,6 +9,7 @@
 //! - [`quorum`]: what tests ask of several managers.
 //! - [`registry`]: a registry of images on this host.
 //! - [`teardown`]: ending what daemons that were killed leave running.
+//! - [`visit`]: commands in tasks, and what they write.
 //! - [`wait`]: waiting for conditions with a deadline.
 
 mod archive;
@@ -21,4 +22,5 @@ pub mod proxy;
 pub mod quorum;
 pub mod registry;
 pub mod teardown;
+pub mod visit;
 pub mod wait;

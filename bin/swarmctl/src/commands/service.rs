@@ -10,7 +10,7 @@ use swarm_api::v1::{
     list_secrets_request, list_tasks_request,
 };
 
-use super::{Answer, Context, dry_run, ids, logs, service_view, task_view};
+use super::{Answer, Context, dry_run, ids, logs, service_view, stats, task_view};
 use crate::error::{Error, Result};
 use crate::output::Names;
 use crate::resolve;
@@ -66,6 +66,14 @@ pub(crate) enum Command {
         #[arg(long)]
         dry_run: bool,
     },
+    /// Show what the tasks of services use: processor, memory, network and disks
+    Stats {
+        /// IDs of services, their names, or how their IDs begin
+        #[arg(required = true, value_name = "SERVICE")]
+        services: Vec<String>,
+        #[command(flatten)]
+        flags: stats::Flags,
+    },
     /// Change a service; its tasks are replaced where they change
     Update {
         #[command(flatten)]
@@ -86,6 +94,7 @@ pub(crate) struct One {
 
 pub(crate) async fn run(context: &mut Context, command: Command) -> Result<Answer> {
     let text = match command {
+        Command::Stats { services, flags } => return stats::run(context, &[], &services, &flags).await,
         Command::Ls { quiet } => {
             let request = ListServicesRequest::default();
             let services = context.control.list_services(request).await?.into_inner().services;

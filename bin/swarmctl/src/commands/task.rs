@@ -8,7 +8,7 @@ use swarm_api::v1::{
 };
 
 use super::service_view::{process_lines, spec_lines};
-use super::{Answer, Context, ids, logs, task_view};
+use super::{Answer, Context, exec, ids, logs, stats, task_view};
 use crate::error::Result;
 use crate::output::{Names, Table, time};
 use crate::resolve;
@@ -17,6 +17,25 @@ use crate::spec::decode_process;
 /// Commands on tasks.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    /// Join the input and output of a task's own process, from now on. The task goes on when this ends
+    Attach {
+        /// ID of the task, its full name, or how its ID begins
+        task: String,
+        #[command(flatten)]
+        flags: exec::AttachFlags,
+    },
+    /// Execute a command in a task that runs, with its user, directory, environment and limits. Its exit code is that of
+    /// the command
+    #[command(trailing_var_arg = true)]
+    Exec {
+        #[command(flatten)]
+        flags: exec::ExecFlags,
+        /// ID of the task, its full name, or how its ID begins
+        task: String,
+        /// Program and arguments
+        #[arg(required = true, allow_hyphen_values = true, value_name = "COMMAND")]
+        command: Vec<String>,
+    },
     /// Show a task, and all tasks that had its slot
     Inspect(One),
     /// List tasks
@@ -40,6 +59,17 @@ pub(crate) enum Command {
     /// Remove a task from the cluster's records; nothing is stopped first
     #[command(visible_alias = "rm")]
     Remove(One),
+    /// Show what tasks use: processor, memory, network and disks
+    Stats {
+        /// IDs of tasks, their full names, or how their IDs begin
+        #[arg(value_name = "TASK", required_unless_present = "services")]
+        tasks: Vec<String>,
+        /// All tasks of a service: its ID, its name, or how its ID begins
+        #[arg(long = "service", value_name = "SERVICE")]
+        services: Vec<String>,
+        #[command(flatten)]
+        flags: stats::Flags,
+    },
 }
 
 /// A task.
@@ -51,6 +81,13 @@ pub(crate) struct One {
 
 pub(crate) async fn run(context: &mut Context, command: Command) -> Result<Answer> {
     let text = match command {
+        Command::Exec { flags, task, command } => {
+            return exec::exec(context, &task, command, &flags).await;
+        }
+        Command::Attach { task, flags } => return exec::attach(context, &task, &flags).await,
+        Command::Stats { tasks, services, flags } => {
+            return stats::run(context, &tasks, &services, &flags).await;
+        }
         Command::Logs { tasks, flags } => return logs::run(context, logs::Of::Tasks(tasks), &flags).await,
         Command::Ls { all, quiet } => {
             let mut tasks = context.control.list_tasks(ListTasksRequest::default()).await?.into_inner().tasks;

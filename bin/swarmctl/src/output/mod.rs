@@ -3,6 +3,7 @@
 pub(crate) mod lines;
 pub(crate) mod names;
 pub(crate) mod sources;
+pub(crate) mod stats;
 pub(crate) mod table;
 pub(crate) mod time;
 pub(crate) mod window;

@@ -2,6 +2,7 @@
 
 pub(crate) mod cpu;
 pub(crate) mod csv;
+pub(crate) mod detach_keys;
 pub(crate) mod duration;
 pub(crate) mod log;
 pub(crate) mod mount;

@@ -51,6 +51,10 @@ impl Tasks {
         }
     }
 
+    pub(crate) fn find(&self, task_id: &str) -> Option<Entry> {
+        self.0.entries.lock().get(task_id).cloned()
+    }
+
     pub(super) fn has(&self, task_id: &str) -> bool {
         self.0.entries.lock().contains_key(task_id)
     }

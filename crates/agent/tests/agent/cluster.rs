@@ -189,6 +189,7 @@ pub(crate) async fn start_agent<C: Connector>(
         connector,
         tls_info: receiver,
         fips: false,
+        exec: true,
         timings: Timings::default(),
     })
     .await

@@ -46,6 +46,7 @@ async fn an_assigned_task_runs_and_is_reported() {
     assert_eq!(description.hostname, "host-n1");
     let engine = description.engine.as_ref().unwrap();
     assert_eq!(engine.labels["swarmd.runtime.container"], "1");
+    assert_eq!(engine.labels["swarmd.exec"], "1");
     assert_eq!(description.resources.as_ref().unwrap().nano_cpus, 8_000_000_000);
     agent.stop().await;
     cluster.world.assert_sound();

@@ -75,4 +75,7 @@ pub const METHODS: &[super::Method] = &[
     super::Method { path: "/swarmd.v1.Recovery/Backup", allowed: super::Allowed::Roles(&["swarm-manager"]) },
     super::Method { path: "/swarmd.v1.Services/DryRun", allowed: super::Allowed::Roles(&["swarm-manager"]) },
     super::Method { path: "/swarmd.v1.Services/Rebalance", allowed: super::Allowed::Roles(&["swarm-manager"]) },
+    super::Method { path: "/swarmd.v1.TaskSessions/Listen", allowed: super::Allowed::Roles(&["swarm-worker", "swarm-manager"]) },
+    super::Method { path: "/swarmd.v1.TaskSessions/Serve", allowed: super::Allowed::Roles(&["swarm-worker", "swarm-manager"]) },
+    super::Method { path: "/swarmd.v1.Tasks/Open", allowed: super::Allowed::Roles(&["swarm-manager"]) },
 ];

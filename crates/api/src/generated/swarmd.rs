@@ -2121,3 +2121,1072 @@ pub mod services_server {
         const NAME: &'static str = SERVICE_NAME;
     }
 }
+/// From whoever wants in, to the task.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[prost(skip_debug)]
+pub struct TaskInput {
+    #[prost(oneof = "task_input::Item", tags = "1, 2, 3, 4")]
+    pub item: ::core::option::Option<task_input::Item>,
+}
+/// Nested message and enum types in `TaskInput`.
+pub mod task_input {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    #[prost(skip_debug)]
+    pub enum Item {
+        /// The first message, and only that.
+        #[prost(message, tag = "1")]
+        Open(super::OpenTask),
+        /// Standard input: at most 64 KiB.
+        #[prost(bytes, tag = "2")]
+        Stdin(::prost::bytes::Bytes),
+        /// The standard input has ended.
+        #[prost(message, tag = "3")]
+        StdinEnd(super::StdinEnd),
+        /// The terminal has another size.
+        #[prost(message, tag = "4")]
+        Size(super::TerminalSize),
+    }
+}
+impl ::prost::Name for TaskInput {
+    const NAME: &'static str = "TaskInput";
+    const PACKAGE: &'static str = "swarmd.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "swarmd.v1.TaskInput".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/swarmd.v1.TaskInput".into()
+    }
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct StdinEnd {}
+impl ::prost::Name for StdinEnd {
+    const NAME: &'static str = "StdinEnd";
+    const PACKAGE: &'static str = "swarmd.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "swarmd.v1.StdinEnd".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/swarmd.v1.StdinEnd".into()
+    }
+}
+/// In characters.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct TerminalSize {
+    #[prost(uint32, tag = "1")]
+    pub rows: u32,
+    #[prost(uint32, tag = "2")]
+    pub columns: u32,
+}
+impl ::prost::Name for TerminalSize {
+    const NAME: &'static str = "TerminalSize";
+    const PACKAGE: &'static str = "swarmd.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "swarmd.v1.TerminalSize".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/swarmd.v1.TerminalSize".into()
+    }
+}
+/// What a session is to be.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct OpenTask {
+    #[prost(oneof = "open_task::What", tags = "1, 2, 3")]
+    pub what: ::core::option::Option<open_task::What>,
+}
+/// Nested message and enum types in `OpenTask`.
+pub mod open_task {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum What {
+        #[prost(message, tag = "1")]
+        Exec(super::ExecTask),
+        #[prost(message, tag = "2")]
+        Attach(super::AttachTask),
+        #[prost(message, tag = "3")]
+        Stats(super::StatsOfTasks),
+    }
+}
+impl ::prost::Name for OpenTask {
+    const NAME: &'static str = "OpenTask";
+    const PACKAGE: &'static str = "swarmd.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "swarmd.v1.OpenTask".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/swarmd.v1.OpenTask".into()
+    }
+}
+/// A command beside the task's own, with its user, directory, environment and limits. It ends with the session.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[prost(skip_debug)]
+pub struct ExecTask {
+    #[prost(string, tag = "1")]
+    pub task_id: ::prost::alloc::string::String,
+    /// Program and arguments.
+    #[prost(string, repeated, tag = "2")]
+    pub command: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Its standard input is the session's; else it has none.
+    #[prost(bool, tag = "3")]
+    pub stdin: bool,
+    /// It has a terminal: its output is one stream.
+    #[prost(bool, tag = "4")]
+    pub tty: bool,
+    #[prost(message, optional, tag = "5")]
+    pub size: ::core::option::Option<TerminalSize>,
+    /// Name or number of another user, optionally with ":group".
+    #[prost(string, tag = "6")]
+    pub user: ::prost::alloc::string::String,
+    /// Another working directory, absolute.
+    #[prost(string, tag = "7")]
+    pub dir: ::prost::alloc::string::String,
+    /// NAME=value, in addition to the task's.
+    #[prost(string, repeated, tag = "8")]
+    pub env: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+impl ::prost::Name for ExecTask {
+    const NAME: &'static str = "ExecTask";
+    const PACKAGE: &'static str = "swarmd.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "swarmd.v1.ExecTask".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/swarmd.v1.ExecTask".into()
+    }
+}
+/// The input and output of the task's own process, from now on. The session's end does not end the task.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AttachTask {
+    #[prost(string, tag = "1")]
+    pub task_id: ::prost::alloc::string::String,
+    /// The session's standard input goes to the task's, if it has one.
+    #[prost(bool, tag = "2")]
+    pub stdin: bool,
+    #[prost(message, optional, tag = "3")]
+    pub size: ::core::option::Option<TerminalSize>,
+}
+impl ::prost::Name for AttachTask {
+    const NAME: &'static str = "AttachTask";
+    const PACKAGE: &'static str = "swarmd.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "swarmd.v1.AttachTask".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/swarmd.v1.AttachTask".into()
+    }
+}
+/// What tasks use, once a second.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct StatsOfTasks {
+    /// Of one node.
+    #[prost(string, repeated, tag = "1")]
+    pub task_ids: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+impl ::prost::Name for StatsOfTasks {
+    const NAME: &'static str = "StatsOfTasks";
+    const PACKAGE: &'static str = "swarmd.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "swarmd.v1.StatsOfTasks".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/swarmd.v1.StatsOfTasks".into()
+    }
+}
+/// From the task.
+#[derive(Clone, PartialEq, ::prost::Message)]
+#[prost(skip_debug)]
+pub struct TaskOutput {
+    #[prost(oneof = "task_output::Item", tags = "1, 2, 3, 4, 5")]
+    pub item: ::core::option::Option<task_output::Item>,
+}
+/// Nested message and enum types in `TaskOutput`.
+pub mod task_output {
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    #[prost(skip_debug)]
+    pub enum Item {
+        #[prost(message, tag = "1")]
+        Started(super::TaskStarted),
+        #[prost(bytes, tag = "2")]
+        Stdout(::prost::bytes::Bytes),
+        #[prost(bytes, tag = "3")]
+        Stderr(::prost::bytes::Bytes),
+        /// The last message.
+        #[prost(message, tag = "4")]
+        Ended(super::TaskEnded),
+        /// One message for each second.
+        #[prost(message, tag = "5")]
+        Stats(super::StatsSample),
+    }
+}
+impl ::prost::Name for TaskOutput {
+    const NAME: &'static str = "TaskOutput";
+    const PACKAGE: &'static str = "swarmd.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "swarmd.v1.TaskOutput".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/swarmd.v1.TaskOutput".into()
+    }
+}
+/// The command runs, or the task is attached to.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct TaskStarted {
+    /// Its standard input is the session's.
+    #[prost(bool, tag = "1")]
+    pub stdin: bool,
+    /// It has a terminal.
+    #[prost(bool, tag = "2")]
+    pub tty: bool,
+}
+impl ::prost::Name for TaskStarted {
+    const NAME: &'static str = "TaskStarted";
+    const PACKAGE: &'static str = "swarmd.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "swarmd.v1.TaskStarted".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/swarmd.v1.TaskStarted".into()
+    }
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct TaskEnded {
+    /// Exit code of the command, or of the task that ended; 128 + signal number where a signal ended it.
+    #[prost(int32, tag = "1")]
+    pub code: i32,
+}
+impl ::prost::Name for TaskEnded {
+    const NAME: &'static str = "TaskEnded";
+    const PACKAGE: &'static str = "swarmd.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "swarmd.v1.TaskEnded".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/swarmd.v1.TaskEnded".into()
+    }
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct StatsSample {
+    #[prost(message, repeated, tag = "1")]
+    pub tasks: ::prost::alloc::vec::Vec<TaskStats>,
+}
+impl ::prost::Name for StatsSample {
+    const NAME: &'static str = "StatsSample";
+    const PACKAGE: &'static str = "swarmd.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "swarmd.v1.StatsSample".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/swarmd.v1.StatsSample".into()
+    }
+}
+/// Counters since a task began, and what is true now. Absent is what the node can't tell.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct TaskStats {
+    #[prost(string, tag = "1")]
+    pub task_id: ::prost::alloc::string::String,
+    /// When it was measured: time since an arbitrary moment on the node's monotonic clock.
+    #[prost(message, optional, tag = "2")]
+    pub at: ::core::option::Option<::prost_types::Duration>,
+    /// Processor time in nanoseconds, of all its processes.
+    #[prost(uint64, optional, tag = "3")]
+    pub cpu_nanos: ::core::option::Option<u64>,
+    /// Memory in bytes, without what the kernel would give back at once.
+    #[prost(uint64, optional, tag = "4")]
+    pub memory_bytes: ::core::option::Option<u64>,
+    /// Most memory that it may have, in bytes; absent if there is no limit of its own.
+    #[prost(uint64, optional, tag = "5")]
+    pub memory_limit: ::core::option::Option<u64>,
+    /// Bytes over its networks; absent for a task in the host's network.
+    #[prost(uint64, optional, tag = "6")]
+    pub received_bytes: ::core::option::Option<u64>,
+    #[prost(uint64, optional, tag = "7")]
+    pub sent_bytes: ::core::option::Option<u64>,
+    /// Bytes from and to disks.
+    #[prost(uint64, optional, tag = "8")]
+    pub read_bytes: ::core::option::Option<u64>,
+    #[prost(uint64, optional, tag = "9")]
+    pub written_bytes: ::core::option::Option<u64>,
+    /// Processes and threads.
+    #[prost(uint64, optional, tag = "10")]
+    pub pids: ::core::option::Option<u64>,
+    /// Why there are no figures; empty if there are.
+    #[prost(string, tag = "11")]
+    pub error: ::prost::alloc::string::String,
+}
+impl ::prost::Name for TaskStats {
+    const NAME: &'static str = "TaskStats";
+    const PACKAGE: &'static str = "swarmd.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "swarmd.v1.TaskStats".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/swarmd.v1.TaskStats".into()
+    }
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListenRequest {}
+impl ::prost::Name for ListenRequest {
+    const NAME: &'static str = "ListenRequest";
+    const PACKAGE: &'static str = "swarmd.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "swarmd.v1.ListenRequest".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/swarmd.v1.ListenRequest".into()
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListenResponse {
+    /// The first message: changes whenever another manager leads. Sessions that were given under another term are over.
+    #[prost(string, tag = "1")]
+    pub term: ::prost::alloc::string::String,
+    /// A session that is to be served.
+    #[prost(message, optional, tag = "2")]
+    pub invitation: ::core::option::Option<Invitation>,
+}
+impl ::prost::Name for ListenResponse {
+    const NAME: &'static str = "ListenResponse";
+    const PACKAGE: &'static str = "swarmd.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "swarmd.v1.ListenResponse".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/swarmd.v1.ListenResponse".into()
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Invitation {
+    #[prost(string, tag = "1")]
+    pub session_id: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "2")]
+    pub open: ::core::option::Option<OpenTask>,
+    /// Who wants it, for the node's log.
+    #[prost(string, tag = "3")]
+    pub caller: ::prost::alloc::string::String,
+}
+impl ::prost::Name for Invitation {
+    const NAME: &'static str = "Invitation";
+    const PACKAGE: &'static str = "swarmd.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "swarmd.v1.Invitation".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/swarmd.v1.Invitation".into()
+    }
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ServeRequest {
+    /// In the first message, and only there.
+    #[prost(string, tag = "1")]
+    pub session_id: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "2")]
+    pub output: ::core::option::Option<TaskOutput>,
+    /// The session could not begin, or can't go on: the last message.
+    #[prost(message, optional, tag = "3")]
+    pub failure: ::core::option::Option<ServeFailure>,
+}
+impl ::prost::Name for ServeRequest {
+    const NAME: &'static str = "ServeRequest";
+    const PACKAGE: &'static str = "swarmd.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "swarmd.v1.ServeRequest".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/swarmd.v1.ServeRequest".into()
+    }
+}
+/// What whoever opened the session is answered: a gRPC code and its text.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ServeFailure {
+    #[prost(int32, tag = "1")]
+    pub code: i32,
+    #[prost(string, tag = "2")]
+    pub message: ::prost::alloc::string::String,
+}
+impl ::prost::Name for ServeFailure {
+    const NAME: &'static str = "ServeFailure";
+    const PACKAGE: &'static str = "swarmd.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "swarmd.v1.ServeFailure".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/swarmd.v1.ServeFailure".into()
+    }
+}
+/// Generated client implementations.
+pub mod tasks_client {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    use tonic::codegen::http::Uri;
+    /// Served by the leader; other managers pass calls on to it.
+    #[derive(Debug, Clone)]
+    pub struct TasksClient<T> {
+        inner: tonic::client::Grpc<T>,
+    }
+    impl<T> TasksClient<T>
+    where
+        T: tonic::client::GrpcService<tonic::body::Body>,
+        T::Error: Into<StdError>,
+        T::ResponseBody: Body<Data = Bytes> + std::marker::Send + 'static,
+        <T::ResponseBody as Body>::Error: Into<StdError> + std::marker::Send,
+    {
+        pub fn new(inner: T) -> Self {
+            let inner = tonic::client::Grpc::new(inner);
+            Self { inner }
+        }
+        pub fn with_origin(inner: T, origin: Uri) -> Self {
+            let inner = tonic::client::Grpc::with_origin(inner, origin);
+            Self { inner }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> TasksClient<InterceptedService<T, F>>
+        where
+            F: tonic::service::Interceptor,
+            T::ResponseBody: Default,
+            T: tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+                Response = http::Response<
+                    <T as tonic::client::GrpcService<tonic::body::Body>>::ResponseBody,
+                >,
+            >,
+            <T as tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+            >>::Error: Into<StdError> + std::marker::Send + std::marker::Sync,
+        {
+            TasksClient::new(InterceptedService::new(inner, interceptor))
+        }
+        /// Compress requests with the given encoding.
+        ///
+        /// This requires the server to support it otherwise it might respond with an
+        /// error.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.send_compressed(encoding);
+            self
+        }
+        /// Enable decompressing responses.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.accept_compressed(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_decoding_message_size(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_encoding_message_size(limit);
+            self
+        }
+        /// A task session, from its first message, which says what it is to be, to its end. The manager joins this call with one
+        /// of the node that runs the task. What is to be: NOT_FOUND for a task that nobody knows, FAILED_PRECONDITION for one that
+        /// does not run or whose node can't, PERMISSION_DENIED where the node does not let anybody in, RESOURCE_EXHAUSTED if too
+        /// many are open, UNAVAILABLE if the node is down or does not answer. A session that is under way ends with ABORTED when
+        /// the leader changes, and with UNAVAILABLE when the node is lost.
+        pub async fn open(
+            &mut self,
+            request: impl tonic::IntoStreamingRequest<Message = super::TaskInput>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::TaskOutput>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/swarmd.v1.Tasks/Open");
+            let mut req = request.into_streaming_request();
+            req.extensions_mut().insert(GrpcMethod::new("swarmd.v1.Tasks", "Open"));
+            self.inner.streaming(req, path, codec).await
+        }
+    }
+}
+/// Generated server implementations.
+pub mod tasks_server {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    /// Generated trait containing gRPC methods that should be implemented for use with TasksServer.
+    #[async_trait]
+    pub trait Tasks: std::marker::Send + std::marker::Sync + 'static {
+        /// Server streaming response type for the Open method.
+        type OpenStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::TaskOutput, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// A task session, from its first message, which says what it is to be, to its end. The manager joins this call with one
+        /// of the node that runs the task. What is to be: NOT_FOUND for a task that nobody knows, FAILED_PRECONDITION for one that
+        /// does not run or whose node can't, PERMISSION_DENIED where the node does not let anybody in, RESOURCE_EXHAUSTED if too
+        /// many are open, UNAVAILABLE if the node is down or does not answer. A session that is under way ends with ABORTED when
+        /// the leader changes, and with UNAVAILABLE when the node is lost.
+        async fn open(
+            &self,
+            request: tonic::Request<tonic::Streaming<super::TaskInput>>,
+        ) -> std::result::Result<tonic::Response<Self::OpenStream>, tonic::Status>;
+    }
+    /// Served by the leader; other managers pass calls on to it.
+    #[derive(Debug)]
+    pub struct TasksServer<T> {
+        inner: Arc<T>,
+        accept_compression_encodings: EnabledCompressionEncodings,
+        send_compression_encodings: EnabledCompressionEncodings,
+        max_decoding_message_size: Option<usize>,
+        max_encoding_message_size: Option<usize>,
+    }
+    impl<T> TasksServer<T> {
+        pub fn new(inner: T) -> Self {
+            Self::from_arc(Arc::new(inner))
+        }
+        pub fn from_arc(inner: Arc<T>) -> Self {
+            Self {
+                inner,
+                accept_compression_encodings: Default::default(),
+                send_compression_encodings: Default::default(),
+                max_decoding_message_size: None,
+                max_encoding_message_size: None,
+            }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> InterceptedService<Self, F>
+        where
+            F: tonic::service::Interceptor,
+        {
+            InterceptedService::new(Self::new(inner), interceptor)
+        }
+        /// Enable decompressing requests with the given encoding.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.accept_compression_encodings.enable(encoding);
+            self
+        }
+        /// Compress responses with the given encoding, if the client supports it.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.send_compression_encodings.enable(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.max_decoding_message_size = Some(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.max_encoding_message_size = Some(limit);
+            self
+        }
+    }
+    impl<T, B> tonic::codegen::Service<http::Request<B>> for TasksServer<T>
+    where
+        T: Tasks,
+        B: Body + std::marker::Send + 'static,
+        B::Error: Into<StdError> + std::marker::Send + 'static,
+    {
+        type Response = http::Response<tonic::body::Body>;
+        type Error = std::convert::Infallible;
+        type Future = BoxFuture<Self::Response, Self::Error>;
+        fn poll_ready(
+            &mut self,
+            _cx: &mut Context<'_>,
+        ) -> Poll<std::result::Result<(), Self::Error>> {
+            Poll::Ready(Ok(()))
+        }
+        fn call(&mut self, req: http::Request<B>) -> Self::Future {
+            match req.uri().path() {
+                "/swarmd.v1.Tasks/Open" => {
+                    #[allow(non_camel_case_types)]
+                    struct OpenSvc<T: Tasks>(pub Arc<T>);
+                    impl<T: Tasks> tonic::server::StreamingService<super::TaskInput>
+                    for OpenSvc<T> {
+                        type Response = super::TaskOutput;
+                        type ResponseStream = T::OpenStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<tonic::Streaming<super::TaskInput>>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Tasks>::open(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = OpenSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                _ => {
+                    Box::pin(async move {
+                        let mut response = http::Response::new(
+                            tonic::body::Body::default(),
+                        );
+                        let headers = response.headers_mut();
+                        headers
+                            .insert(
+                                tonic::Status::GRPC_STATUS,
+                                (tonic::Code::Unimplemented as i32).into(),
+                            );
+                        headers
+                            .insert(
+                                http::header::CONTENT_TYPE,
+                                tonic::metadata::GRPC_CONTENT_TYPE,
+                            );
+                        Ok(response)
+                    })
+                }
+            }
+        }
+    }
+    impl<T> Clone for TasksServer<T> {
+        fn clone(&self) -> Self {
+            let inner = self.inner.clone();
+            Self {
+                inner,
+                accept_compression_encodings: self.accept_compression_encodings,
+                send_compression_encodings: self.send_compression_encodings,
+                max_decoding_message_size: self.max_decoding_message_size,
+                max_encoding_message_size: self.max_encoding_message_size,
+            }
+        }
+    }
+    /// Generated gRPC service name
+    pub const SERVICE_NAME: &str = "swarmd.v1.Tasks";
+    impl<T> tonic::server::NamedService for TasksServer<T> {
+        const NAME: &'static str = SERVICE_NAME;
+    }
+}
+/// Generated client implementations.
+pub mod task_sessions_client {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    use tonic::codegen::http::Uri;
+    /// For the agents of nodes, on every manager; passed on to the leader.
+    #[derive(Debug, Clone)]
+    pub struct TaskSessionsClient<T> {
+        inner: tonic::client::Grpc<T>,
+    }
+    impl<T> TaskSessionsClient<T>
+    where
+        T: tonic::client::GrpcService<tonic::body::Body>,
+        T::Error: Into<StdError>,
+        T::ResponseBody: Body<Data = Bytes> + std::marker::Send + 'static,
+        <T::ResponseBody as Body>::Error: Into<StdError> + std::marker::Send,
+    {
+        pub fn new(inner: T) -> Self {
+            let inner = tonic::client::Grpc::new(inner);
+            Self { inner }
+        }
+        pub fn with_origin(inner: T, origin: Uri) -> Self {
+            let inner = tonic::client::Grpc::with_origin(inner, origin);
+            Self { inner }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> TaskSessionsClient<InterceptedService<T, F>>
+        where
+            F: tonic::service::Interceptor,
+            T::ResponseBody: Default,
+            T: tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+                Response = http::Response<
+                    <T as tonic::client::GrpcService<tonic::body::Body>>::ResponseBody,
+                >,
+            >,
+            <T as tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+            >>::Error: Into<StdError> + std::marker::Send + std::marker::Sync,
+        {
+            TaskSessionsClient::new(InterceptedService::new(inner, interceptor))
+        }
+        /// Compress requests with the given encoding.
+        ///
+        /// This requires the server to support it otherwise it might respond with an
+        /// error.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.send_compressed(encoding);
+            self
+        }
+        /// Enable decompressing responses.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.accept_compressed(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_decoding_message_size(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_encoding_message_size(limit);
+            self
+        }
+        /// Kept open: which task sessions the calling node is to serve. Only those of tasks that are assigned to it.
+        pub async fn listen(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ListenRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::ListenResponse>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/swarmd.v1.TaskSessions/Listen",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("swarmd.v1.TaskSessions", "Listen"));
+            self.inner.server_streaming(req, path, codec).await
+        }
+        /// Serves one of them, once. An id that the calling node was not given → NOT_FOUND.
+        pub async fn serve(
+            &mut self,
+            request: impl tonic::IntoStreamingRequest<Message = super::ServeRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::TaskInput>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/swarmd.v1.TaskSessions/Serve",
+            );
+            let mut req = request.into_streaming_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("swarmd.v1.TaskSessions", "Serve"));
+            self.inner.streaming(req, path, codec).await
+        }
+    }
+}
+/// Generated server implementations.
+pub mod task_sessions_server {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    /// Generated trait containing gRPC methods that should be implemented for use with TaskSessionsServer.
+    #[async_trait]
+    pub trait TaskSessions: std::marker::Send + std::marker::Sync + 'static {
+        /// Server streaming response type for the Listen method.
+        type ListenStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::ListenResponse, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// Kept open: which task sessions the calling node is to serve. Only those of tasks that are assigned to it.
+        async fn listen(
+            &self,
+            request: tonic::Request<super::ListenRequest>,
+        ) -> std::result::Result<tonic::Response<Self::ListenStream>, tonic::Status>;
+        /// Server streaming response type for the Serve method.
+        type ServeStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::TaskInput, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// Serves one of them, once. An id that the calling node was not given → NOT_FOUND.
+        async fn serve(
+            &self,
+            request: tonic::Request<tonic::Streaming<super::ServeRequest>>,
+        ) -> std::result::Result<tonic::Response<Self::ServeStream>, tonic::Status>;
+    }
+    /// For the agents of nodes, on every manager; passed on to the leader.
+    #[derive(Debug)]
+    pub struct TaskSessionsServer<T> {
+        inner: Arc<T>,
+        accept_compression_encodings: EnabledCompressionEncodings,
+        send_compression_encodings: EnabledCompressionEncodings,
+        max_decoding_message_size: Option<usize>,
+        max_encoding_message_size: Option<usize>,
+    }
+    impl<T> TaskSessionsServer<T> {
+        pub fn new(inner: T) -> Self {
+            Self::from_arc(Arc::new(inner))
+        }
+        pub fn from_arc(inner: Arc<T>) -> Self {
+            Self {
+                inner,
+                accept_compression_encodings: Default::default(),
+                send_compression_encodings: Default::default(),
+                max_decoding_message_size: None,
+                max_encoding_message_size: None,
+            }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> InterceptedService<Self, F>
+        where
+            F: tonic::service::Interceptor,
+        {
+            InterceptedService::new(Self::new(inner), interceptor)
+        }
+        /// Enable decompressing requests with the given encoding.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.accept_compression_encodings.enable(encoding);
+            self
+        }
+        /// Compress responses with the given encoding, if the client supports it.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.send_compression_encodings.enable(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.max_decoding_message_size = Some(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.max_encoding_message_size = Some(limit);
+            self
+        }
+    }
+    impl<T, B> tonic::codegen::Service<http::Request<B>> for TaskSessionsServer<T>
+    where
+        T: TaskSessions,
+        B: Body + std::marker::Send + 'static,
+        B::Error: Into<StdError> + std::marker::Send + 'static,
+    {
+        type Response = http::Response<tonic::body::Body>;
+        type Error = std::convert::Infallible;
+        type Future = BoxFuture<Self::Response, Self::Error>;
+        fn poll_ready(
+            &mut self,
+            _cx: &mut Context<'_>,
+        ) -> Poll<std::result::Result<(), Self::Error>> {
+            Poll::Ready(Ok(()))
+        }
+        fn call(&mut self, req: http::Request<B>) -> Self::Future {
+            match req.uri().path() {
+                "/swarmd.v1.TaskSessions/Listen" => {
+                    #[allow(non_camel_case_types)]
+                    struct ListenSvc<T: TaskSessions>(pub Arc<T>);
+                    impl<
+                        T: TaskSessions,
+                    > tonic::server::ServerStreamingService<super::ListenRequest>
+                    for ListenSvc<T> {
+                        type Response = super::ListenResponse;
+                        type ResponseStream = T::ListenStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ListenRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as TaskSessions>::listen(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ListenSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/swarmd.v1.TaskSessions/Serve" => {
+                    #[allow(non_camel_case_types)]
+                    struct ServeSvc<T: TaskSessions>(pub Arc<T>);
+                    impl<
+                        T: TaskSessions,
+                    > tonic::server::StreamingService<super::ServeRequest>
+                    for ServeSvc<T> {
+                        type Response = super::TaskInput;
+                        type ResponseStream = T::ServeStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<
+                                tonic::Streaming<super::ServeRequest>,
+                            >,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as TaskSessions>::serve(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ServeSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                _ => {
+                    Box::pin(async move {
+                        let mut response = http::Response::new(
+                            tonic::body::Body::default(),
+                        );
+                        let headers = response.headers_mut();
+                        headers
+                            .insert(
+                                tonic::Status::GRPC_STATUS,
+                                (tonic::Code::Unimplemented as i32).into(),
+                            );
+                        headers
+                            .insert(
+                                http::header::CONTENT_TYPE,
+                                tonic::metadata::GRPC_CONTENT_TYPE,
+                            );
+                        Ok(response)
+                    })
+                }
+            }
+        }
+    }
+    impl<T> Clone for TaskSessionsServer<T> {
+        fn clone(&self) -> Self {
+            let inner = self.inner.clone();
+            Self {
+                inner,
+                accept_compression_encodings: self.accept_compression_encodings,
+                send_compression_encodings: self.send_compression_encodings,
+                max_decoding_message_size: self.max_decoding_message_size,
+                max_encoding_message_size: self.max_encoding_message_size,
+            }
+        }
+    }
+    /// Generated gRPC service name
+    pub const SERVICE_NAME: &str = "swarmd.v1.TaskSessions";
+    impl<T> tonic::server::NamedService for TaskSessionsServer<T> {
+        const NAME: &'static str = SERVICE_NAME;
+    }
+}

@@ -10,8 +10,9 @@ use std::process::{Command, ExitCode, Stdio};
 use nix::sys::prctl;
 use nix::sys::resource::{getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, Signal};
-use nix::unistd::{AccessFlags, Gid, Uid, access, getppid, setgid, setgroups, setsid, setuid};
+use nix::unistd::{AccessFlags, Gid, Uid, access, fchown, getppid, setgid, setgroups, setsid, setuid};
 
+use super::{SESSION_ENV, Visit};
 use crate::dir::TaskDir;
 use crate::launch::{Identity, Launch, Rlimit, resource};
 
@@ -28,12 +29,46 @@ pub(super) fn run(directory: &Path) -> ExitCode {
     ExitCode::from(code)
 }
 
+/// Becomes a command that somebody executes in the task. What is wrong is said where its output goes.
+pub(super) fn run_session(directory: &Path) -> ExitCode {
+    let dir = TaskDir::new(directory);
+    let (code, text) = match visit(&dir) {
+        Ok((launch, tty)) => execute(&dir, launch, tty, None),
+        Err(text) => (NOT_EXECUTABLE, text),
+    };
+    eprintln!("swarmd: {text}");
+    ExitCode::from(code)
+}
+
+/// The task's instructions with what is different for the command; whether it has a terminal.
+fn visit(dir: &TaskDir) -> Result<(Launch, bool), String> {
+    let text = std::env::var(SESSION_ENV).map_err(|error| error.to_string())?;
+    let visit: Visit = serde_json::from_str(&text).map_err(|error| error.to_string())?;
+    let mut launch = dir.launch().map_err(|error| error.to_string())?;
+    launch.argv = visit.argv;
+    for (name, value) in visit.env {
+        launch.env.retain(|(known, _)| *known != name);
+        launch.env.push((name, value));
+    }
+    launch.dir = visit.dir.or(launch.dir);
+    launch.identity = visit.identity.or(launch.identity);
+    Ok((launch, visit.tty))
+}
+
 /// Returns only if it fails.
 fn become_command(dir: &TaskDir) -> (u8, String) {
+    match dir.launch() {
+        Ok(launch) => execute(dir, launch, false, Some(Stdio::null())),
+        Err(error) => (NOT_EXECUTABLE, error.to_string()),
+    }
+}
+
+/// Returns only if it fails. The standard input stays as it is unless another one is given.
+fn execute(dir: &TaskDir, launch: Launch, tty: bool, stdin: Option<Stdio>) -> (u8, String) {
     let shim = getppid();
-    match prepare(dir) {
+    match prepare(dir, &launch, tty) {
         Err(text) => (NOT_EXECUTABLE, text),
-        Ok((launch, program)) => {
+        Ok(program) => {
             // After the change of the user, which would forget it.
             if let Err(error) = prctl::set_pdeathsig(Signal::SIGKILL) {
                 return (NOT_EXECUTABLE, format!("asking to die with the supervisor: {error}"));
@@ -45,23 +80,28 @@ fn become_command(dir: &TaskDir) -> (u8, String) {
             if let Err(error) = SigSet::empty().thread_set_mask() {
                 return (NOT_EXECUTABLE, format!("unblocking signals: {error}"));
             }
-            let error = Command::new(&program)
+            let mut command = Command::new(&program);
+            command
                 .arg0(&launch.argv[0])
                 .args(&launch.argv[1..])
                 .env_clear()
-                .envs(launch.env.iter().map(|(name, value)| (name, value)))
-                .stdin(Stdio::null())
-                .exec();
+                .envs(launch.env.iter().map(|(name, value)| (name, value)));
+            if let Some(stdin) = stdin {
+                command.stdin(stdin);
+            }
+            let error = command.exec();
             let code = if error.kind() == std::io::ErrorKind::NotFound { NOT_FOUND } else { NOT_EXECUTABLE };
             (code, format!("executing {}: {error}", program.display()))
         }
     }
 }
 
-fn prepare(dir: &TaskDir) -> Result<(Launch, PathBuf), String> {
-    let launch = dir.launch().map_err(|error| error.to_string())?;
+fn prepare(dir: &TaskDir, launch: &Launch, tty: bool) -> Result<PathBuf, String> {
     // A session of its own, so that the whole of it can be signalled and found.
     setsid().map_err(|error| format!("creating a session: {error}"))?;
+    if tty {
+        take_terminal(launch.identity.as_ref()).map_err(|error| format!("taking the terminal: {error}"))?;
+    }
     if let Some(group) = &launch.group {
         group.join().map_err(|error| format!("joining the control group: {error}"))?;
     }
@@ -78,8 +118,17 @@ fn prepare(dir: &TaskDir) -> Result<(Launch, PathBuf), String> {
         std::env::set_current_dir(path)
             .map_err(|error| format!("changing to the directory {path}: {error}"))?;
     }
-    let program = find_program(&launch)?;
-    Ok((launch, program))
+    find_program(launch)
+}
+
+/// Makes the standard input the controlling terminal, and the user's own, as a login does.
+fn take_terminal(identity: Option<&Identity>) -> std::io::Result<()> {
+    let terminal = std::io::stdin();
+    rustix::process::ioctl_tiocsctty(&terminal)?;
+    if let Some(identity) = identity {
+        fchown(&terminal, Some(Uid::from_raw(identity.uid)), None)?;
+    }
+    Ok(())
 }
 
 fn limit(limit: &Rlimit) -> Result<(), String> {

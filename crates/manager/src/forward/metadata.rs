@@ -2,6 +2,7 @@
 
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 use swarm_pki::LocalConnectionInfo;
+use swarm_task_sessions::LOCAL_PEER;
 use tonic::Status;
 
 use super::Door;
@@ -9,8 +10,6 @@ use crate::auth::{Caller, FORWARDED, FORWARDED_NODE, FORWARDED_ORGANIZATION, FOR
 
 /// Metadata with the address of the caller of a call that was passed on; a call is passed on once.
 pub(super) const REDIRECT: &str = "redirect";
-/// Metadata with user, group and process of a caller on the control socket, for the record. Not of the contract.
-const LOCAL_PEER: &str = "swarmd_peer";
 
 /// How a manager says that it does not lead any more, or not yet. It has not begun the call then.
 pub(super) const REFUSED: &str = "more than one redirect to leader from";

@@ -7,7 +7,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::future::poll_fn;
+use futures::future::{BoxFuture, poll_fn};
 use http::request::Parts;
 use http::{HeaderMap, Request, Response, Version};
 use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
@@ -99,7 +99,7 @@ impl Relay {
                 Ok(Route::Here { .. }) => self.serve(inner, Request::from_parts(parts, body)).await,
                 Ok(Route::There { name, channel, .. }) => match self.outgoing(&parts) {
                     Ok(parts) => {
-                        Ok(match self.send(channel, Request::from_parts(parts, body), &name).await {
+                        Ok(match self.send(channel, Request::from_parts(parts, body), &name, rule).await {
                             Ok(response) => response,
                             Err(Failure::NotBegun(status) | Failure::Unknown(status)) => status.into_http(),
                         })
@@ -166,7 +166,7 @@ impl Relay {
                         Ok(outgoing) => outgoing,
                         Err(status) => return Ok(status.into_http()),
                     };
-                    match self.send(channel, rebuild(outgoing), &name).await {
+                    match self.send(channel, rebuild(outgoing), &name, rule).await {
                         Ok(response) if rule.read && is_lost(response.headers()) => {
                             Status::unavailable(format!("the manager {name} lost leadership while it read"))
                         }
@@ -201,21 +201,6 @@ impl Relay {
         }
     }
 
-    /// Completes some time after this manager knows another leader, or has known none for too long: one that is frozen,
-    /// or cut off by something that drops packets, would keep its callers for ever. Returns what became of it.
-    async fn replaced(&self, name: &str) -> &'static str {
-        let reason = loop {
-            sleep(LOOK).await;
-            match self.leader.leader().await {
-                Ok(Route::There { name: now, .. }) if now == name => {}
-                Ok(_) => break "another manager leads now",
-                Err(_) => break "this manager hears of no leader any more",
-            }
-        };
-        sleep(GRACE).await;
-        reason
-    }
-
     async fn find(&self, rule: Rule) -> Result<Route, Status> {
         let find = if rule.apart { self.leader.leader_apart() } else { self.leader.leader() };
         let found = self.stop.run_until_cancelled(find).await;
@@ -238,10 +223,13 @@ impl Relay {
         channel: Channel,
         request: Request<Body>,
         name: &str,
+        rule: Rule,
     ) -> Result<Response<Body>, Failure> {
         let answer = tokio::select! {
             answer = channel.oneshot(request) => answer,
-            reason = self.replaced(name) => return Err(Failure::Unknown(lost(name, reason))),
+            reason = replaced(self.leader.clone(), name.to_owned()) => {
+                return Err(Failure::Unknown(lost(name, reason)));
+            }
         };
         match answer {
             Ok(response) if is_refused(response.headers()) => Err(Failure::NotBegun(Status::unavailable(
@@ -249,7 +237,12 @@ impl Relay {
             ))),
             Ok(response) => {
                 let stop = Box::pin(self.stop.clone().cancelled_owned());
-                let relayed = |body| Relayed { body: Some(body), leader: name.to_owned(), stop };
+                // Other streams are looked after by those who call.
+                let replaced: BoxFuture<'static, &'static str> = match rule.apart {
+                    true => Box::pin(replaced(self.leader.clone(), name.to_owned())),
+                    false => Box::pin(std::future::pending()),
+                };
+                let relayed = |body| Relayed { body: Some(body), leader: name.to_owned(), stop, replaced };
                 Ok(response.map(|body| Body::new(relayed(body))))
             }
             Err(error) if never_sent(&error) => {
@@ -261,6 +254,21 @@ impl Relay {
             Err(error) => Err(Failure::Unknown(lost(name, &innermost(&error)))),
         }
     }
+}
+
+/// Completes some time after this manager knows another leader, or has known none for too long: one that is frozen, or cut
+/// off by something that drops packets, would keep its callers for ever. Returns what became of it.
+async fn replaced(leader: Arc<dyn LeaderChannel>, name: String) -> &'static str {
+    let reason = loop {
+        sleep(LOOK).await;
+        match leader.leader().await {
+            Ok(Route::There { name: now, .. }) if now == name => {}
+            Ok(_) => break "another manager leads now",
+            Err(_) => break "this manager hears of no leader any more",
+        }
+    };
+    sleep(GRACE).await;
+    reason
 }
 
 fn lost(name: &str, reason: &str) -> Status {
@@ -323,6 +331,8 @@ struct Relayed {
     body: Option<Body>,
     leader: String,
     stop: Pin<Box<WaitForCancellationFutureOwned>>,
+    /// Completes if the leader that answers is replaced without a word.
+    replaced: BoxFuture<'static, &'static str>,
 }
 
 fn stopping() -> Status {
@@ -341,10 +351,13 @@ impl HttpBody for Relayed {
         let end = match Pin::new(body).poll_frame(cx) {
             Poll::Ready(Some(Err(error))) => lost(&self.leader, error.message()),
             // What is there already still goes out.
-            Poll::Pending => {
-                ready!(self.stop.as_mut().poll(cx));
-                stopping()
-            }
+            Poll::Pending => match self.stop.as_mut().poll(cx) {
+                Poll::Ready(()) => stopping(),
+                Poll::Pending => {
+                    let reason = ready!(self.replaced.as_mut().poll(cx));
+                    lost(&self.leader, reason)
+                }
+            },
             frame => return frame,
         };
         self.body = None;

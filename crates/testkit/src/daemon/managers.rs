@@ -150,8 +150,13 @@ impl Cluster {
     /// A channel to a manager's remote API with that manager's own certificate. What is asked there the manager
     /// answers from its own store.
     pub fn tls_channel(&self, name: &str) -> Result<Channel> {
+        self.tls_channel_as(name, name)
+    }
+
+    /// The same with the certificate of another daemon.
+    pub fn tls_channel_as(&self, who: &str, name: &str) -> Result<Channel> {
         let clock = Clock::system();
-        let (root, credentials) = self.identity(name, &clock)?;
+        let (root, credentials) = self.identity(who, &clock)?;
         let dialer = Dialer::with_credentials(&root, &credentials, ServerRole::Manager, &clock)?;
         Ok(dialer.channel(&self.daemon_named(name)?.address()?)?)
     }

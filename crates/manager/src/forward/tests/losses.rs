@@ -1,5 +1,7 @@
 //! What callers get when the leader goes away.
 
+use swarm_api::swarmd::TaskInput;
+use swarm_api::swarmd::tasks_client::TasksClient;
 use swarm_api::v1::control_client::ControlClient;
 use swarm_api::v1::log_broker_client::LogBrokerClient;
 use swarm_api::v1::node_ca_client::NodeCaClient;
@@ -150,6 +152,22 @@ async fn nobody_waits_for_a_leader_that_was_replaced() {
     let mut ca = NodeCaClient::new(follower.local());
     ca.node_certificate_status(NodeCertificateStatusRequest::default()).await.unwrap();
     assert_eq!((leader.probe.calls(), frozen.probe.calls()), (1, 2));
+}
+
+#[tokio::test]
+async fn a_session_with_a_leader_that_was_replaced_without_a_word_ends() {
+    let world = World::new();
+    let (leader, frozen) = (world.manager("leader").await, world.manager("frozen").await);
+    let follower = world.manager("follower").await;
+    frozen.told.lead(7);
+    follower.told.set([Ok(follower.reach(&frozen)), Ok(follower.reach(&leader))]);
+    let mut tasks = TasksClient::new(follower.local());
+    let mut session = tasks.open(futures::stream::pending::<TaskInput>()).await.unwrap().into_inner();
+    assert!(session.message().await.unwrap().is_some());
+    let status = session.message().await.unwrap_err();
+    assert_eq!(status.code(), Code::Unavailable);
+    assert!(status.message().ends_with("another manager leads now"), "{status}");
+    assert_eq!((leader.probe.calls(), frozen.probe.calls()), (0, 1));
 }
 
 #[tokio::test]

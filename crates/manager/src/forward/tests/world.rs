@@ -9,6 +9,8 @@ use std::time::SystemTime;
 use futures::{Stream, StreamExt as _, stream};
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
+use swarm_api::swarmd::tasks_server::{Tasks, TasksServer};
+use swarm_api::swarmd::{TaskInput, TaskOutput, task_output};
 use swarm_api::v1::control_server::ControlServer;
 use swarm_api::v1::log_broker_server::{LogBroker, LogBrokerServer};
 use swarm_api::v1::node_ca_server::{NodeCa, NodeCaServer};
@@ -136,6 +138,7 @@ impl Manager {
             Routes::new(ControlServer::new(Control::new(store.clone(), Arc::new(Alone))))
                 .add_service(LogBrokerServer::new(probe.clone()))
                 .add_service(NodeCaServer::new(probe.clone()))
+                .add_service(TasksServer::new(probe.clone()))
                 .add_service(ResourceAllocatorServer::new(probe.clone()))
         };
         let mut servers = JoinSet::new();
@@ -268,6 +271,20 @@ impl LogBroker for Probe {
         let ids: Vec<_> = request.into_inner().map(|m| m.map(|m| m.subscription_id)).collect().await;
         let ids: Result<Vec<_>, Status> = ids.into_iter().collect();
         Err(Status::data_loss(format!("{} {seen}", ids?.join(","))))
+    }
+}
+
+#[tonic::async_trait]
+impl Tasks for Probe {
+    type OpenStream = Pin<Box<dyn Stream<Item = Result<TaskOutput, Status>> + Send>>;
+
+    /// One message at once, and then nothing more for ever.
+    async fn open(
+        &self,
+        request: Request<Streaming<TaskInput>>,
+    ) -> Result<Response<Self::OpenStream>, Status> {
+        let item = Some(task_output::Item::Stdout(self.seen(&request).await.into()));
+        Ok(Response::new(stream::iter([Ok(TaskOutput { item })]).chain(stream::pending()).boxed()))
     }
 }
 
