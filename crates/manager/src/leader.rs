@@ -22,6 +22,7 @@ pub(crate) struct Leader {
     pub(crate) bootstrap: Bootstrap,
     pub(crate) dispatcher: Arc<Dispatcher>,
     pub(crate) logs: Arc<Broker>,
+    pub(crate) pulls: Arc<swarm_pulls::Broker>,
     pub(crate) ca: Arc<CaServer>,
     pub(crate) members: RaftMembers,
 }
@@ -57,6 +58,14 @@ impl Leader {
             parts.spawn(async move {
                 if let Err(error) = logs.run(cancel).await {
                     error!(%error, "the log broker ended");
+                }
+            });
+        }
+        {
+            let (pulls, cancel) = (self.pulls.clone(), cancel.clone());
+            parts.spawn(async move {
+                if let Err(error) = pulls.run(cancel).await {
+                    error!(%error, "the pull broker ended");
                 }
             });
         }

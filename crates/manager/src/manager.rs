@@ -141,6 +141,7 @@ impl Manager {
             },
         );
         let logs = Broker::new(store.clone());
+        let pulls = swarm_pulls::Broker::new(store.clone());
         let ca = CaServer::new(store.clone(), config.security.clone());
         let (health, local_health) = (Health::new(), Health::new());
         // Those that each node makes for itself; a network without a driver is an overlay.
@@ -162,6 +163,8 @@ impl Manager {
                 .add_service(dispatcher.service().into_server())
                 .add_service(logs.logs().into_server())
                 .add_service(logs.log_broker().into_server())
+                .add_service(pulls.images().into_server())
+                .add_service(pulls.pull_broker().into_server())
                 .add_service(ca.ca_service())
                 .add_service(ca.node_ca_service())
         };
@@ -224,6 +227,7 @@ impl Manager {
             bootstrap: bootstrap(&config, &node_id, &cluster_id),
             dispatcher,
             logs,
+            pulls,
             ca,
             members: RaftMembers { raft: raft.clone(), group },
         };
