@@ -124,13 +124,13 @@ impl Logs {
 
 /// Pauses that grow while things fail.
 #[derive(Debug, Default)]
-struct Pauses {
+pub(crate) struct Pauses {
     next: Option<Duration>,
     last: Option<Instant>,
 }
 
 impl Pauses {
-    async fn pause(&mut self) {
+    pub(crate) async fn pause(&mut self) {
         let now = Instant::now();
         if self.last.is_none_or(|last| now - last > QUIET) {
             self.next = None;

@@ -82,6 +82,7 @@ impl Node {
             connector: connector.clone(),
             tls_info,
             fips: false,
+            generic_resources: config.generic_resources.clone(),
             timings: swarm_agent::Timings::default(),
         })
         .await;

@@ -152,7 +152,7 @@ impl Cluster {
 
     pub(crate) fn connector(&self, node: &str) -> Arc<Wires> {
         let service = DispatcherServer::new(self.dispatcher.service());
-        Wires::new(Routes::new(InterceptedService::new(service, Identity(node.to_owned()))))
+        Wires::new(Routes::new(InterceptedService::new(service, Identity::new(node))))
     }
 
     pub(crate) async fn agent(&self, node: &str, dir: &Path) -> TestAgent {
@@ -188,6 +188,7 @@ pub(crate) async fn start_agent<C: Connector>(
         connector,
         tls_info: receiver,
         fips: false,
+        generic_resources: swarm_agent::GenericSources::default(),
         timings: Timings::default(),
     })
     .await
@@ -204,6 +205,12 @@ impl TestAgent {
 /// Puts the node's identity into requests, as the TLS layer of a manager does.
 #[derive(Clone)]
 pub(crate) struct Identity(String);
+
+impl Identity {
+    pub(crate) fn new(node: &str) -> Identity {
+        Identity(node.to_owned())
+    }
+}
 
 impl tonic::service::Interceptor for Identity {
     fn call(&mut self, mut request: tonic::Request<()>) -> Result<tonic::Request<()>, tonic::Status> {
