@@ -4,6 +4,7 @@ mod backup;
 pub(crate) mod cluster;
 pub(crate) mod config;
 mod dry_run;
+pub(crate) mod image;
 pub(crate) mod logs;
 pub(crate) mod network;
 pub(crate) mod node;
