@@ -77,13 +77,15 @@ impl Images {
         self.get(image, auth, tell).await.map(drop)
     }
 
-    /// As [`Images::ensure`], but an older image does not make up for a pull that failed.
+    /// As [`Images::ensure`], but what was found before does not count, only a pull that is under way; and an older image does
+    /// not make up for a pull that failed.
     pub(crate) async fn pull(
         &self,
         image: &str,
         auth: &str,
         tell: impl FnMut(u8),
     ) -> Result<(), ControllerError> {
+        self.forget(image);
         match self.get(image, auth, tell).await? {
             None => Ok(()),
             Some(reason) => Err(ControllerError::Fatal(format!(
@@ -114,7 +116,7 @@ impl Images {
         }
     }
 
-    /// Forgets what is known of an image: it has vanished from the engine.
+    /// Forgets what is known of an image: it has vanished from the engine, or somebody wants to know anew.
     pub(crate) fn forget(&self, image: &str) {
         self.entries.lock().retain(|(known, _), entry| known != image || entry.ended.get().is_none());
     }

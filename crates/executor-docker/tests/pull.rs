@@ -180,6 +180,9 @@ async fn an_image_that_is_ordered_must_come_from_its_registry() {
     assert!(error.starts_with(&format!("pulling image {image} failed: ")), "{error}");
     let auth = URL_SAFE.encode("{\"username\":\"u\",\"password\":\"p\"}");
     within(lab.executor.pull_image(&image, &auth, &tell)).await.unwrap();
+    let once = registry.resolved();
+    within(lab.executor.pull_image(&image, &auth, &tell)).await.unwrap();
+    assert!(registry.resolved() > once, "whoever asks wants to know anew");
     // It is here now, which is enough for tasks, and not for who wants the newest.
     let again = lab.restarted().await;
     let error = within(again.pull_image(&image, "", &tell)).await.unwrap_err().to_string();

@@ -175,7 +175,7 @@ fn template(page: &mut Table, indent: &str, container: &ContainerSpec) {
         page.pair(&format!("{indent}Privileged"), "yes");
     }
     if let Some(kind) = given.gpus {
-        page.pair(&format!("{indent}GPUs"), format!("the {kind} of its reservations"));
+        page.pair(&format!("{indent}GPUs"), format!("generic resources of kind {kind}"));
     }
 }
 
