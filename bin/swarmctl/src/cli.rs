@@ -2,7 +2,7 @@
 
 use clap::{Parser, Subcommand};
 
-use crate::commands::{cluster, config, network, node, secret, service, task};
+use crate::commands::{cluster, config, image, network, node, secret, service, task};
 use crate::values::boolean;
 
 /// Control a swarm: its nodes, services and tasks.
@@ -40,6 +40,11 @@ pub(crate) enum Command {
     Config {
         #[command(subcommand)]
         command: Option<config::Command>,
+    },
+    /// Images: what nodes have before tasks need it
+    Image {
+        #[command(subcommand)]
+        command: Option<image::Command>,
     },
     /// Networks
     Network {

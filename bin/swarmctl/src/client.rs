@@ -4,6 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use hyper_util::rt::TokioIo;
+use swarm_api::swarmd::images_client::ImagesClient;
 use swarm_api::swarmd::lock_client::LockClient;
 use swarm_api::swarmd::recovery_client::RecoveryClient;
 use swarm_api::swarmd::services_client::ServicesClient;
@@ -54,6 +55,11 @@ impl Client {
     /// What operators ask for once of services. Answers may be as large as the cluster is.
     pub(crate) fn services(&self) -> ServicesClient<Channel> {
         ServicesClient::new(self.channel.clone()).max_decoding_message_size(usize::MAX)
+    }
+
+    /// Images ahead of tasks.
+    pub(crate) fn images(&self) -> ImagesClient<Channel> {
+        ImagesClient::new(self.channel.clone())
     }
 
     /// Logs.

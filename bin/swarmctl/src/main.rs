@@ -21,7 +21,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory as _, Parser as _};
 
 use cli::{Cli, Command};
-use commands::{Answer, Context, cluster, config, network, node, secret, service, task};
+use commands::{Answer, Context, cluster, config, image, network, node, secret, service, task};
 use error::Result;
 
 fn main() -> ExitCode {
@@ -60,6 +60,9 @@ async fn run(cli: Cli) -> Result<Answer> {
         Some(Command::Config { command: Some(command) }) => {
             return config::run(&mut context().await?, command).await.map(Answer::from);
         }
+        Some(Command::Image { command: Some(command) }) => {
+            return image::run(&mut context().await?, command).await;
+        }
         Some(Command::Network { command: Some(command) }) => {
             network::run(&mut context().await?, command).await?
         }
@@ -87,6 +90,7 @@ fn help(group: Option<&Command>) -> String {
     let name = match group {
         Some(Command::Cluster { .. }) => "cluster",
         Some(Command::Config { .. }) => "config",
+        Some(Command::Image { .. }) => "image",
         Some(Command::Network { .. }) => "network",
         Some(Command::Node { .. }) => "node",
         Some(Command::Secret { .. }) => "secret",

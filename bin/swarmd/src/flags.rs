@@ -3,6 +3,9 @@
 use std::path::PathBuf;
 
 use clap::Parser;
+use swarm_agent::DevicePattern;
+use swarm_api::v1::GenericResource;
+use swarm_placement::generic;
 use tracing::level_filters::LevelFilter;
 
 /// Runs a node of a swarm: an agent that runs tasks and, where its certificate says so, a manager.
@@ -36,6 +39,29 @@ pub(crate) struct Flags {
     /// Address of the container engine; "none" runs native processes only.
     #[arg(long, default_value = "unix:///var/run/docker.sock", value_name = "URL")]
     pub(crate) engine_addr: String,
+
+    /// Let containers on this node have all privileges, where a service asks for it: whoever may create services is root
+    /// here then.
+    #[arg(long)]
+    pub(crate) allow_privileged: bool,
+
+    /// What this node offers to tasks beside CPUs and memory: kind=number, or kind=name for each one that has a name.
+    #[arg(long, value_name = "LIST", value_parser = parse_generic)]
+    pub(crate) generic_node_resources: Option<GenericList>,
+
+    /// File with more of them, in lines; it is read again while the daemon runs. May be given several times.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) generic_node_resources_file: Vec<PathBuf>,
+
+    /// Device files that are offered as generic resources, kind=/dev/NAME, where the name may hold *; looked for again while
+    /// the daemon runs. May be given several times.
+    #[arg(long, value_name = "KIND=PATH", value_parser = DevicePattern::parse)]
+    pub(crate) discover_devices: Vec<DevicePattern>,
+
+    /// Where NVIDIA's GPUs are looked for, to be offered as generic resources of kind gpu: on this host ("auto"), nowhere
+    /// ("none"), or below a directory in which the host's /proc and /dev are.
+    #[arg(long, value_name = "WHERE", default_value = "auto", value_parser = parse_gpus)]
+    pub(crate) discover_gpus: Gpus,
 
     /// Name of this node; that of the engine or the host if not given.
     #[arg(long, value_name = "NAME")]
@@ -97,6 +123,27 @@ pub(crate) struct Flags {
     pub(crate) simulate: bool,
 }
 
+/// A list of generic resources.
+#[derive(Debug, Clone)]
+pub(crate) struct GenericList(pub(crate) Vec<GenericResource>);
+
+fn parse_generic(text: &str) -> Result<GenericList, String> {
+    generic::parse(text).map(GenericList).map_err(|error| error.to_string())
+}
+
+/// Where GPUs are looked for: the root of a file system, or nowhere.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Gpus(pub(crate) Option<PathBuf>);
+
+fn parse_gpus(text: &str) -> Result<Gpus, String> {
+    match text {
+        "auto" => Ok(Gpus(Some(PathBuf::from("/")))),
+        "none" => Ok(Gpus(None)),
+        path if path.starts_with('/') => Ok(Gpus(Some(PathBuf::from(path)))),
+        _ => Err("expected auto, none, or the absolute path of a directory".to_owned()),
+    }
+}
+
 fn parse_level(text: &str) -> Result<LevelFilter, String> {
     match text.to_lowercase().as_str() {
         "panic" | "fatal" | "error" => Ok(LevelFilter::ERROR),
@@ -120,6 +167,34 @@ mod tests {
             assert_eq!(parse_level(text), Ok(level));
         }
         assert!(parse_level("loud").is_err());
+    }
+
+    // Scenarios 32 and 33 of the reference sheet `cli`.
+    #[test]
+    fn generic_resources_are_checked_where_they_are_given() {
+        let parse = |text: &str| Flags::try_parse_from(["swarmd", "--generic-node-resources", text]);
+        let given = parse("gpu=a,gpu=b,fpga=2").unwrap().generic_node_resources.unwrap();
+        assert_eq!(given.0.len(), 3);
+        for bad in ["gpu=1,gpu=2", "gpu=a,gpu=1", "gpu=-1", "gpu", "gpu=1=2", "", "gpu=1\n"] {
+            let error = parse(bad).unwrap_err();
+            assert_eq!(error.exit_code(), 2, "{bad:?}");
+            assert!(error.to_string().contains("--generic-node-resources"), "{error}");
+        }
+    }
+
+    #[test]
+    fn devices_and_gpus_are_looked_for_where_one_says() {
+        let parse = |flag: &str, value: &str| Flags::try_parse_from(["swarmd", flag, value]);
+        assert_eq!(Flags::try_parse_from(["swarmd"]).unwrap().discover_gpus, Gpus(Some("/".into())));
+        for (value, expected) in [("none", None), ("/host", Some("/host")), ("auto", Some("/"))] {
+            assert_eq!(
+                parse("--discover-gpus", value).unwrap().discover_gpus,
+                Gpus(expected.map(Into::into))
+            );
+        }
+        assert!(parse("--discover-gpus", "host").is_err());
+        assert_eq!(parse("--discover-devices", "tty=/dev/tty*").unwrap().discover_devices.len(), 1);
+        assert!(parse("--discover-devices", "/dev/tty*").is_err());
     }
 
     #[test]

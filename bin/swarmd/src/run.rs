@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result, ensure};
-use swarm_agent::Executor;
+use swarm_agent::{Executor, GenericSources};
 use swarm_node::{Config, Join, Node};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::{info, warn};
@@ -26,6 +26,13 @@ pub(crate) async fn run(flags: Flags) -> Result<()> {
     info!(version = env!("CARGO_PKG_VERSION"), state_dir = %flags.state_dir.display(), "starting swarmd");
     warn_unreachable(&flags);
 
+    let generic_resources = GenericSources {
+        given: flags.generic_node_resources.clone().map(|list| list.0).unwrap_or_default(),
+        files: flags.generic_node_resources_file.clone(),
+        devices: flags.discover_devices.clone(),
+        gpus: flags.discover_gpus.0.clone(),
+    };
+    generic_resources.check().map_err(|error| anyhow::anyhow!("--generic-node-resources-file: {error}"))?;
     let executors = executors(&flags).await?;
     let config = Config {
         state_dir: flags.state_dir,
@@ -36,6 +43,7 @@ pub(crate) async fn run(flags: Flags) -> Result<()> {
         hostname: flags.hostname,
         executors,
         exec: !flags.no_exec,
+        generic_resources,
         heartbeat_tick: flags.heartbeat_tick,
         election_tick: flags.election_tick,
         unlock_key,
@@ -99,7 +107,7 @@ async fn executors(flags: &Flags) -> Result<Vec<Arc<dyn Executor>>> {
         let docker = swarm_executor_docker::DockerExecutor::connect(&flags.engine_addr)
             .await
             .context("start the engine, or run native processes only with --engine-addr none")?;
-        executors.push(Arc::new(docker));
+        executors.push(Arc::new(docker.with_privileged(flags.allow_privileged)));
     }
     executors.push(Arc::new(swarm_executor_process::ProcessExecutor::new(&flags.state_dir)?));
     Ok(executors)

@@ -15,7 +15,9 @@ use crate::database::Database;
 use crate::description::Describer;
 use crate::error::{Error, SessionError};
 use crate::executors::Executors;
+use crate::generic_resources::{GenericResources, GenericSources};
 use crate::logs::{self, Logs};
+use crate::pulls::Pulls;
 use crate::remotes::{Connector, Remotes};
 use crate::reporter::Reporter;
 use crate::runner::Context;
@@ -44,6 +46,8 @@ pub struct Config {
     pub fips: bool,
     /// Commands may be executed in tasks, and tasks attached to, by whoever may control the cluster.
     pub exec: bool,
+    /// What the node offers beside CPUs and memory.
+    pub generic_resources: GenericSources,
     /// Periods and limits.
     pub timings: Timings,
 }
@@ -107,8 +111,15 @@ impl Agent {
     pub async fn start(config: Config) -> Result<AgentHandle, Error> {
         let directory = config.state_dir.join("worker");
         let executors = Executors::new(config.executors);
-        let mut describer =
-            Describer::new(executors.clone(), config.hostname, config.fips, config.exec, config.tls_info);
+        let generic = GenericResources::new(config.generic_resources);
+        let mut describer = Describer::new(
+            executors.clone(),
+            config.hostname,
+            config.fips,
+            config.exec,
+            config.tls_info,
+            generic,
+        );
         let first = describer.describe().await;
         // The executors must know whose tasks they run before the first controller is made, and templates what the node
         // is called.
@@ -168,6 +179,7 @@ impl Agent {
             worker: worker.clone(),
             reporter,
             database,
+            pulls: Pulls::new(executors.clone()),
             executors,
             logs,
             task_sessions,

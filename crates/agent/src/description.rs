@@ -3,12 +3,13 @@
 use std::time::Duration;
 
 use futures::future::join_all;
-use swarm_api::extensions::{EXEC_ABILITY, PREFIX};
+use swarm_api::extensions::{Ability, EXEC_ABILITY, PREFIX};
 use swarm_api::v1::{EngineDescription, NodeDescription, NodeTlsInfo, Platform, Resources};
 use tokio::sync::watch;
 
 use crate::ExecutorDescription;
 use crate::executors::Executors;
+use crate::generic_resources::GenericResources;
 
 /// Longest time that an executor may take to describe itself.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -21,6 +22,7 @@ pub(crate) struct Describer {
     fips: bool,
     exec: bool,
     tls_info: watch::Receiver<Option<NodeTlsInfo>>,
+    generic: GenericResources,
     /// The last answer of each executor; one that does not answer keeps it.
     last: Vec<Option<ExecutorDescription>>,
 }
@@ -32,10 +34,11 @@ impl Describer {
         fips: bool,
         exec: bool,
         tls_info: watch::Receiver<Option<NodeTlsInfo>>,
+        generic: GenericResources,
     ) -> Describer {
         let hostname = hostname.filter(|name| !name.is_empty()).unwrap_or_else(host::name);
         let last = vec![None; executors.iter().count()];
-        Describer { executors, hostname, fips, exec, tls_info, last }
+        Describer { executors, hostname, fips, exec, tls_info, generic, last }
     }
 
     /// Asks every executor and puts their answers together.
@@ -56,6 +59,7 @@ impl Describer {
         for (last, answer) in self.last.iter_mut().zip(join_all(calls).await) {
             *last = answer.or(last.take());
         }
+        self.generic.refresh().await;
         self.merge()
     }
 
@@ -69,8 +73,11 @@ impl Describer {
     fn merge(&mut self) -> NodeDescription {
         let mut engine = EngineDescription::default();
         let (mut resources, mut architecture, mut os) = (None, None, None);
-        engine.labels.insert(ability("container"), "0".into());
+        engine.labels.insert(runtime_label("container"), "0".into());
         engine.labels.insert(EXEC_ABILITY.into(), u8::from(self.exec).to_string());
+        for ability in Ability::ALL {
+            engine.labels.insert(ability.label().into(), "0".into());
+        }
         for (executor, answer) in self.executors.iter().zip(&self.last) {
             let Some(answer) = answer else { continue };
             if engine.engine_version.is_empty() {
@@ -83,7 +90,10 @@ impl Describer {
             architecture = architecture.or_else(|| answer.architecture.clone());
             os = os.or_else(|| answer.os.clone());
             for runtime in executor.runtimes() {
-                engine.labels.insert(ability(&runtime), "1".into());
+                engine.labels.insert(runtime_label(&runtime), "1".into());
+            }
+            for ability in &answer.abilities {
+                engine.labels.insert(ability.label().into(), "1".into());
             }
         }
         engine.plugins.sort_by(|a, b| (&a.r#type, &a.name).cmp(&(&b.r#type, &b.name)));
@@ -94,7 +104,7 @@ impl Describer {
                 architecture: architecture.unwrap_or_else(|| std::env::consts::ARCH.to_owned()),
                 os: os.unwrap_or_else(|| std::env::consts::OS.to_owned()),
             }),
-            resources: Some(resources.unwrap_or_else(host::resources)),
+            resources: Some(self.generic.complete(resources.unwrap_or_else(host::resources))),
             engine: Some(engine),
             tls_info: self.tls_info.borrow_and_update().clone(),
             fips: self.fips,
@@ -104,7 +114,7 @@ impl Describer {
 }
 
 /// The engine label that says whether the node has a runtime.
-fn ability(runtime: &str) -> String {
+fn runtime_label(runtime: &str) -> String {
     format!("{PREFIX}runtime.{runtime}")
 }
 

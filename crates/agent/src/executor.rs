@@ -1,15 +1,18 @@
 //! What an agent asks of a way to run tasks.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use swarm_api::Shared;
+use swarm_api::extensions::Ability;
 use swarm_api::v1::{
     Config, ContainerStatus, EncryptionKey, Node, PluginDescription, PortStatus, Resources, Secret, Task,
 };
+
+use tokio::sync::watch;
 
 use crate::log_sink::LogSink;
 use crate::task_io::{AttachOptions, ExecOptions, Stats, TaskIo};
@@ -76,6 +79,12 @@ pub trait Controller: Send + Sync {
 
     /// Host-mode ports really published; `None` if there are none.
     async fn port_status(&self) -> Option<PortStatus>;
+
+    /// How far [`Controller::prepare`] is, in words for the task's status, as it changes; empty as long as there is nothing to
+    /// say. The default never says anything.
+    fn progress(&self) -> watch::Receiver<String> {
+        watch::channel(String::new()).1
+    }
 
     /// Sends log lines until the task's output ends (or for ever with `follow`), or the sink is closed.
     async fn logs(&self, options: LogOptions, sink: LogSink) -> Result<(), ControllerError>;
@@ -172,6 +181,8 @@ pub struct ExecutorDescription {
     pub engine_labels: BTreeMap<String, String>,
     /// Plug-ins of the engine.
     pub plugins: Vec<PluginDescription>,
+    /// What it can beyond the contract.
+    pub abilities: BTreeSet<Ability>,
     /// Platform and resources as the engine sees them; `None` leaves it to the daemon.
     pub resources: Option<Resources>,
     /// Architecture, in the engine's words (`x86_64`).
@@ -202,6 +213,19 @@ pub trait Executor: Send + Sync {
         task: &Shared<Task>,
         dependencies: Arc<dyn Dependencies>,
     ) -> Result<Arc<dyn Controller>, ControllerError>;
+
+    /// Has an image at hand before a task needs it, and tells how far it is, in percent. The default has no images.
+    ///
+    /// # Errors
+    /// [`ControllerError::UnsupportedRuntime`] if there are no images here, else why it could not be had.
+    async fn pull_image(
+        &self,
+        _image: &str,
+        _registry_auth: &str,
+        _progress: &watch::Sender<Option<u8>>,
+    ) -> Result<(), ControllerError> {
+        Err(ControllerError::UnsupportedRuntime)
+    }
 
     /// Removes what earlier runs left behind on this node and that belongs to none of these tasks. Touches only
     /// what carries this node's id.

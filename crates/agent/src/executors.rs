@@ -6,6 +6,7 @@ use std::time::Duration;
 use futures::future::join_all;
 use swarm_api::v1::{EncryptionKey, Node, Task, task_spec};
 use swarm_api::{Shared, extensions, naming};
+use tokio::sync::watch;
 
 use crate::{Controller, ControllerError, Dependencies, Executor};
 
@@ -49,6 +50,21 @@ impl Executors {
             naming::runtime(task.spec.runtime.as_ref()).ok_or(ControllerError::UnsupportedRuntime)?;
         let executor = self.all.iter().find(|e| e.runtimes().contains(&runtime));
         executor.ok_or(ControllerError::UnsupportedRuntime)?.controller(task, dependencies)
+    }
+
+    /// Has an image pulled by the executor that runs containers.
+    pub(crate) async fn pull_image(
+        &self,
+        image: &str,
+        registry_auth: &str,
+        progress: &watch::Sender<Option<u8>>,
+    ) -> Result<(), ControllerError> {
+        let container = extensions::CONTAINER_RUNTIME.to_owned();
+        let executor = self.all.iter().find(|e| e.runtimes().contains(&container));
+        executor
+            .ok_or_else(|| ControllerError::Fatal("this node has no container engine".to_owned()))?
+            .pull_image(image, registry_auth, progress)
+            .await
     }
 
     /// Tells every executor of the node object. What one can't make of it is its own matter, and logged.

@@ -6,8 +6,9 @@
 //!
 //! Inside: `session` talks to one manager at a time, `worker` applies assignments and owns one `runner` per
 //! task, `lifecycle` says what a task's next step is, `reporter` keeps what managers must still hear, and
-//! `logs` publishes what managers want of logs, and `database` keeps tasks and statuses over a restart. A status is on
-//! disk before anybody hears of it. `task_sessions` serves those whom managers let into tasks.
+//! `logs` publishes what managers want of logs, `task_sessions` serves those whom managers let into tasks, `pulls` has images
+//! at hand before tasks need them, `description` and `generic_resources` say what the node has, and `database` keeps tasks and
+//! statuses over a restart. A status is on disk before anybody hears of it.
 //!
 //! For executors: [`memory`] keeps the files of secrets and configs where no disk is, [`payloads`] says what is in them.
 
@@ -20,11 +21,13 @@ mod executor;
 mod executors;
 #[doc(hidden)]
 pub mod fuzz;
+mod generic_resources;
 mod lifecycle;
 mod log_sink;
 mod logs;
 pub mod memory;
 pub mod payloads;
+mod pulls;
 mod remotes;
 mod reporter;
 mod runner;
@@ -39,6 +42,7 @@ pub use executor::{
     Controller, ControllerError, Dependencies, DependencyError, Executor, ExecutorDescription, LogLine,
     LogOptions, LogStream,
 };
+pub use generic_resources::{DevicePattern, GenericSources};
 pub use log_sink::{Closed, LogLines, LogSink};
 pub use remotes::{Connector, Remotes};
 pub use swarm_template as template;

@@ -37,6 +37,9 @@ pub(crate) enum Step {
     Call(Operation),
 }
 
+/// What is said of a task that is being prepared.
+pub(crate) const PREPARING: &str = "preparing";
+
 /// The next step of a task in state `is` that is wanted in state `want`. The order of the rules counts.
 pub(crate) fn next(is: TaskState, want: TaskState) -> Step {
     use TaskState::*;
@@ -52,7 +55,7 @@ pub(crate) fn next(is: TaskState, want: TaskState) -> Step {
         Running => Step::Call(Operation::Wait),
         _ if is >= want => Step::Rest,
         New | Pending | Assigned => Step::Enter(Accepted, "accepted"),
-        Accepted => Step::Enter(Preparing, "preparing"),
+        Accepted => Step::Enter(Preparing, PREPARING),
         Ready => Step::Enter(Starting, "starting"),
         _ => Step::Rest,
     }

@@ -6,11 +6,12 @@ use std::time::{Duration, SystemTime};
 use swarm_api::v1::{ContainerStatus, Task, TaskStatus, task_status};
 use swarm_api::{Shared, TaskState};
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::database::Database;
 use crate::dependencies::has_any;
-use crate::lifecycle::{Operation, Step, Then, enter, next, resolved, settle};
+use crate::lifecycle::{Operation, PREPARING, Step, Then, enter, next, resolved, settle};
 use crate::reporter::Reporter;
 use crate::{Controller, ControllerError};
 
@@ -19,6 +20,9 @@ const RETRY: Duration = Duration::from_secs(1);
 const LONGEST_RETRY: Duration = Duration::from_secs(8);
 /// Time without an error after which an earlier one is not reported any more.
 const QUIET: Duration = Duration::from_secs(2);
+/// Time before it is first told how far a preparation is, and between two such words: each is a write in the cluster's state.
+const FIRST_PROGRESS: Duration = Duration::from_secs(2);
+const PROGRESS: Duration = Duration::from_secs(5);
 /// Longest time that a controller may take to say what runs.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -94,6 +98,10 @@ impl Runner {
                     tracing::info!(task.id = task, node.id = node, ?operation, %error, "task operation failed");
                 }
                 let mut status = self.status.clone();
+                if operation == Operation::Prepare {
+                    // How far it was matters no more.
+                    PREPARING.clone_into(&mut status.message);
+                }
                 let then = settle(&mut status, operation, &result);
                 self.observe(&mut status, &result).await;
                 self.advance(status).await?;
@@ -182,10 +190,13 @@ impl Runner {
             }
         };
         tokio::pin!(call);
+        let mut progress = self.controller.progress();
+        let mut next_progress = Instant::now() + FIRST_PROGRESS;
         loop {
             let before = self.task.clone();
             // A task that is being waited for without trouble has none, whatever was said before.
             let trouble = operation == Operation::Wait && !self.status.err.is_empty();
+            let told = self.status.message.clone();
             tokio::select! {
                 biased;
                 result = &mut call => return Ok(result), // first: what has happened must not be missed
@@ -199,6 +210,13 @@ impl Runner {
                     if interrupted == Interrupted::Closed || !same() {
                         return Err(interrupted);
                     }
+                }
+                text = further(&mut progress, &told, next_progress), if operation == Operation::Prepare => {
+                    next_progress = Instant::now() + PROGRESS;
+                    let mut status = self.status.clone();
+                    status.message = text;
+                    status.err.clear();
+                    self.advance(status).await?;
                 }
                 () = tokio::time::sleep(QUIET), if trouble => {
                     let mut status = self.status.clone();
@@ -279,6 +297,17 @@ impl Runner {
         self.status = status;
         self.context.reporter.put(&self.task.id, self.status.clone());
         Ok(())
+    }
+}
+
+/// From this time on: how far a preparation is, if that is not what was told last.
+async fn further(progress: &mut watch::Receiver<String>, told: &str, from: Instant) -> String {
+    tokio::time::sleep_until(from).await;
+    let text = progress.wait_for(|text| !text.is_empty() && text != told).await.ok().map(|text| text.clone());
+    match text {
+        Some(text) => text,
+        // Nothing more is to come.
+        None => std::future::pending().await,
     }
 }
 

@@ -1,6 +1,7 @@
 //! One session with one manager: everything that runs on its connection.
 //!
-//! Session, heartbeats, assignments, reports, log subscriptions and task sessions run side by side in one future; the first error ends them all,
+//! Session, heartbeats, assignments, reports, log subscriptions, task sessions and orders for images run side by side in one
+//! future; the first error ends them all,
 //! and dropping the future does. Nothing is lost by that: assignments are applied by the worker's own task,
 //! statuses stay with the reporter until a manager has answered.
 
@@ -25,6 +26,7 @@ use crate::database::Database;
 use crate::error::SessionError;
 use crate::executors::Executors;
 use crate::logs::Logs;
+use crate::pulls::Pulls;
 use crate::remotes::{Connector, FAILED, Remotes};
 use crate::reporter::{Batch, Reporter};
 use crate::task_sessions::TaskSessions;
@@ -49,6 +51,7 @@ pub(crate) struct Sessions {
     pub(crate) executors: Executors,
     pub(crate) logs: Logs,
     pub(crate) task_sessions: TaskSessions,
+    pub(crate) pulls: Pulls,
     pub(crate) description: watch::Receiver<Option<NodeDescription>>,
     pub(crate) observed: watch::Sender<Observed>,
     pub(crate) timings: Timings,
@@ -132,10 +135,12 @@ impl Sessions {
         }
         let session_id = self.session_id.clone();
         let (worker, reporter, patience) = (self.worker.clone(), self.reporter.clone(), self.timings.rpc);
-        let (logs, task_sessions) = (self.logs.clone(), self.task_sessions.clone());
+        let (logs, task_sessions, pulls) =
+            (self.logs.clone(), self.task_sessions.clone(), self.pulls.clone());
         tokio::select! {
             never = logs.listen(channel.clone(), manager) => match never {},
-            never = task_sessions.listen(channel, manager) => match never {},
+            never = task_sessions.listen(channel.clone(), manager) => match never {},
+            never = pulls.listen(channel) => match never {},
             end = heartbeats(client.clone(), &session_id, patience, established) => end,
             end = assignments(client.clone(), &session_id, &worker) => end,
             end = reports(client.clone(), &session_id, &reporter) => end,

@@ -5,8 +5,12 @@
 //! engine labels. Each extension that a node must understand comes with a constraint on that ability, so that
 //! any leader places it right.
 
+pub mod container;
+
 use std::collections::BTreeMap;
 use std::time::Duration;
+
+pub use container::{Ability, ContainerExtensions, Device};
 
 /// Prefix of the labels that are ours.
 pub const PREFIX: &str = "swarmd.";
@@ -228,7 +232,7 @@ pub fn check_service(labels: &BTreeMap<String, String>) -> Result<(), String> {
 }
 
 /// Labels of containers that are ours and that this version understands.
-pub const KNOWN: &[&str] = &[];
+pub const KNOWN: &[&str] = &[container::DEVICES, container::GPUS, container::PRIVILEGED];
 
 /// The first label that has our prefix and that this version does not understand.
 pub fn unknown<'a>(labels: impl IntoIterator<Item = &'a String>) -> Option<&'a str> {

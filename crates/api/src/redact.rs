@@ -41,6 +41,8 @@ redacted!(v1::MaybeEncryptedRecord { algorithm } hidden { data, nonce });
 redacted!(swarmd::BackupRequest {} hidden { passphrase });
 redacted!(swarmd::ExecTask { task_id, stdin, tty, size, user, dir } hidden { command, env });
 redacted!(swarmd::FetchResponse { state, end } hidden { data });
+redacted!(swarmd::PullOrder { id, image, close } hidden { registry_auth });
+redacted!(swarmd::PullRequest { image, constraints } hidden { registry_auth });
 redacted!(swarmd::UnlockRequest {} hidden { unlock_key });
 redacted!(v1::LogMessage { context, timestamp, stream, attrs } hidden { data });
 

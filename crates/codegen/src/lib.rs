@@ -32,6 +32,7 @@ const FILES: &[&str] = &[
     "raftpb/raftpb.proto",
     "swarmd/options.proto",
     "swarmd/v1/backup.proto",
+    "swarmd/v1/images.proto",
     "swarmd/v1/lock.proto",
     "swarmd/v1/peers.proto",
     "swarmd/v1/process.proto",
@@ -64,6 +65,8 @@ const REDACTED: &[&str] = &[
     ".swarmd.v1.FetchResponse",
     ".swarmd.v1.TaskInput",
     ".swarmd.v1.TaskOutput",
+    ".swarmd.v1.PullOrder",
+    ".swarmd.v1.PullRequest",
     ".swarmd.v1.UnlockRequest",
 ];
 

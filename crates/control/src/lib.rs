@@ -22,4 +22,5 @@ pub use calls::Control;
 pub use deps::{Alone, Membership};
 pub use error::Error;
 pub use health::{CONTROL_API, Health, RAFT};
+pub use validate::is_image_reference;
 pub use watch::Watch;

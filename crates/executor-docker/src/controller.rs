@@ -20,6 +20,7 @@ use swarm_agent::{
 };
 use swarm_api::Shared;
 use swarm_api::v1::{ContainerStatus, PortStatus, Task, task_spec};
+use tokio::sync::watch;
 
 use crate::error;
 use crate::events::News;
@@ -51,6 +52,8 @@ pub(crate) struct DockerController {
     /// It was stopped for its bad health.
     unhealthy: AtomicBool,
     last: Mutex<Option<Look>>,
+    /// How far the pull of the image is, in words; empty while there is none.
+    progress: watch::Sender<String>,
     news: News,
 }
 
@@ -87,8 +90,18 @@ impl DockerController {
             fresh: AtomicBool::new(false),
             unhealthy: AtomicBool::new(false),
             last: Mutex::default(),
+            progress: watch::Sender::default(),
             news,
         }
+    }
+
+    /// Makes sure that the image is there, and says how far that is.
+    async fn ensure_image(&self) -> Result<(), ControllerError> {
+        let tell = |percent| drop(self.progress.send_replace(format!("pulling {percent} %")));
+        let plan = &self.plan;
+        let result = self.parts.images.ensure(&plan.image, &plan.registry_auth, tell).await;
+        self.progress.send_replace(String::new());
+        result
     }
 
     fn failed(&self, step: &str, error: &bollard::errors::Error) -> ControllerError {
@@ -313,7 +326,7 @@ impl Controller for DockerController {
 
     async fn prepare(&self) -> Result<(), ControllerError> {
         let parts = &self.parts;
-        parts.images.ensure(&self.plan.image, &self.plan.registry_auth).await?;
+        self.ensure_image().await?;
         for volume in &self.plan.volumes {
             let created = parts.engine.docker.create_volume(volume.clone()).await;
             created.map_err(|error| self.failed("creating volume failed", &error))?;
@@ -324,7 +337,7 @@ impl Controller for DockerController {
         if matches!(&created, Err(error) if error::is_not_found(error) && no_such_image(error)) {
             // Removed by somebody since it was looked for.
             parts.images.forget(&self.plan.image);
-            parts.images.ensure(&self.plan.image, &self.plan.registry_auth).await?;
+            self.ensure_image().await?;
             created = self.create(body).await;
         }
         match created {
@@ -441,6 +454,10 @@ impl Controller for DockerController {
     async fn port_status(&self) -> Option<PortStatus> {
         let ports = self.current().await.ok()??.seen.ports;
         (!ports.is_empty()).then_some(PortStatus { ports })
+    }
+
+    fn progress(&self) -> watch::Receiver<String> {
+        self.progress.subscribe()
     }
 
     async fn logs(&self, options: LogOptions, sink: LogSink) -> Result<(), ControllerError> {

@@ -1,6 +1,6 @@
 //! One engine as an executor.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -10,7 +10,9 @@ use swarm_agent::memory::{MemoryDir, MemoryRoot};
 use swarm_agent::template::Context;
 use swarm_agent::{Controller, ControllerError, Dependencies, Executor, ExecutorDescription};
 use swarm_api::Shared;
+use swarm_api::extensions::Ability;
 use swarm_api::v1::{EncryptionKey, Node, Task};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -37,6 +39,7 @@ pub struct DockerExecutor {
     parts: Arc<Parts>,
     /// Where files for containers are, or why there can't be any.
     files: Result<MemoryRoot, String>,
+    allow_privileged: bool,
     node: Mutex<Option<Shared<Node>>>,
     /// Stops the listener of the node id that is in force.
     listener: Mutex<Option<CancellationToken>>,
@@ -80,11 +83,25 @@ impl DockerExecutor {
                 events: Events::default(),
             }),
             files,
+            allow_privileged: false,
             node: Mutex::default(),
             listener: Mutex::default(),
             tracker,
             stop,
         })
+    }
+
+    /// Whether containers may have all privileges on this node. Without a word on it they may not.
+    pub fn with_privileged(mut self, allowed: bool) -> Self {
+        self.allow_privileged = allowed;
+        self
+    }
+
+    /// What it can beyond the contract.
+    fn abilities(&self) -> BTreeSet<Ability> {
+        let gpus = spec::knows_gpus(&self.parts.engine.facts()).then_some(Ability::Gpus);
+        let privileged = self.allow_privileged.then_some(Ability::Privileged);
+        [Ability::Devices].into_iter().chain(gpus).chain(privileged).collect()
     }
 
     /// Stops listening and pulling. Containers go on.
@@ -125,7 +142,17 @@ impl Executor for DockerExecutor {
             tracing::warn!(reason = error::chain(&error), "can't list the engine's plug-ins");
             Vec::new()
         });
-        Ok(describe(info, plugins))
+        Ok(ExecutorDescription { abilities: self.abilities(), ..describe(info, plugins) })
+    }
+
+    async fn pull_image(
+        &self,
+        image: &str,
+        registry_auth: &str,
+        progress: &watch::Sender<Option<u8>>,
+    ) -> Result<(), ControllerError> {
+        let tell = |percent| _ = progress.send_replace(Some(percent));
+        self.parts.images.pull(image, registry_auth, tell).await
     }
 
     async fn configure(&self, node: &Shared<Node>) -> Result<(), ControllerError> {
@@ -157,6 +184,7 @@ impl Executor for DockerExecutor {
             node,
             engine: &facts,
             files: dir.as_ref().map(MemoryDir::path).map_err(|reason| *reason),
+            allow_privileged: self.allow_privileged,
         };
         let plan = spec::plan(task, &around)?;
         let context = Context::new(task, node);

@@ -3,7 +3,7 @@
 //! A digest or an image id that is present is never pulled. A tag is pulled, since it may have moved, unless the
 //! image never came from a registry; if that fails, an image that is present serves. One pull serves all tasks
 //! that want the same image with the same credentials, goes on when one of them is cancelled, and its result
-//! holds for a while.
+//! holds for a while. All of them hear how far it is.
 
 use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
@@ -17,26 +17,32 @@ use futures::future::{BoxFuture, FutureExt, Shared};
 use futures::{StreamExt, TryFutureExt};
 use parking_lot::Mutex;
 use swarm_agent::ControllerError;
+use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::client::Engine;
 use crate::error;
+use crate::pull_progress::Layers;
 
 /// How long an image counts as looked after.
 const GOOD_FOR: Duration = Duration::from_secs(60);
 /// How long a failure holds: long enough for the many tasks of one service, short for who corrects it.
 const BAD_FOR: Duration = Duration::from_secs(5);
+/// How long an image serves whose pull failed, before it is tried again.
+const KEPT_FOR: Duration = Duration::from_secs(60);
 /// A pull that says nothing for so long is given up.
 const SILENCE: Duration = Duration::from_secs(60);
 /// Set to `1`, it makes any image that is present serve without a pull.
 const PREFER_OFFLINE: &str = "DOCKER_SERVICE_PREFER_OFFLINE_IMAGE";
 
-type Outcome = Result<(), ControllerError>;
+/// Success may come with the reason for which a pull failed although the image is there: an older one serves.
+type Outcome = Result<Option<String>, ControllerError>;
 
 struct Entry {
     outcome: Shared<BoxFuture<'static, Outcome>>,
+    progress: watch::Receiver<Option<u8>>,
     /// When it ended, and how long it holds from then.
     ended: Arc<OnceLock<(Instant, Duration)>>,
 }
@@ -60,34 +66,77 @@ impl Images {
         Images { engine, tracker, stop, entries: Mutex::default() }
     }
 
-    /// Makes sure that the image is there; `auth` is base64url JSON, or empty.
-    pub(crate) async fn ensure(&self, image: &str, auth: &str) -> Outcome {
-        let key = (image.to_owned(), auth.to_owned());
-        let outcome = {
-            let mut entries = self.entries.lock();
-            entries.retain(|_, entry| entry.holds());
-            entries.entry(key).or_insert_with(|| self.begin(image, auth)).outcome.clone()
-        };
-        outcome.await
+    /// Makes sure that the image is there; `auth` is base64url JSON, or empty. Says how far a pull is, in percent, once it
+    /// has begun.
+    pub(crate) async fn ensure(
+        &self,
+        image: &str,
+        auth: &str,
+        tell: impl FnMut(u8),
+    ) -> Result<(), ControllerError> {
+        self.get(image, auth, tell).await.map(drop)
     }
 
-    /// Forgets what is known of an image: it has vanished from the engine.
+    /// As [`Images::ensure`], but what was found before does not count, only a pull that is under way; and an older image does
+    /// not make up for a pull that failed.
+    pub(crate) async fn pull(
+        &self,
+        image: &str,
+        auth: &str,
+        tell: impl FnMut(u8),
+    ) -> Result<(), ControllerError> {
+        self.forget(image);
+        match self.get(image, auth, tell).await? {
+            None => Ok(()),
+            Some(reason) => Err(ControllerError::Fatal(format!(
+                "pulling image {image} failed: {reason} (the one that is here may be an older one)"
+            ))),
+        }
+    }
+
+    async fn get(&self, image: &str, auth: &str, mut tell: impl FnMut(u8)) -> Outcome {
+        let key = (image.to_owned(), auth.to_owned());
+        let (mut outcome, mut progress) = {
+            let mut entries = self.entries.lock();
+            entries.retain(|_, entry| entry.holds());
+            let entry = entries.entry(key).or_insert_with(|| self.begin(image, auth));
+            (entry.outcome.clone(), entry.progress.clone())
+        };
+        progress.mark_changed();
+        loop {
+            tokio::select! {
+                biased;
+                outcome = &mut outcome => return outcome,
+                Ok(()) = progress.changed() => {
+                    if let Some(percent) = *progress.borrow_and_update() {
+                        tell(percent);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Forgets what is known of an image: it has vanished from the engine, or somebody wants to know anew.
     pub(crate) fn forget(&self, image: &str) {
         self.entries.lock().retain(|(known, _), entry| known != image || entry.ended.get().is_none());
     }
 
     fn begin(&self, image: &str, auth: &str) -> Entry {
         let ended = Arc::new(OnceLock::new());
+        let (tell, progress) = watch::channel(None);
         let task = {
             let (engine, stop, ended) = (self.engine.clone(), self.stop.clone(), ended.clone());
             let (image, auth) = (image.to_owned(), auth.to_owned());
             async move {
-                let outcome = match stop.run_until_cancelled_owned(provide(&engine, &image, &auth)).await {
-                    Some(outcome) => outcome,
-                    None => Err(ControllerError::Temporary("the daemon is stopping".to_owned())),
-                };
+                let outcome =
+                    match stop.run_until_cancelled_owned(provide(&engine, &image, &auth, &tell)).await {
+                        Some(outcome) => outcome,
+                        None => Err(ControllerError::Temporary("the daemon is stopping".to_owned())),
+                    };
                 let holds = match &outcome {
-                    Ok(()) => GOOD_FOR,
+                    Ok(None) => GOOD_FOR,
+                    // Tasks run with it; whoever corrects the reason need not wait for long.
+                    Ok(Some(_)) => KEPT_FOR,
                     Err(ControllerError::Temporary(_)) => Duration::ZERO,
                     Err(_) => BAD_FOR,
                 };
@@ -102,11 +151,11 @@ impl Images {
             .unwrap_or_else(|error| Err(ControllerError::Temporary(format!("pulling the image: {error}"))))
             .boxed()
             .shared();
-        Entry { outcome, ended }
+        Entry { outcome, progress, ended }
     }
 }
 
-async fn provide(engine: &Engine, image: &str, auth: &str) -> Outcome {
+async fn provide(engine: &Engine, image: &str, auth: &str, tell: &watch::Sender<Option<u8>>) -> Outcome {
     let present = match engine.docker.inspect_image(image).await {
         Ok(found) => Some(found),
         Err(error) if error::is_not_found(&error) => None,
@@ -114,7 +163,7 @@ async fn provide(engine: &Engine, image: &str, auth: &str) -> Outcome {
     };
     match &present {
         Some(found) if !worth_a_pull(image, found, std::env::var(PREFER_OFFLINE).is_ok_and(|v| v == "1")) => {
-            return Ok(());
+            return Ok(None);
         }
         None if is_id(image) => {
             return Err(ControllerError::Fatal(format!(
@@ -130,17 +179,17 @@ async fn provide(engine: &Engine, image: &str, auth: &str) -> Outcome {
             None
         }
     };
-    let mut pulled = pull(engine, image, credentials.clone()).await;
+    let mut pulled = pull(engine, image, credentials.clone(), tell).await;
     if credentials.is_some() && matches!(&pulled, Err(PullError::Engine(error)) if is_unauthorized(error)) {
         tracing::info!(image, "registry refused the credentials: pulling without any");
         // The first refusal says more than what anonymous users are told.
-        pulled = pull(engine, image, None).await.or(pulled);
+        pulled = pull(engine, image, None, tell).await.or(pulled);
     }
     match (pulled, present) {
-        (Ok(()), _) => Ok(()),
+        (Ok(()), _) => Ok(None),
         (Err(reason), Some(_)) => {
             tracing::warn!(image, %reason, "pulling image failed: using the one that is here");
-            Ok(())
+            Ok(Some(reason.to_string()))
         }
         // A registry that can't be reached is the image's trouble, an engine that can't is not.
         (Err(PullError::Engine(error)), None) if error::status(&error).is_none() => {
@@ -158,18 +207,27 @@ enum PullError {
     Silent,
 }
 
-async fn pull(engine: &Engine, image: &str, credentials: Option<DockerCredentials>) -> Result<(), PullError> {
+async fn pull(
+    engine: &Engine,
+    image: &str,
+    credentials: Option<DockerCredentials>,
+    tell: &watch::Sender<Option<u8>>,
+) -> Result<(), PullError> {
     let (name, tag) = split_reference(image);
     tracing::info!(image, "pulling image");
     let options = CreateImageOptionsBuilder::new().from_image(name).tag(tag).build();
-    let mut progress = std::pin::pin!(engine.docker.create_image(Some(options), None, credentials));
+    let mut messages = std::pin::pin!(engine.docker.create_image(Some(options), None, credentials));
+    let mut layers = Layers::default();
+    tell.send_replace(Some(0));
     loop {
-        match tokio::time::timeout(SILENCE, progress.next()).await {
+        match tokio::time::timeout(SILENCE, messages.next()).await {
             Err(_) => return Err(PullError::Silent),
             Ok(None) => break,
             Ok(Some(Err(error))) => return Err(PullError::Engine(error)),
             Ok(Some(Ok(info))) => {
                 tracing::trace!(image, layer = info.id, status = info.status, "pull progress");
+                let percent = Some(layers.percent(&info));
+                tell.send_if_modified(|told| std::mem::replace(told, percent) != percent);
             }
         }
     }

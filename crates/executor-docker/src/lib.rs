@@ -6,7 +6,7 @@
 //! - `spec`: a task as the body of the request that creates its container, a pure function.
 //! - `facts`: what the engine can, so that what it is too old for is refused and not left out.
 //! - `files`: secrets and configs as files in memory; `networks`: networks that a node makes for the cluster.
-//! - `image`: whether and how an image is pulled, once for all tasks that want it.
+//! - `image`: whether and how an image is pulled, once for all tasks that want it; `pull_progress`: how far that is.
 //! - `events`: one event stream for all containers. Events are hints only: who is told looks at the container.
 //! - `session`: commands in a container, and its own input and output; `stats`: what it uses.
 //! - `client`: the connection; `error`: what an engine's answer means for a task.
@@ -26,6 +26,7 @@ mod logs;
 mod networks;
 mod observed;
 mod ports;
+mod pull_progress;
 mod session;
 mod spec;
 mod stats;

@@ -1,5 +1,6 @@
 //! A task as the body of the request that creates its container. Pure: no engine is asked.
 
+mod devices;
 mod files;
 mod mounts;
 mod networks;
@@ -20,6 +21,7 @@ use swarm_api::v1::port_config::{Protocol, PublishMode};
 use swarm_api::v1::{ContainerSpec, NodeDescription, PortConfig, Task, task_spec};
 use swarm_api::{defaults, duration, naming};
 
+pub(crate) use devices::knows_gpus;
 pub use files::PlannedFile;
 pub(crate) use networks::NETWORK_ID_LABEL;
 pub use networks::PlannedNetwork;
@@ -73,13 +75,20 @@ pub struct Surroundings<'a> {
     pub engine: &'a EngineFacts,
     /// Where the files of the task's secrets and configs are, or why there can't be any.
     pub files: Result<&'a Path, &'a str>,
+    /// The operator of this node allows containers that have all privileges.
+    pub allow_privileged: bool,
 }
 
 impl Default for Surroundings<'static> {
-    /// An engine that can everything, but has no place for files.
+    /// An engine that can everything, but has no place for files, and no privileges to give.
     fn default() -> Self {
         static ENGINE: EngineFacts = EngineFacts::newest();
-        Surroundings { node: None, engine: &ENGINE, files: Err("there is no place for them") }
+        Surroundings {
+            node: None,
+            engine: &ENGINE,
+            files: Err("there is no place for them"),
+            allow_privileged: false,
+        }
     }
 }
 
@@ -112,6 +121,7 @@ pub fn plan(task: &Task, around: &Surroundings<'_>) -> Result<ContainerPlan, Con
 
     let mut host = host_config(task, &spec, facts);
     host.security_opt = list(&security_options);
+    devices::apply(&mut host, task, &spec, around)?;
     let files_dir = match (files.is_empty(), around.files) {
         (true, _) => None,
         (false, Ok(directory)) => {

@@ -14,7 +14,7 @@ use super::*;
 
 /// What the plan is on this engine, with the files in `/mem/t`.
 fn on(spec: ContainerSpec, engine: &EngineFacts) -> Result<ContainerPlan, ControllerError> {
-    let around = Surroundings { node: None, engine, files: Ok(Path::new("/mem/t")) };
+    let around = Surroundings { node: None, engine, files: Ok(Path::new("/mem/t")), allow_privileged: false };
     plan(&task(spec), &around)
 }
 

@@ -417,3 +417,34 @@ async fn ports_are_reported_by_name_and_once() {
     assert_eq!(told, [("dns", 53, Protocol::Udp, true), ("web", 80, Protocol::Tcp, true)]);
     lab.done().await;
 }
+
+#[tokio::test]
+async fn devices_of_the_node_are_there_under_the_names_that_were_asked_for() {
+    let lab = Lab::new().await;
+    let with = |devices: &str, script: &str| {
+        let mut spec = lab.spec(script);
+        spec.labels.insert("swarmd.devices".into(), devices.into());
+        lab.controller(&lab.task(spec))
+    };
+    let script = "
+        stat -c '%F %t:%T' /dev/nothing
+        echo lost > /dev/nothing && echo written
+        head -c 0 /dev/other && echo opened
+        echo more > /dev/other || echo read only
+    ";
+    let task = with("/dev/null:/dev/nothing:rwm,/dev/fuse:/dev/other:r", script);
+    let expected = ["character special file 1:3", "written", "opened", "read only"];
+    let told = output(&*task).await;
+    let told: Vec<&str> =
+        told.iter().map(String::as_str).filter(|line| !line.contains("can't create")).collect();
+    assert_eq!(told, expected);
+    let absent = with("/dev/no-such-device:/dev/x:rwm", "true");
+    let result = match within(absent.prepare()).await {
+        Ok(()) => within(absent.start()).await,
+        error => error,
+    };
+    let error = result.unwrap_err();
+    assert!(matches!(error, swarm_agent::ControllerError::Fatal(_)), "{error:?}");
+    assert!(error.to_string().contains("/dev/no-such-device"), "{error}");
+    lab.done().await;
+}

@@ -8,7 +8,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE};
 use bollard::query_parameters::RemoveImageOptionsBuilder;
 use common::{Lab, within};
-use swarm_agent::ControllerError;
+use swarm_agent::{ControllerError, Executor as _};
 use swarm_api::id;
 use swarm_api::v1::ContainerSpec;
 use swarm_api::v1::container_spec::PullOptions;
@@ -118,6 +118,76 @@ async fn credentials_reach_the_registry_and_wrong_ones_are_named() {
     }
     assert!(registry.refused() > 0);
     within(with(password).prepare()).await.unwrap();
+    lab.executor_sweep().await;
+    forget(&lab, &image).await;
+    lab.done().await;
+}
+
+/// A layer of a few megabytes, since engines speak of progress only now and then.
+fn large_layer() -> Vec<u8> {
+    let mut layer = layer();
+    // Behind the two empty blocks that end an archive nothing counts.
+    layer.resize(layer.len() + (8 << 20), 0);
+    layer
+}
+
+#[tokio::test]
+async fn how_far_a_pull_is_is_told_to_everybody_who_waits_for_it() {
+    let lab = Lab::new().await;
+    let registry = Registry::start(None).await.unwrap();
+    let name = id::random();
+    registry.push(&name, "1", large_layer(), &["/bin/true"]).unwrap();
+    let image = format!("{}/{name}:1", registry.address());
+    registry.hold(true);
+    let task = lab.controller(&lab.task(spec(&lab, &image)));
+    let mut words = task.progress();
+    let (tell, mut percent) = tokio::sync::watch::channel(None);
+    {
+        let both = async { tokio::join!(task.prepare(), lab.executor.pull_image(&image, "", &tell)) };
+        let mut both = std::pin::pin!(both);
+        let half = async {
+            // Half of the only layer: no more than half of its download.
+            let half = percent.wait_for(|percent| percent.is_some_and(|p| p > 5)).await.unwrap().unwrap();
+            words.wait_for(|text| *text == format!("pulling {half} %")).await.unwrap();
+            half
+        };
+        let half = tokio::select! {
+            _ = &mut both => panic!("the layer is not there yet"),
+            half = within(half) => half,
+        };
+        assert!(half < 50, "{half}");
+        registry.hold(false);
+        let (prepared, pulled) = within(both).await;
+        prepared.unwrap();
+        pulled.unwrap();
+    }
+    assert_eq!(*percent.borrow(), Some(100));
+    assert_eq!(*task.progress().borrow(), "", "a task that is prepared says nothing of it");
+    lab.executor_sweep().await;
+    forget(&lab, &image).await;
+    lab.done().await;
+}
+
+#[tokio::test]
+async fn an_image_that_is_ordered_must_come_from_its_registry() {
+    let lab = Lab::new().await;
+    let registry = Registry::start(Some("Basic dTpw".into())).await.unwrap();
+    let name = id::random();
+    registry.push(&name, "1", layer(), &["/bin/true"]).unwrap();
+    let image = format!("{}/{name}:1", registry.address());
+    let (tell, _) = tokio::sync::watch::channel(None);
+    let error = within(lab.executor.pull_image(&image, "", &tell)).await.unwrap_err().to_string();
+    assert!(error.starts_with(&format!("pulling image {image} failed: ")), "{error}");
+    let auth = URL_SAFE.encode("{\"username\":\"u\",\"password\":\"p\"}");
+    within(lab.executor.pull_image(&image, &auth, &tell)).await.unwrap();
+    let once = registry.resolved();
+    within(lab.executor.pull_image(&image, &auth, &tell)).await.unwrap();
+    assert!(registry.resolved() > once, "whoever asks wants to know anew");
+    // It is here now, which is enough for tasks, and not for who wants the newest.
+    let again = lab.restarted().await;
+    let error = within(again.pull_image(&image, "", &tell)).await.unwrap_err().to_string();
+    assert!(error.ends_with("(the one that is here may be an older one)"), "{error}");
+    within(common::controller(&again, &lab.task(spec(&lab, &image))).prepare()).await.unwrap();
     lab.executor_sweep().await;
     forget(&lab, &image).await;
     lab.done().await;

@@ -10,15 +10,17 @@ use common::{Given, within};
 use serde_json::{Value, json};
 use swarm_agent::{Controller, ControllerError, Executor};
 use swarm_api::Shared;
+use swarm_api::extensions::Ability;
 use swarm_api::v1::container_spec::Isolation;
+use swarm_api::v1::generic_resource::Resource;
 use swarm_api::v1::mount::bind_options::Propagation;
 use swarm_api::v1::mount::{BindOptions, Type, VolumeOptions};
 use swarm_api::v1::network_spec::ConfigFrom;
 use swarm_api::v1::privileges::{CredentialSpec, SeLinuxContext, credential_spec};
 use swarm_api::v1::{
-    Annotations, ConfigReference, ContainerSpec, Driver, FileTarget, HealthConfig, Mount, Network,
-    NetworkAttachment, Node, Privileges, RuntimeTarget, SecretReference, Task, TaskSpec, config_reference,
-    secret_reference, task_spec,
+    Annotations, ConfigReference, ContainerSpec, DiscreteGenericResource, Driver, FileTarget,
+    GenericResource, HealthConfig, Mount, NamedGenericResource, Network, NetworkAttachment, Node, Privileges,
+    RuntimeTarget, SecretReference, Task, TaskSpec, config_reference, secret_reference, task_spec,
 };
 use swarm_executor_docker::DockerExecutor;
 use swarm_testkit::fake_engine::{Character, FakeEngine};
@@ -275,5 +277,113 @@ async fn networks_that_this_kernel_lacks_are_asked_for() {
         .map(|request| request.path.split('?').next().unwrap_or_default().to_owned())
         .collect();
     assert_eq!(removed, [format!("/containers/{name}"), "/networks/n1".into(), "/networks/n1".into()]);
+    executor.close().await;
+}
+
+fn generic(resources: &[(&str, &str)]) -> Vec<GenericResource> {
+    let one = |(kind, value): &(&str, &str)| {
+        let (kind, value) = ((*kind).to_owned(), (*value).to_owned());
+        let resource = match value.parse() {
+            Ok(value) => Resource::DiscreteResourceSpec(DiscreteGenericResource { kind, value }),
+            Err(_) => Resource::NamedResourceSpec(NamedGenericResource { kind, value }),
+        };
+        GenericResource { resource: Some(resource) }
+    };
+    resources.iter().map(one).collect()
+}
+
+fn given(labels: &[(&str, &str)]) -> ContainerSpec {
+    let labels = labels.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+    ContainerSpec { labels, ..image() }
+}
+
+/// Running it for real needs a host whose containers may have all privileges, and GPUs.
+#[tokio::test]
+async fn privileges_devices_and_gpus_are_asked_for() {
+    let engine = FakeEngine::start(Character::default()).unwrap();
+    let executor = executor(&engine).await.with_privileged(true);
+    let abilities = executor.describe().await.unwrap().abilities;
+    assert_eq!(abilities.into_iter().collect::<Vec<_>>(), Ability::ALL);
+    for (assigned, expected) in [
+        (&[("gpu", "GPU-1"), ("gpu", "nvidia2"), ("fpga", "x")][..], json!({"DeviceIDs": ["GPU-1", "2"]})),
+        (&[("gpu", "2")], json!({"Count": 2})),
+    ] {
+        let mut task = task(given(&[
+            ("swarmd.privileged", "1"),
+            ("swarmd.gpus", "gpu"),
+            ("swarmd.devices", "/dev/fuse:/dev/fuse:rwm,/dev/null:/dev/nothing:r"),
+        ]));
+        task.assigned_generic_resources = generic(assigned);
+        let controller = controller(&executor, &task, &Given::default());
+        within(controller.prepare()).await.unwrap();
+        let bodies = engine.bodies("/containers/create?name=");
+        let host = &bodies.last().unwrap()["HostConfig"];
+        assert_eq!(host["Privileged"], json!(true));
+        assert_eq!(
+            host["Devices"],
+            json!([
+                {"PathOnHost": "/dev/fuse", "PathInContainer": "/dev/fuse", "CgroupPermissions": "rwm"},
+                {"PathOnHost": "/dev/null", "PathInContainer": "/dev/nothing", "CgroupPermissions": "r"},
+            ])
+        );
+        let mut request = expected;
+        request["Capabilities"] = json!([["gpu"]]);
+        assert_eq!(host["DeviceRequests"], json!([request]));
+    }
+    executor.close().await;
+}
+
+#[tokio::test]
+async fn a_node_checks_for_itself_what_it_gives() {
+    let engine = FakeEngine::start(Character::default()).unwrap();
+    let strict = executor(&engine).await;
+    let refused = |labels: &[(&str, &str)]| {
+        let task = task(given(labels));
+        match strict.controller(&task.into(), Arc::new(Given::default())) {
+            Err(ControllerError::Fatal(text)) => text,
+            Err(other) => panic!("{other:?}"),
+            Ok(_) => panic!("{labels:?} was taken"),
+        }
+    };
+    assert_eq!(
+        refused(&[("swarmd.privileged", "1")]),
+        "this node does not allow privileged containers: its daemon was not started with --allow-privileged"
+    );
+    assert_eq!(
+        refused(&[("swarmd.gpus", "gpu")]),
+        "the task wants GPUs, and no generic resource of kind \"gpu\" was assigned to it"
+    );
+    assert!(refused(&[("swarmd.devices", "fuse")]).contains("the path on the host must be absolute"));
+    let abilities = strict.describe().await.unwrap().abilities;
+    assert_eq!(abilities.into_iter().collect::<Vec<_>>(), [Ability::Devices, Ability::Gpus]);
+    strict.close().await;
+    let old = FakeEngine::start(Character { api: "1.39", version: "18.09.1", ..Default::default() }).unwrap();
+    let old = executor(&old).await;
+    assert!(!old.describe().await.unwrap().abilities.contains(&Ability::Gpus), "it is too old for them");
+    old.close().await;
+}
+
+#[tokio::test]
+async fn an_engine_that_was_set_up_anew_is_described_anew() {
+    let engine = FakeEngine::start(Character::default()).unwrap();
+    let executor = executor(&engine).await;
+    let described = async || {
+        let description = executor.describe().await.unwrap();
+        let volumes = description.plugins.iter().filter(|plugin| plugin.r#type == "Volume");
+        let volumes: Vec<String> = volumes.map(|plugin| plugin.name.clone()).collect();
+        let memory = description.resources.unwrap().memory_bytes;
+        (description.engine_version, description.engine_labels, volumes, memory)
+    };
+    let before = described().await;
+    assert_eq!(before, ("27.0.0".into(), Default::default(), vec!["local".into()], 1 << 30));
+    engine.become_like(Character {
+        version: "28.0.0",
+        labels: &["disk=ssd", "swarmd.privileged=1"],
+        volume_plugins: &["local", "nfs"],
+        memory: 1 << 31,
+        ..Default::default()
+    });
+    let labels = [("disk".to_owned(), "ssd".to_owned())].into();
+    assert_eq!(described().await, ("28.0.0".into(), labels, vec!["local".into(), "nfs".into()], 1 << 31));
     executor.close().await;
 }

@@ -24,6 +24,7 @@ pub(crate) struct Leader {
     pub(crate) dispatcher: Arc<Dispatcher>,
     pub(crate) logs: Arc<Broker>,
     pub(crate) task_sessions: Arc<SessionBroker>,
+    pub(crate) pulls: Arc<swarm_pulls::Broker>,
     pub(crate) ca: Arc<CaServer>,
     pub(crate) members: RaftMembers,
 }
@@ -67,6 +68,14 @@ impl Leader {
             parts.spawn(async move {
                 if let Err(error) = sessions.run(cancel).await {
                     error!(%error, "the broker of task sessions ended");
+                }
+            });
+        }
+        {
+            let (pulls, cancel) = (self.pulls.clone(), cancel.clone());
+            parts.spawn(async move {
+                if let Err(error) = pulls.run(cancel).await {
+                    error!(%error, "the pull broker ended");
                 }
             });
         }

@@ -146,6 +146,7 @@ impl Manager {
         );
         let logs = Broker::new(store.clone());
         let task_sessions = SessionBroker::new(store.clone());
+        let pulls = swarm_pulls::Broker::new(store.clone());
         let ca = CaServer::new(store.clone(), config.security.clone());
         let (health, local_health) = (Health::new(), Health::new());
         // Those that each node makes for itself; a network without a driver is an overlay.
@@ -170,6 +171,8 @@ impl Manager {
                 .add_service(logs.log_broker().into_server())
                 .add_service(task_sessions.tasks().into_server())
                 .add_service(task_sessions.task_sessions().into_server())
+                .add_service(pulls.images().into_server())
+                .add_service(pulls.pull_broker().into_server())
                 .add_service(ca.ca_service())
                 .add_service(ca.node_ca_service())
         };
@@ -233,6 +236,7 @@ impl Manager {
             dispatcher,
             logs,
             task_sessions,
+            pulls,
             ca,
             members: RaftMembers { raft: raft.clone(), group },
         };

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use swarm_agent::Executor;
+use swarm_agent::{Executor, GenericSources};
 use swarm_manager::backup::{Backup, restore};
 use swarm_pki::{SecretBytes, UnlockKey};
 
@@ -41,6 +41,8 @@ pub struct Config {
     pub executors: Vec<Arc<dyn Executor>>,
     /// Commands may be executed in this node's tasks, and its tasks attached to, by whoever may control the cluster.
     pub exec: bool,
+    /// What the node offers beside CPUs and memory.
+    pub generic_resources: GenericSources,
     /// Raft ticks (seconds) between heartbeats.
     pub heartbeat_tick: u32,
     /// Raft ticks without a leader before an election.

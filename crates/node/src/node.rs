@@ -83,6 +83,7 @@ impl Node {
             tls_info,
             fips: false,
             exec: config.exec,
+            generic_resources: config.generic_resources.clone(),
             timings: swarm_agent::Timings::default(),
         })
         .await;

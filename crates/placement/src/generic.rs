@@ -100,37 +100,61 @@ pub fn parse_request(text: &str) -> Result<Vec<GenericResource>, GenericError> {
     }
 }
 
-/// How much of each kind a task asks for.
+/// The number of a kind that stands for "all that the node has of it, and at least one". No node has so many, so a leader that
+/// does not know what it stands for places nothing.
+pub const ALL: i64 = i64::MAX;
+
+/// How much of each kind a task asks for, and which ones by name.
 #[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Request {
     counts: Vec<(String, i64)>,
-    /// A named request: nobody can ask for one thing by its name, so nothing ever satisfies it.
+    /// Kinds and names; others of the kind come on top of the count.
+    names: Vec<(String, String)>,
+    /// One thing twice, or all of a kind and more: nothing ever satisfies it.
     impossible: bool,
 }
 
 impl Request {
     /// What a task's reservations ask for. Several counts of one kind add up; those of zero and less ask for
-    /// nothing.
+    /// nothing. (Leaders of another make place no task that asks for something by its name.)
     pub fn new(reserved: &[GenericResource]) -> Request {
         let mut request = Request::default();
         for resource in reserved.iter().filter_map(|r| r.resource.as_ref()) {
             match resource {
-                Resource::NamedResourceSpec(_) => request.impossible = true,
+                Resource::NamedResourceSpec(n) => {
+                    let named = (n.kind.clone(), n.value.clone());
+                    request.impossible |= request.names.contains(&named);
+                    request.names.push(named);
+                }
                 Resource::DiscreteResourceSpec(d) if d.value <= 0 => {}
                 Resource::DiscreteResourceSpec(d) => {
                     match request.counts.iter_mut().find(|(kind, _)| *kind == d.kind) {
-                        Some((_, count)) => *count = count.saturating_add(d.value),
+                        Some((_, count)) => {
+                            request.impossible |= ALL == (*count).max(d.value);
+                            *count = count.saturating_add(d.value);
+                        }
                         None => request.counts.push((d.kind.clone(), d.value)),
                     }
                 }
             }
         }
+        let mixed = request.names.iter().any(|(kind, _)| request.counts.contains(&(kind.clone(), ALL)));
+        request.impossible |= mixed;
         request
     }
 
     /// Asks for nothing.
     pub fn is_empty(&self) -> bool {
-        self.counts.is_empty() && !self.impossible
+        self.counts.is_empty() && self.names.is_empty() && !self.impossible
+    }
+
+    /// How many of a kind it asks for by name.
+    fn named(&self, kind: &str) -> i128 {
+        self.names.iter().filter(|(named, _)| named == kind).count() as i128
+    }
+
+    fn names(&self, kind: &str, name: &str) -> bool {
+        self.names.iter().any(|(k, n)| k == kind && n == name)
     }
 }
 
@@ -182,7 +206,23 @@ impl Ledger {
     /// Whether what is free satisfies the request.
     pub fn satisfies(&self, request: &Request) -> bool {
         !request.impossible
-            && request.counts.iter().all(|(kind, count)| self.free(kind) >= i128::from(*count))
+            && request.names.iter().all(|(kind, name)| self.free_names(kind).any(|free| free == name))
+            && request.counts.iter().all(|(kind, count)| {
+                let free = self.free(kind);
+                match *count {
+                    ALL => free > 0 && free == self.total(kind),
+                    count => free >= request.named(kind) + i128::from(count),
+                }
+            })
+    }
+
+    /// How much of a kind is described.
+    fn total(&self, kind: &str) -> i128 {
+        match self.described.get(kind) {
+            None => 0,
+            Some(Described::Count(count)) => i128::from(*count),
+            Some(Described::Names(names)) => names.len() as i128,
+        }
     }
 
     /// How much of a kind is free; below zero if tasks hold more than is described.
@@ -205,18 +245,23 @@ impl Ledger {
         names.iter().filter(move |name| held.is_none_or(|held| !held.names.contains_key(*name)))
     }
 
-    /// Chooses what a request gets, and holds it: a count for a counted kind, the first free names in the order of
-    /// the description for a named one. `None`, and nothing is held, where there is not enough.
+    /// Chooses what a request gets, and holds it: a count for a counted kind, for a named one the names that were asked for,
+    /// and the first free ones in the order of the description. `None`, and nothing is held, where there is not enough.
     pub fn claim(&mut self, request: &Request) -> Option<Vec<GenericResource>> {
         if !self.satisfies(request) {
             return None;
         }
-        let mut claimed = Vec::new();
+        let mut claimed: Vec<GenericResource> =
+            request.names.iter().map(|(kind, name)| named(kind.clone(), name.clone())).collect();
         for (kind, count) in &request.counts {
             match &self.described[kind] {
-                Described::Count(_) => claimed.push(discrete(kind.clone(), *count)),
+                Described::Count(all) => {
+                    let count = if *count == ALL { *all } else { *count };
+                    claimed.push(discrete(kind.clone(), count));
+                }
                 Described::Names(_) => {
-                    let names = self.free_names(kind).take(usize::try_from(*count).unwrap_or(usize::MAX));
+                    let names = self.free_names(kind).filter(|name| !request.names(kind, name));
+                    let names = names.take(usize::try_from(*count).unwrap_or(usize::MAX));
                     claimed.extend(names.map(|name| named(kind.clone(), name.clone())));
                 }
             }
@@ -357,7 +402,10 @@ mod tests {
             ("apple=3", "pear=1", false),
             ("apple=3", "apple=1,pear=1", false),
             ("apple=3", "pear=0", true),
-            ("apple=a", "apple=a", false),
+            ("apple=a", "apple=a", true),
+            ("apple=a", "apple=b", false),
+            ("apple=1", "apple=a", false),
+            ("apple=a,apple=b", "apple=a,apple=b", true),
         ] {
             assert_eq!(ledger(has).satisfies(&request(wants)), enough, "{wants} of {has}");
         }
@@ -368,6 +416,35 @@ mod tests {
         let twice = Request::new(&[discrete("apple", 2), discrete("apple", 2)]);
         assert!(!ledger("apple=3").satisfies(&twice));
         assert_eq!(ledger("apple=4").claim(&twice).unwrap(), [discrete("apple", 4)]);
+    }
+
+    #[test]
+    fn what_is_asked_for_by_name_is_given_and_nothing_else() {
+        let all = ledger("gpu=a,gpu=b,gpu=c");
+        let mut ledger = all.clone();
+        let both = Request::new(&[named("gpu", "c"), discrete("gpu", 1)]);
+        assert_eq!(ledger.claim(&both).unwrap(), [named("gpu", "c"), named("gpu", "a")]);
+        assert_eq!(ledger.claim(&request("gpu=c")), None, "somebody has it");
+        assert_eq!(ledger.claim(&request("gpu=b")).unwrap(), [named("gpu", "b")]);
+        let twice = Request::new(&[named("gpu", "a"), named("gpu", "a")]);
+        let too_many = Request::new(&[named("gpu", "a"), discrete("gpu", 3)]);
+        assert!(!all.satisfies(&twice) && !all.satisfies(&too_many));
+    }
+
+    #[test]
+    fn all_is_everything_that_the_node_has_and_nobody_else_holds() {
+        let everything = Request::new(&[discrete("gpu", ALL)]);
+        let mut named_ones = ledger("gpu=a,gpu=b");
+        assert_eq!(named_ones.claim(&everything).unwrap(), [named("gpu", "a"), named("gpu", "b")]);
+        assert_eq!(named_ones.claim(&everything), None);
+        assert_eq!(ledger("gpu=4").claim(&everything).unwrap(), [discrete("gpu", 4)]);
+        let mut in_use = ledger("gpu=4");
+        in_use.hold(&[discrete("gpu", 1)]);
+        assert!(!in_use.satisfies(&everything));
+        assert!(!ledger("gpu=0").satisfies(&everything) && !ledger("fpga=1").satisfies(&everything));
+        let more = Request::new(&[discrete("gpu", ALL), discrete("gpu", 1)]);
+        let and_one = Request::new(&[discrete("gpu", ALL), named("gpu", "a")]);
+        assert!(!ledger("gpu=4").satisfies(&more) && !ledger("gpu=a,gpu=b").satisfies(&and_one));
     }
 
     #[test]

@@ -6,9 +6,10 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use swarm_api::extensions::{self, Ability};
+use swarm_api::naming;
 use swarm_api::v1::{Mount, Node, Platform, Task, mount, task_spec};
-use swarm_api::{extensions, naming};
-use swarm_placement::{Constraint, Demand, NodeInfo, all_hold, constraints_of};
+use swarm_placement::{Constraint, Demand, Key, NodeInfo, all_hold, constraints_of};
 
 use crate::nodes::{Nodes, Slot};
 use crate::services::ServiceNo;
@@ -154,11 +155,27 @@ impl Fixed {
         } else if !self.has_runtime(node) {
             Verdict::Runtime
         } else if !constraints_hold() {
-            Verdict::Constraints
+            self.broken_constraint(node)
         } else if !self.has_platform(node) {
             Verdict::Platform
         } else {
             Verdict::Fits
+        }
+    }
+
+    /// What is said of a node on which not all constraints hold. Those that our extensions come with say it in their words,
+    /// unless another one does not hold either.
+    fn broken_constraint(&self, node: &Node) -> Verdict {
+        let ability = |constraint: &Constraint| match constraint.key() {
+            Key::EngineLabel(label) => Ability::of_label(label),
+            _ => None,
+        };
+        let mut broken = self.constraints.iter().filter(|constraint| !constraint.holds(node)).map(ability);
+        match (broken.next(), broken.all(|other| other.is_some())) {
+            (Some(Some(Ability::Devices)), true) => Verdict::Devices,
+            (Some(Some(Ability::Gpus)), true) => Verdict::Gpus,
+            (Some(Some(Ability::Privileged)), true) => Verdict::Privileged,
+            _ => Verdict::Constraints,
         }
     }
 

@@ -18,6 +18,12 @@ pub(crate) enum Verdict {
     Runtime,
     /// A placement constraint does not hold.
     Constraints,
+    /// Its engine gives no devices to containers.
+    Devices,
+    /// Its engine gives no GPUs to containers.
+    Gpus,
+    /// Its operator does not allow privileged containers.
+    Privileged,
     /// The platform is none of those listed.
     Platform,
     /// A port of the node is in use.
@@ -33,12 +39,15 @@ pub(crate) enum Verdict {
 const VERDICTS: usize = Verdict::Absent as usize + 1;
 
 /// The verdicts that count in an explanation, in the order of the filters.
-const FAILURES: [Verdict; 9] = [
+const FAILURES: [Verdict; 12] = [
     Verdict::NotReady,
     Verdict::Resources,
     Verdict::Plugins,
     Verdict::Runtime,
     Verdict::Constraints,
+    Verdict::Devices,
+    Verdict::Gpus,
+    Verdict::Privileged,
     Verdict::Platform,
     Verdict::Ports,
     Verdict::MaxReplicas,
@@ -79,6 +88,9 @@ impl Tally {
                 Verdict::Plugins => write!(text, "missing plugin on {nodes}"),
                 Verdict::Runtime => write!(text, "runtime {runtime} not available on {nodes}"),
                 Verdict::Constraints => write!(text, "scheduling constraints not satisfied on {nodes}"),
+                Verdict::Devices => write!(text, "devices can't be given to containers on {nodes}"),
+                Verdict::Gpus => write!(text, "GPUs can't be given to containers on {nodes}"),
+                Verdict::Privileged => write!(text, "privileged containers not allowed on {nodes}"),
                 Verdict::Platform => write!(text, "unsupported platform on {nodes}"),
                 Verdict::Ports => write!(text, "host-mode port already in use on {nodes}"),
                 Verdict::MaxReplicas => write!(text, "max replicas per node limit exceed"),
@@ -129,6 +141,11 @@ mod tests {
             &[(Verdict::MaxReplicas, 2), (Verdict::Ports, 1), (Verdict::Volumes, 1)],
             "no suitable node (max replicas per node limit exceed; host-mode port already in use on 1 node; \
              cannot fulfill requested CSI volume mounts on 1 node)",
+        );
+        check(
+            &[(Verdict::Privileged, 2), (Verdict::Devices, 1), (Verdict::Gpus, 1)],
+            "no suitable node (privileged containers not allowed on 2 nodes; devices can't be given to containers on \
+             1 node; GPUs can't be given to containers on 1 node)",
         );
         check(&[(Verdict::Runtime, 2)], "no suitable node (runtime process not available on 2 nodes)");
     }

@@ -341,6 +341,33 @@ fn processes_go_only_to_nodes_that_say_they_can() {
 }
 
 #[test]
+fn what_containers_are_given_beyond_the_contract_is_asked_of_the_node_in_words() {
+    use extensions::Ability;
+    let wants = |ability: Ability| {
+        move |t: &mut Task| placement(&mut t.spec).constraints.push(ability.constraint().into())
+    };
+    for (ability, text) in [
+        (Ability::Devices, "devices can't be given to containers on 1 node"),
+        (Ability::Gpus, "GPUs can't be given to containers on 1 node"),
+        (Ability::Privileged, "privileged containers not allowed on 1 node"),
+    ] {
+        check(|_| {}, wants(ability), text);
+        check(move |n| engine_label(n, ability.label(), "0"), wants(ability), text);
+        check(move |n| engine_label(n, ability.label(), "1"), wants(ability), "");
+    }
+    let and_more = |t: &mut Task| {
+        wants(Ability::Privileged)(t);
+        placement(&mut t.spec).constraints.push("node.labels.zone==a".into());
+    };
+    check(|_| {}, and_more, "scheduling constraints not satisfied on 1 node");
+    check(
+        |n| _ = n.spec.annotations.labels.insert("zone".into(), "a".into()),
+        and_more,
+        "privileged containers not allowed on 1 node",
+    );
+}
+
+#[test]
 fn a_cluster_volume_that_is_not_there_finds_no_node() {
     let reason = "cannot fulfill requested CSI volume mounts on 1 node";
     check(|_| {}, |t| volume(t, mount::Type::Cluster, ""), reason);

@@ -26,6 +26,7 @@ pub struct Recorded {
 pub struct FakeEngine {
     path: PathBuf,
     requests: Arc<Mutex<Vec<Recorded>>>,
+    character: Arc<Mutex<Character>>,
     _directory: tempfile::TempDir,
     // Ends the listener and all connections with it.
     _tasks: JoinSet<()>,
@@ -42,11 +43,25 @@ pub struct Character {
     pub security_options: &'static [&'static str],
     /// It sees the files of this host.
     pub sees_files: bool,
+    /// Its labels, `key=value`.
+    pub labels: &'static [&'static str],
+    /// Its plug-ins for volumes.
+    pub volume_plugins: &'static [&'static str],
+    /// Memory of its host, in bytes.
+    pub memory: i64,
 }
 
 impl Default for Character {
     fn default() -> Self {
-        Character { api: "1.47", version: "27.0.0", security_options: &[], sees_files: true }
+        Character {
+            api: "1.47",
+            version: "27.0.0",
+            security_options: &[],
+            sees_files: true,
+            labels: &[],
+            volume_plugins: &["local"],
+            memory: 1 << 30,
+        }
     }
 }
 
@@ -60,19 +75,25 @@ impl FakeEngine {
         let path = directory.path().join("engine.sock");
         let listener = UnixListener::bind(&path).context("binding the engine's socket")?;
         let requests = Arc::new(Mutex::new(Vec::new()));
+        let character = Arc::new(Mutex::new(character));
         let mut tasks = JoinSet::new();
-        let record = requests.clone();
+        let (record, shared) = (requests.clone(), character.clone());
         tasks.spawn(async move {
             let mut connections = JoinSet::new();
             while let Ok((stream, _)) = listener.accept().await {
-                let (character, record) = (character.clone(), record.clone());
+                let (character, record) = (shared.clone(), record.clone());
                 connections.spawn(async move {
                     // A client that goes away is no trouble of ours.
                     let _ = serve(stream, &character, &record).await;
                 });
             }
         });
-        Ok(FakeEngine { path, requests, _directory: directory, _tasks: tasks })
+        Ok(FakeEngine { path, requests, character, _directory: directory, _tasks: tasks })
+    }
+
+    /// Makes it another one, as an engine that was set up anew and restarted.
+    pub fn become_like(&self, character: Character) {
+        *self.character.lock() = character;
     }
 
     /// The address for clients.
@@ -100,7 +121,11 @@ impl FakeEngine {
     }
 }
 
-async fn serve(mut stream: UnixStream, character: &Character, record: &Mutex<Vec<Recorded>>) -> Result<()> {
+async fn serve(
+    mut stream: UnixStream,
+    character: &Mutex<Character>,
+    record: &Mutex<Vec<Recorded>>,
+) -> Result<()> {
     let mut buffer = Vec::new();
     loop {
         let head = loop {
@@ -132,7 +157,7 @@ async fn serve(mut stream: UnixStream, character: &Character, record: &Mutex<Vec
             path: path.to_owned(),
             body: serde_json::from_slice(&body).unwrap_or_default(),
         };
-        let (status, answer) = answer(&request, character);
+        let (status, answer) = answer(&request, &character.lock());
         record.lock().push(request);
         let text = if status == 204 { String::new() } else { answer.to_string() };
         let head = format!(
@@ -153,6 +178,9 @@ fn answer(request: &Recorded, character: &Character) -> (u16, Value) {
                 "ServerVersion": character.version,
                 "SecurityOptions": character.security_options,
                 "DockerRootDir": "/var/lib/docker/100000.100000",
+                "Labels": character.labels,
+                "Plugins": {"Volume": character.volume_plugins},
+                "MemTotal": character.memory,
             }),
         ),
         ("GET", "/plugins" | "/containers/json" | "/networks") => (200, json!([])),

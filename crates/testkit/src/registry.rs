@@ -5,21 +5,32 @@ use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use anyhow::Result;
 use bytes::Bytes;
+use futures::StreamExt as _;
 use http::{Request, Response, StatusCode};
-use http_body_util::Full;
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt as _, Full, StreamBody};
+use hyper::body::Frame;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 const MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
 const CONFIG: &str = "application/vnd.docker.container.image.v1+json";
 const LAYER: &str = "application/vnd.docker.image.rootfs.diff.tar";
+
+/// Blobs below this size are never held back: descriptions of images.
+const SMALL: usize = 64 * 1024;
+/// In how many pieces the first half of a blob that is held back is sent, and the pause between them.
+const PIECES: usize = 16;
+const PAUSE: Duration = Duration::from_millis(50);
 
 /// Serves the images it was given until it is dropped.
 pub struct Registry {
@@ -38,7 +49,11 @@ struct Shared {
     /// Manifests asked for by tag or digest, with GET or HEAD.
     resolved: AtomicUsize,
     refused: AtomicUsize,
+    /// Blobs are sent to their middle only, as long as this is so.
+    held: watch::Sender<bool>,
 }
+
+type Body = UnsyncBoxBody<Bytes, Infallible>;
 
 impl Registry {
     /// A registry for everybody, or for who sends this `Authorization` header.
@@ -118,6 +133,11 @@ impl Registry {
         self.shared.resolved.load(Ordering::SeqCst)
     }
 
+    /// Sends blobs slowly from now on, and only to their middle; or also the rest again.
+    pub fn hold(&self, held: bool) {
+        self.shared.held.send_replace(held);
+    }
+
     /// Requests without the right credentials.
     pub fn refused(&self) -> usize {
         self.shared.refused.load(Ordering::SeqCst)
@@ -130,7 +150,7 @@ fn digest(bytes: &[u8]) -> String {
 }
 
 impl Shared {
-    fn answer<B>(&self, request: &Request<B>) -> Response<Full<Bytes>> {
+    fn answer<B>(&self, request: &Request<B>) -> Response<Body> {
         let given = request.headers().get(http::header::AUTHORIZATION);
         if let Some(wanted) = &self.authorization
             && given.is_none_or(|given| given.as_bytes() != wanted.as_bytes())
@@ -155,9 +175,38 @@ impl Shared {
             };
         }
         match path.split_once("/blobs/").and_then(|(_, digest)| self.blobs.lock().get(digest).cloned()) {
-            Some(blob) => plain(StatusCode::OK, "application/octet-stream", blob),
+            Some(blob) => self.held_back(blob),
             None => missing(),
         }
+    }
+}
+
+impl Shared {
+    fn held_back(&self, blob: Bytes) -> Response<Body> {
+        let mut answer = plain(StatusCode::OK, "application/octet-stream", blob.clone());
+        let mut held = self.held.subscribe();
+        if !*held.borrow_and_update() {
+            return answer;
+        }
+        let length = blob.len();
+        if length < SMALL {
+            return answer;
+        }
+        let (first, rest) = (blob.slice(..length / 2), blob.slice(length / 2..));
+        // Engines speak of progress as data comes, and not more often than every tenth of a second.
+        let pieces: Vec<Bytes> = first.chunks(length / 2 / PIECES + 1).map(Bytes::copy_from_slice).collect();
+        let slowly = futures::stream::iter(pieces).then(|piece| async move {
+            tokio::time::sleep(PAUSE).await;
+            Ok(Frame::data(piece))
+        });
+        let frames = slowly.chain(futures::stream::once(async move {
+            // A registry that is dropped holds nothing back.
+            let _ = held.wait_for(|held| !held).await;
+            Ok(Frame::data(rest))
+        }));
+        *answer.body_mut() = StreamBody::new(frames).boxed_unsync();
+        answer.headers_mut().insert(http::header::CONTENT_LENGTH, length.into());
+        answer
     }
 }
 
@@ -165,12 +214,12 @@ fn error(code: &str) -> Bytes {
     format!("{{\"errors\":[{{\"code\":\"{code}\",\"message\":\"{code}\"}}]}}").into()
 }
 
-fn missing() -> Response<Full<Bytes>> {
+fn missing() -> Response<Body> {
     plain(StatusCode::NOT_FOUND, "application/json", error("MANIFEST_UNKNOWN"))
 }
 
-fn plain(status: StatusCode, kind: &str, body: Bytes) -> Response<Full<Bytes>> {
-    let mut answer = Response::new(Full::new(body.clone()));
+fn plain(status: StatusCode, kind: &str, body: Bytes) -> Response<Body> {
+    let mut answer = Response::new(Full::new(body.clone()).boxed_unsync());
     *answer.status_mut() = status;
     let headers = answer.headers_mut();
     for (name, value) in [

@@ -5,6 +5,7 @@ pub(crate) mod cluster;
 pub(crate) mod config;
 mod dry_run;
 pub(crate) mod exec;
+pub(crate) mod image;
 pub(crate) mod logs;
 pub(crate) mod network;
 pub(crate) mod node;

@@ -2,6 +2,7 @@
 
 use clap::{Args, Subcommand};
 use swarm_api::Shared;
+use swarm_api::extensions::PREFIX;
 use swarm_api::v1::generic_resource::Resource;
 use swarm_api::v1::list_tasks_request::Filters;
 use swarm_api::v1::node_spec::{Availability, Membership};
@@ -274,8 +275,23 @@ fn describe(page: &mut Table, description: &NodeDescription) {
         page.pair(&format!("  {kind}"), format!("[{}]", names.join(" ")));
     }
     page.pair("Engine Version", &engine.engine_version);
-    if !engine.labels.is_empty() {
-        page.pair("Engine Labels", labels(&engine.labels));
+    let (ours, labels_of_engine): (Vec<_>, Vec<_>) =
+        engine.labels.iter().partition(|(label, _)| label.starts_with(PREFIX));
+    if !labels_of_engine.is_empty() {
+        page.pair("Engine Labels", labels(labels_of_engine));
+    }
+    // What its daemon says that it can, in words.
+    let can = |(label, value): &(&String, &String)| {
+        (value.as_str() == "1").then(|| label[PREFIX.len()..].to_owned())
+    };
+    let (runtimes, abilities): (Vec<_>, Vec<_>) =
+        ours.iter().filter_map(can).partition(|ability| ability.starts_with("runtime."));
+    let runtimes: Vec<&str> =
+        runtimes.iter().filter_map(|runtime| runtime.strip_prefix("runtime.")).collect();
+    for (name, list) in [("Runtimes", runtimes.join(", ")), ("Abilities", abilities.join(", "))] {
+        if !list.is_empty() {
+            page.pair(name, list);
+        }
     }
 }
 
@@ -284,6 +300,9 @@ pub(super) fn generic(page: &mut Table, indent: &str, resource: &GenericResource
     match &resource.resource {
         Some(Resource::NamedResourceSpec(named)) => {
             page.pair(&format!("{indent}{}", named.kind), &named.value);
+        }
+        Some(Resource::DiscreteResourceSpec(discrete)) if discrete.value == swarm_placement::generic::ALL => {
+            page.pair(&format!("{indent}{}", discrete.kind), "all");
         }
         Some(Resource::DiscreteResourceSpec(discrete)) => {
             page.pair(&format!("{indent}{}", discrete.kind), discrete.value);
@@ -350,7 +369,15 @@ w   four   ACCEPTED    READY   ACTIVE
         let plugin = |kind: &str, name: &str| PluginDescription { r#type: kind.into(), name: name.into() };
         description.engine = Some(EngineDescription {
             engine_version: "20.10.24".into(),
-            labels: [("disk".into(), "ssd".into())].into(),
+            labels: [
+                ("disk", "ssd"),
+                ("swarmd.runtime.container", "1"),
+                ("swarmd.runtime.process", "1"),
+                ("swarmd.devices", "1"),
+                ("swarmd.privileged", "0"),
+            ]
+            .map(|(label, value)| (label.to_owned(), value.to_owned()))
+            .into(),
             plugins: vec![plugin("Volume", "local"), plugin("Log", "x"), plugin("Log", "a")],
         });
         assert_eq!(
@@ -379,6 +406,8 @@ Plugins:
   Volume                    : [local]
 Engine Version              : 20.10.24
 Engine Labels               : disk=ssd
+Runtimes                    : container, process
+Abilities                   : devices
 "
         );
     }

@@ -3,6 +3,7 @@
 use std::time::SystemTime;
 
 use swarm_api::Shared;
+use swarm_api::extensions::ContainerExtensions;
 use swarm_api::swarmd::ProcessSpec;
 use swarm_api::v1::mount::Type;
 use swarm_api::v1::node_status::State;
@@ -164,6 +165,17 @@ fn template(page: &mut Table, indent: &str, container: &ContainerSpec) {
         // Less than none is no limit.
         let number = |limit: i64| u64::try_from(limit).unwrap_or(u64::MAX);
         ulimit(page, indent, &limit.name, number(limit.soft), number(limit.hard));
+    }
+    let given = ContainerExtensions::read(&container.labels).unwrap_or_default();
+    if !given.devices.is_empty() {
+        let devices: Vec<String> = given.devices.iter().map(ToString::to_string).collect();
+        page.pair(&format!("{indent}Devices"), format!("[{}]", devices.join(", ")));
+    }
+    if given.privileged {
+        page.pair(&format!("{indent}Privileged"), "yes");
+    }
+    if let Some(kind) = given.gpus {
+        page.pair(&format!("{indent}GPUs"), format!("generic resources of kind {kind}"));
     }
 }
 

@@ -17,7 +17,11 @@ pub(super) fn is_current(task: &Task) -> bool {
 /// State and when it was seen.
 pub(super) fn last_state(task: &Task, now: SystemTime) -> String {
     let since = time::relative(task.status.timestamp.as_ref(), now);
-    format!("{} {since}", state(task.status.state)).trim_end().to_owned()
+    // How far a preparation is.
+    let preparing =
+        task.status.state() == TaskState::Preparing && task.status.message.starts_with("pulling ");
+    let how_far = if preparing { format!(" ({})", task.status.message) } else { String::new() };
+    format!("{}{how_far} {since}", state(task.status.state)).trim_end().to_owned()
 }
 
 /// The state in capitals; its number if this version does not know it.

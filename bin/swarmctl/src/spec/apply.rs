@@ -84,6 +84,7 @@ pub(crate) fn apply(
     }
     rebalance(spec, flags)?;
     mode(spec, flags)?;
+    let before = super::extensions::Before::of(spec)?;
     runtime(spec, flags, changes, found)?;
     resources(spec, flags)?;
     if let Some(texts) = join(flags.ports.as_ref()) {
@@ -103,6 +104,7 @@ pub(crate) fn apply(
             placement.constraints = texts;
         }
     }
+    super::extensions::apply(spec, flags, changes, before)?;
     if let Some(texts) = join(flags.placement_pref.as_ref()) {
         let preferences = texts.iter().map(|text| preference::parse(text)).collect::<Result<_, _>>();
         if let Some(placement) = placement(spec, texts.is_empty()) {

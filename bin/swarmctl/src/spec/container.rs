@@ -1,5 +1,6 @@
 //! Flags that shape a container.
 
+use swarm_api::extensions::PREFIX;
 use swarm_api::v1::container_spec::{self, DnsConfig, PullOptions, Ulimit};
 use swarm_api::v1::{ContainerSpec, HealthConfig};
 
@@ -32,7 +33,9 @@ pub(super) fn apply(container: &mut ContainerSpec, flags: &ServiceFlags, found: 
         container.stop_grace_period = flags.stop_grace_period;
     }
     if let Some(terms) = join(flags.container_label.as_ref()) {
-        container.labels = pair::labels(&terms).map_err(Error::Usage)?;
+        // Ours are set by flags of their own.
+        container.labels.retain(|label, _| label.starts_with(PREFIX));
+        container.labels.extend(pair::labels(&terms).map_err(Error::Usage)?);
     }
     if let Some(terms) = join(flags.ulimit.as_ref()) {
         let limits = terms.iter().map(|term| {

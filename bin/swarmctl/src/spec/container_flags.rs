@@ -45,6 +45,16 @@ pub(crate) struct ContainerFlags {
     /// Kernel parameters of the container, name=value; replaces all
     #[arg(long, value_name = "LIST")]
     pub(crate) sysctl: Option<Vec<List>>,
+    /// Devices of the node, HOST[:CONTAINER[:rwm]]; replaces all
+    #[arg(long, value_name = "LIST")]
+    pub(crate) device: Option<Vec<List>>,
+    /// Give containers all privileges, on nodes whose daemon allows it (--allow-privileged)
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = boolean)]
+    pub(crate) privileged: Option<bool>,
+    /// GPUs, reserved among the generic resources of kind gpu: a number, all of a node, device=NAME for those with these
+    /// names, kind=KIND for another kind, or none
+    #[arg(long, value_name = "GPUS")]
+    pub(crate) gpus: Option<List>,
     /// Capabilities that containers have beyond the usual ones; replaces all
     #[arg(long, value_name = "LIST")]
     pub(crate) cap_add: Option<Vec<List>>,
@@ -127,6 +137,9 @@ impl ContainerFlags {
             ("--dns-option", self.dns_option.is_some()),
             ("--host", self.host.is_some()),
             ("--sysctl", self.sysctl.is_some()),
+            ("--device", self.device.is_some()),
+            ("--privileged", self.privileged.is_some()),
+            ("--gpus", self.gpus.is_some()),
             ("--cap-add", self.cap_add.is_some()),
             ("--cap-drop", self.cap_drop.is_some()),
             ("--isolation", self.isolation.is_some()),

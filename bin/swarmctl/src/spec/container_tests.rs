@@ -196,3 +196,59 @@ fn processes_have_files_too_and_everybody_can_see_which() {
     let spec = update(spec, &["--rm-secret", "password"]).unwrap();
     assert_eq!(listed(&spec), [("cid".into(), ResourceType::Config)]);
 }
+
+#[test]
+fn devices_and_privileges_are_given_changed_and_taken_away() {
+    use swarm_api::extensions::{Ability, ContainerExtensions};
+    let given = |spec: &_| {
+        let read = ContainerExtensions::read(&container(spec).labels).unwrap();
+        (read.devices.iter().map(ToString::to_string).collect::<Vec<_>>(), read.privileged)
+    };
+    let mut spec =
+        web(&["--device", "/dev/fuse,/dev/null:/dev/zero:r", "--privileged", "--container-label", "a=1"]);
+    let fuse = "/dev/fuse:/dev/fuse:rwm".to_owned();
+    assert_eq!(given(&spec), (vec![fuse.clone(), "/dev/null:/dev/zero:r".into()], true));
+    // As the manager would have it.
+    let constraints = [Ability::Devices, Ability::Privileged].map(|ability| ability.constraint().to_owned());
+    spec.task.placement.get_or_insert_default().constraints = constraints.to_vec();
+    // Labels of containers are others.
+    let spec = update(spec, &["--container-label", "b=2"]).unwrap();
+    assert!(given(&spec).1 && container(&spec).labels["b"] == "2");
+    assert!(!container(&spec).labels.contains_key("a"));
+    let spec = update(spec, &["--rm-device", "/dev/zero", "--device-add", "/dev/null:r"]).unwrap();
+    assert_eq!(given(&spec).0, [fuse, "/dev/null:/dev/null:r".into()]);
+    let spec = update(spec, &["--device-rm", "/dev/null,/dev/fuse,/dev/none"]).unwrap();
+    assert_eq!(given(&spec), (vec![], true));
+    let constraints =
+        |spec: &swarm_api::v1::ServiceSpec| spec.task.placement.as_ref().unwrap().constraints.clone();
+    assert_eq!(constraints(&spec), [Ability::Privileged.constraint()]);
+    let spec = update(spec, &["--privileged=false"]).unwrap();
+    assert_eq!(given(&spec), (vec![], false));
+    assert_eq!((constraints(&spec).len(), container(&spec).labels.len()), (0, 1));
+
+    wrong(create(&[WEB, &["--device", "/dev/a:/x,/dev/b:/x"]].concat()), "two devices would be \"/x\"");
+    wrong(create(&[WEB, &["--device", "fuse"]].concat()), "the path on the host must be absolute");
+}
+
+#[test]
+fn gpus_are_reserved_and_their_kind_is_noted() {
+    use swarm_placement::generic::{ALL, discrete, named};
+    let reserved = |spec: &swarm_api::v1::ServiceSpec| {
+        spec.task.resources.as_ref().unwrap().reservations.as_ref().unwrap().generic.clone()
+    };
+    let label = |spec: &_| container(spec).labels.get("swarmd.gpus").cloned();
+    let spec = web(&["--gpus", "2", "--generic-resources", "fpga=1"]);
+    assert_eq!(reserved(&spec), [discrete("fpga", 1), discrete("gpu", 2)]);
+    assert_eq!(label(&spec).as_deref(), Some("gpu"));
+    // Other generic resources are replaced without them.
+    let spec = update(spec, &["--generic-resources", "tpu=3"]).unwrap();
+    assert_eq!(reserved(&spec), [discrete("tpu", 3), discrete("gpu", 2)]);
+    let spec = update(spec, &["--gpus", "device=GPU-1,kind=a100"]).unwrap();
+    assert_eq!(reserved(&spec), [discrete("tpu", 3), named("a100", "GPU-1")]);
+    assert_eq!(label(&spec).as_deref(), Some("a100"));
+    let spec = update(spec, &["--gpus", "all"]).unwrap();
+    assert_eq!(reserved(&spec), [discrete("tpu", 3), discrete("gpu", ALL)]);
+    let spec = update(spec, &["--gpus", "none"]).unwrap();
+    assert_eq!((reserved(&spec), label(&spec)), (vec![discrete("tpu", 3)], None));
+    wrong(create(&[WEB, &["--gpus", "some"]].concat()), "--gpus: \"some\" is no number of GPUs");
+}

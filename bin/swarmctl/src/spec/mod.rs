@@ -3,6 +3,7 @@
 mod apply;
 mod container;
 mod container_flags;
+mod extensions;
 mod flags;
 mod privileges;
 mod process;
@@ -13,6 +14,7 @@ pub(crate) use apply::{apply, new_spec};
 pub(crate) use flags::{CreateFlags, ServiceFlags, UpdateFlags};
 pub(crate) use process::decode as decode_process;
 pub(crate) use references::{Changes, Found};
+pub(crate) use registry::credentials;
 
 #[cfg(test)]
 mod container_tests;

@@ -40,6 +40,13 @@ pub(super) fn words(flags: &ServiceFlags) -> Option<Vec<String>> {
 /// Applies what was given.
 pub(super) fn apply(process: &mut ProcessSpec, flags: &ServiceFlags) -> Result<()> {
     if let Some(flag) = for_containers(flags) {
+        if flag == "--gpus" {
+            return Err(Error::usage(
+                "--gpus asks a container engine for GPUs, and this service runs native processes, which see those of their \
+                 node: --generic-resources gpu=N reserves some for them, and DOCKER_RESOURCE_GPU in their environment says \
+                 which",
+            ));
+        }
         return Err(Error::usage(format!(
             "{flag} is for containers, and this service runs native processes"
         )));

@@ -1,6 +1,7 @@
 //! Secrets and configs that a change of a service names.
 
 use swarm_api::Shared;
+use swarm_api::extensions::Device;
 use swarm_api::swarmd::ProcessSpec;
 use swarm_api::v1::{
     Config, ConfigReference, ContainerSpec, FileTarget, ResourceReference, ResourceType, Secret,
@@ -12,7 +13,7 @@ use crate::values::List;
 use crate::values::csv::join;
 use crate::values::reference::{self, Reference};
 
-use super::{CreateFlags, UpdateFlags};
+use super::{CreateFlags, UpdateFlags, extensions};
 
 /// Mode of the files: everybody in the container may read them.
 const FILE_MODE: u32 = 0o444;
@@ -30,6 +31,9 @@ pub(crate) struct Changes {
     pub(crate) rm_capabilities: Vec<String>,
     /// Targets of mounts.
     pub(crate) rm_mounts: Vec<String>,
+    pub(crate) add_devices: Vec<Device>,
+    /// Paths of devices.
+    pub(crate) rm_devices: Vec<String>,
 }
 
 fn references(lists: Option<&Vec<List>>) -> Result<Vec<Reference>> {
@@ -55,6 +59,8 @@ impl Changes {
             add_capabilities: join(flags.add_capability.as_ref()).unwrap_or_default(),
             rm_capabilities: join(flags.rm_capability.as_ref()).unwrap_or_default(),
             rm_mounts: join(flags.rm_mount.as_ref()).unwrap_or_default(),
+            add_devices: extensions::devices(&join(flags.add_device.as_ref()).unwrap_or_default())?,
+            rm_devices: join(flags.rm_device.as_ref()).unwrap_or_default(),
         })
     }
 
@@ -78,10 +84,11 @@ impl Changes {
 
     /// Makes the changes of a native process.
     pub(super) fn apply_to_process(&self, process: &mut ProcessSpec, found: &Found) -> Result<()> {
-        if !self.add_capabilities.is_empty() || !self.rm_capabilities.is_empty() || !self.rm_mounts.is_empty()
-        {
+        let of_containers =
+            [&self.add_capabilities, &self.rm_capabilities, &self.rm_mounts, &self.rm_devices];
+        if of_containers.iter().any(|list| !list.is_empty()) || !self.add_devices.is_empty() {
             return Err(Error::usage(
-                "capabilities and mounts are for containers, and this service runs native processes",
+                "capabilities, mounts and devices are for containers, and this service runs native processes",
             ));
         }
         self.secrets(&mut process.secrets, found, &private_file)?;

@@ -13,7 +13,7 @@ const HUB: &str = "docker.io";
 const HUB_KEY: &str = "https://index.docker.io/v1/";
 
 /// The credentials for an image's registry, as the spec holds them: base64url JSON.
-pub(super) fn credentials(image: &str) -> Result<String> {
+pub(crate) fn credentials(image: &str) -> Result<String> {
     let path =
         path().ok_or_else(|| Error::plain("--with-registry-auth: neither DOCKER_CONFIG nor HOME is set"))?;
     let text = std::fs::read(&path)

@@ -450,7 +450,12 @@ fn processes_are_native() {
     let check = &["--name", "n", "--runtime", "process", "--command", "x", "--health-cmd", "true"];
     wrong(create(check), "--health-cmd is for containers");
     let native = create(&["--name", "n", "--runtime", "process", "--command", "x"]).unwrap();
-    wrong(update(native, &["--add-capability", "ALL"]), "capabilities and mounts are for containers");
+    for words in [&["--add-capability", "ALL"], &["--add-device", "/dev/fuse"]] {
+        wrong(update(native.clone(), words), "capabilities, mounts and devices are for containers");
+    }
+    wrong(update(native.clone(), &["--privileged"]), "--privileged is for containers");
+    wrong(update(native.clone(), &["--device", "/dev/fuse"]), "--device is for containers");
+    wrong(update(native, &["--gpus", "1"]), "--generic-resources gpu=N reserves some for them");
 }
 
 #[test]

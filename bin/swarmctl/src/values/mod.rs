@@ -4,6 +4,7 @@ pub(crate) mod cpu;
 pub(crate) mod csv;
 pub(crate) mod detach_keys;
 pub(crate) mod duration;
+pub(crate) mod gpus;
 pub(crate) mod log;
 pub(crate) mod mount;
 pub(crate) mod mount_fields;

@@ -153,7 +153,7 @@ impl Cluster {
 
     pub(crate) fn connector(&self, node: &str) -> Arc<Wires> {
         let service = DispatcherServer::new(self.dispatcher.service());
-        Wires::new(Routes::new(InterceptedService::new(service, Identity(node.to_owned()))))
+        Wires::new(Routes::new(InterceptedService::new(service, Identity::new(node))))
     }
 
     pub(crate) async fn agent(&self, node: &str, dir: &Path) -> TestAgent {
@@ -190,6 +190,7 @@ pub(crate) async fn start_agent<C: Connector>(
         tls_info: receiver,
         fips: false,
         exec: true,
+        generic_resources: swarm_agent::GenericSources::default(),
         timings: Timings::default(),
     })
     .await
@@ -206,6 +207,12 @@ impl TestAgent {
 /// Puts the node's identity into requests, as the TLS layer of a manager does.
 #[derive(Clone)]
 pub(crate) struct Identity(String);
+
+impl Identity {
+    pub(crate) fn new(node: &str) -> Identity {
+        Identity(node.to_owned())
+    }
+}
 
 impl tonic::service::Interceptor for Identity {
     fn call(&mut self, mut request: tonic::Request<()>) -> Result<tonic::Request<()>, tonic::Status> {

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod cluster;
+mod pulls;
 mod scripted;
 mod sessions;
 mod tasks;

@@ -3,8 +3,9 @@
 use std::collections::BTreeSet;
 
 use prost_types::Duration;
-use swarm_api::extensions;
-use swarm_api::v1::{ContainerSpec, HealthConfig};
+use swarm_api::extensions::{self, ContainerExtensions};
+use swarm_api::v1::generic_resource::Resource;
+use swarm_api::v1::{ContainerSpec, HealthConfig, ResourceRequirements};
 
 use super::{duration, image, templates};
 use crate::error::{Error, Result};
@@ -39,7 +40,29 @@ pub(crate) fn check(container: &ContainerSpec) -> Result<()> {
             extensions::PREFIX
         )));
     }
-    Ok(())
+    ContainerExtensions::read(&container.labels)
+        .map(drop)
+        .map_err(|error| Error::argument(format!("ContainerSpec: {error}")))
+}
+
+/// GPUs are generic resources: what the container's label names must be reserved, or no node would set any aside.
+pub(super) fn gpus(container: &ContainerSpec, resources: Option<&ResourceRequirements>) -> Result<()> {
+    let Some(kind) = ContainerExtensions::read(&container.labels).map_err(Error::argument)?.gpus else {
+        return Ok(());
+    };
+    let reserved = resources.and_then(|r| r.reservations.as_ref()).map_or(&[][..], |r| &r.generic);
+    let of_kind = reserved.iter().any(|resource| match &resource.resource {
+        Some(Resource::DiscreteResourceSpec(d)) => d.kind == kind && d.value > 0,
+        Some(Resource::NamedResourceSpec(n)) => n.kind == kind,
+        None => false,
+    });
+    if of_kind {
+        return Ok(());
+    }
+    Err(Error::argument(format!(
+        "ContainerSpec: label {:?} says that generic resources of kind {kind:?} are GPUs, and none of them are reserved",
+        extensions::container::GPUS
+    )))
 }
 
 fn health(config: &HealthConfig) -> Result<()> {
@@ -98,6 +121,40 @@ mod tests {
         check_with(
             |c| _ = c.labels.insert("swarmd.nonsense".into(), "1".into()),
             "\"swarmd.nonsense\" is not known",
+        );
+    }
+
+    #[test]
+    fn what_is_given_beyond_the_contract_is_checked() {
+        let label = |label: &'static str, value: &'static str| {
+            move |c: &mut ContainerSpec| _ = c.labels.insert(label.into(), value.into())
+        };
+        check_with(label("swarmd.devices", "fuse"), "device \"fuse\": the path on the host must be absolute");
+        check_with(label("swarmd.devices", "/dev/a:/dev/b:x"), "permissions are some of r, w and m");
+        check_with(label("swarmd.privileged", "yes"), "must be \"1\", not \"yes\"");
+        check_with(label("swarmd.gpus", ""), "must be a kind of generic resources");
+    }
+
+    #[test]
+    fn gpus_must_be_reserved() {
+        let mut container = ContainerSpec { image: "redis".into(), ..Default::default() };
+        assert_eq!(gpus(&container, None), Ok(()));
+        container.labels.insert("swarmd.gpus".into(), "gpu".into());
+        let reserve = |text: &str| {
+            let generic = swarm_placement::generic::parse(text).unwrap();
+            let reservations = Some(swarm_api::v1::Resources { generic, ..Default::default() });
+            ResourceRequirements { reservations, ..Default::default() }
+        };
+        for (reserved, good) in
+            [("gpu=1", true), ("gpu=GPU-1", true), ("gpu=0", false), ("fpga=1", false), ("fpga=gpu", false)]
+        {
+            assert_eq!(gpus(&container, Some(&reserve(reserved))).is_ok(), good, "{reserved}");
+        }
+        let error = gpus(&container, None).unwrap_err();
+        assert_eq!(error.code(), tonic::Code::InvalidArgument);
+        assert!(
+            error.to_string().contains("kind \"gpu\" are GPUs, and none of them are reserved"),
+            "{error}"
         );
     }
 

@@ -4,7 +4,7 @@
 const MAX_NAME: usize = 255;
 
 /// The reference is one that an engine could pull.
-pub(crate) fn is_reference(text: &str) -> bool {
+pub fn is_reference(text: &str) -> bool {
     // A full image id is no reference: it would be read as a name in the default registry.
     if text.len() == 64 && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b)) {
         return false;

@@ -11,10 +11,13 @@ mod resources;
 pub(crate) mod subnet;
 mod templates;
 
+pub use image::is_reference as is_image_reference;
+
 use prost::Message as _;
+use swarm_api::defaults;
+use swarm_api::extensions::{self, Ability, ContainerExtensions};
 use swarm_api::v1::service_spec::Mode;
 use swarm_api::v1::{RestartPolicy, ServiceSpec, TaskSpec, UpdateConfig, task_spec};
-use swarm_api::{defaults, extensions};
 
 use crate::error::{Error, Result};
 
@@ -61,7 +64,10 @@ fn task(task: &TaskSpec) -> Result<()> {
         Some(task_spec::Runtime::Attachment(_)) => {
             Err(Error::unimplemented("RuntimeSpec: unimplemented runtime in service spec"))
         }
-        Some(task_spec::Runtime::Container(spec)) => container::check(spec),
+        Some(task_spec::Runtime::Container(spec)) => {
+            container::check(spec)?;
+            container::gpus(spec, task.resources.as_ref())
+        }
         Some(task_spec::Runtime::Generic(generic)) => {
             if generic.kind.len() < 3 {
                 return Err(Error::argument(format!("Generic runtime: Invalid name {:?}", generic.kind)));
@@ -147,8 +153,9 @@ fn update(config: &UpdateConfig) -> Result<()> {
     Ok(())
 }
 
-/// Adds what our extensions need: the constraint that a native process runs only where it can, and references to the
-/// secrets and configs that its payload names, for those who can't read it.
+/// Adds what our extensions need: the constraints that keep native processes, and containers that are given more than the
+/// contract knows, where they can run; and references to the secrets and configs that a process's payload names, for those
+/// who can't read it.
 pub(crate) fn complete(spec: &mut ServiceSpec) {
     let process = matches!(&spec.task.runtime, Some(task_spec::Runtime::Generic(generic))
         if generic.kind == extensions::PROCESS_RUNTIME);
@@ -161,13 +168,21 @@ pub(crate) fn complete(spec: &mut ServiceSpec) {
             spec.task.resource_references.extend(missing);
         }
     }
-    let guarded = || {
-        let constraints = spec.task.placement.iter().flat_map(|p| &p.constraints);
-        constraints.into_iter().any(|constraint| constraint == extensions::PROCESS_CONSTRAINT)
+    let container = match &spec.task.runtime {
+        Some(task_spec::Runtime::Container(container)) => {
+            // What can't be read was refused before.
+            ContainerExtensions::read(&container.labels).unwrap_or_default()
+        }
+        _ => ContainerExtensions::default(),
     };
-    if process && !guarded() {
-        let placement = spec.task.placement.get_or_insert_default();
-        placement.constraints.push(extensions::PROCESS_CONSTRAINT.to_owned());
+    let of_process = process.then_some(extensions::PROCESS_CONSTRAINT);
+    let guards: Vec<&str> =
+        of_process.into_iter().chain(container.needs().map(Ability::constraint)).collect();
+    for guard in guards {
+        let mut present = spec.task.placement.iter().flat_map(|placement| &placement.constraints);
+        if !present.any(|constraint| constraint == guard) {
+            spec.task.placement.get_or_insert_default().constraints.push(guard.to_owned());
+        }
     }
 }
 

@@ -168,3 +168,18 @@ fn processes_are_kept_on_nodes_that_can_run_them() {
         ["engine.labels.swarmd.runtime.process==1"]
     );
 }
+
+#[test]
+fn what_a_container_is_given_keeps_it_on_nodes_that_can_give_it() {
+    let mut spec = valid();
+    let labels = &mut container(&mut spec).labels;
+    labels.insert("swarmd.privileged".into(), "1".into());
+    labels.insert("swarmd.devices".into(), "/dev/fuse".into());
+    spec.task.placement.get_or_insert_default().constraints.push("node.role==worker".into());
+    complete(&mut spec);
+    complete(&mut spec);
+    assert_eq!(
+        spec.task.placement.as_ref().unwrap().constraints,
+        ["node.role==worker", "engine.labels.swarmd.devices==1", "engine.labels.swarmd.privileged==1"]
+    );
+}

@@ -23,10 +23,11 @@ pub(super) struct Rule {
 }
 
 /// Passed on from both listeners.
-const LEADERS: [&str; 6] = ["CA", "NodeCA", "Dispatcher", "LogBroker", "ResourceAllocator", "TaskSessions"];
+const LEADERS: [&str; 7] =
+    ["CA", "NodeCA", "Dispatcher", "LogBroker", "PullBroker", "ResourceAllocator", "TaskSessions"];
 /// Passed on from the socket. Here the TLS port is where such calls arrive at the leader: it answers others from what it
 /// has itself, but what was passed on to a manager that does not lead any more is none of its business.
-const SOCKET: [&str; 4] = ["Control", "Logs", "Services", "Tasks"];
+const SOCKET: [&str; 5] = ["Control", "Images", "Logs", "Services", "Tasks"];
 /// Only there on the TLS port.
 const REMOTE: [&str; 1] = ["RaftMembership"];
 
@@ -80,14 +81,13 @@ mod tests {
 
     #[test]
     fn each_listener_passes_on_what_the_contract_says() {
-        let always = ["CA", "Dispatcher", "LogBroker", "NodeCA", "ResourceAllocator", "TaskSessions"];
+        let always =
+            ["CA", "Dispatcher", "LogBroker", "NodeCA", "PullBroker", "ResourceAllocator", "TaskSessions"];
         let with = |more: &[&'static str]| always.iter().chain(more).copied().collect::<BTreeSet<_>>();
         assert_eq!(services(Door::Remote, false), with(&["RaftMembership"]));
-        assert_eq!(
-            services(Door::Remote, true),
-            with(&["RaftMembership", "Control", "Logs", "Services", "Tasks"])
-        );
-        assert_eq!(services(Door::Socket, false), with(&["Control", "Logs", "Services", "Tasks"]));
+        let operators = ["Control", "Images", "Logs", "Services", "Tasks"];
+        assert_eq!(services(Door::Remote, true), with(&[&["RaftMembership"][..], &operators].concat()));
+        assert_eq!(services(Door::Socket, false), with(&operators));
         for unknown in ["/docker.swarmkit.v1.Control/Nothing", "/swarmd.v1.Any/Thing", "/"] {
             assert_eq!(rule(unknown, Door::Socket, false), None);
         }
