@@ -82,6 +82,9 @@ impl Describer {
             for runtime in executor.runtimes() {
                 engine.labels.insert(ability(&runtime), "1".into());
             }
+            for feature in executor.features() {
+                engine.labels.insert(feature.ability(), "1".into());
+            }
         }
         engine.plugins.sort_by(|a, b| (&a.r#type, &a.name).cmp(&(&b.r#type, &b.name)));
         engine.plugins.dedup();

@@ -7,9 +7,12 @@ use std::time::SystemTime;
 use async_trait::async_trait;
 use bytes::Bytes;
 use swarm_api::Shared;
+use swarm_api::extensions::Feature;
 use swarm_api::v1::{
     Config, ContainerStatus, EncryptionKey, Node, PluginDescription, PortStatus, Resources, Secret, Task,
 };
+
+use tokio::sync::watch;
 
 use crate::log_sink::LogSink;
 
@@ -75,6 +78,11 @@ pub trait Controller: Send + Sync {
 
     /// Host-mode ports really published; `None` if there are none.
     async fn port_status(&self) -> Option<PortStatus>;
+
+    /// What a call that takes its time is at, in words: whoever waits for the call is told each change. `None`: it never says.
+    fn progress(&self) -> Option<watch::Receiver<String>> {
+        None
+    }
 
     /// Sends log lines until the task's output ends (or for ever with `follow`), or the sink is closed.
     async fn logs(&self, options: LogOptions, sink: LogSink) -> Result<(), ControllerError>;
@@ -171,6 +179,11 @@ pub struct ExecutorDescription {
 pub trait Executor: Send + Sync {
     /// The runtimes it takes: `container`, or kinds of generic runtimes such as `process`.
     fn runtimes(&self) -> Vec<String>;
+
+    /// What it can do for tasks beyond running them.
+    fn features(&self) -> Vec<Feature> {
+        Vec::new()
+    }
 
     /// What the node should say of itself. An error (an engine that does not answer) leaves the last
     /// description in force.

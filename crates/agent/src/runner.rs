@@ -182,6 +182,7 @@ impl Runner {
             }
         };
         tokio::pin!(call);
+        let mut progress = self.controller.progress();
         loop {
             let before = self.task.clone();
             // A task that is being waited for without trouble has none, whatever was said before.
@@ -199,6 +200,12 @@ impl Runner {
                     if interrupted == Interrupted::Closed || !same() {
                         return Err(interrupted);
                     }
+                }
+                text = news(&mut progress) => {
+                    let mut status = self.status.clone();
+                    status.message = text;
+                    self.observe(&mut status, &Ok(())).await;
+                    self.advance(status).await?;
                 }
                 () = tokio::time::sleep(QUIET), if trouble => {
                     let mut status = self.status.clone();
@@ -280,6 +287,16 @@ impl Runner {
         self.context.reporter.put(&self.task.id, self.status.clone());
         Ok(())
     }
+}
+
+/// What a controller says of its progress, once it says something else than before.
+async fn news(progress: &mut Option<watch::Receiver<String>>) -> String {
+    let Some(receiver) = progress else { return std::future::pending().await };
+    if receiver.changed().await.is_err() {
+        *progress = None;
+        return std::future::pending().await;
+    }
+    receiver.borrow_and_update().clone()
 }
 
 /// Now, but never before an earlier status, whatever the clock does.

@@ -24,9 +24,10 @@ mod networks;
 mod observed;
 mod ports;
 mod spec;
+mod steps;
 
 pub use client::DEFAULT_ADDRESS;
 pub use error::Error;
 pub use executor::{DockerExecutor, default_parallelism};
 pub use facts::{Api, EngineFacts};
-pub use spec::{ContainerPlan, PlannedFile, PlannedNetwork, Surroundings, plan};
+pub use spec::{ContainerPlan, PlannedFile, PlannedInit, PlannedNetwork, Surroundings, plan};
