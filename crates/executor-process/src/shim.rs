@@ -3,6 +3,9 @@
 //! It is single-threaded on purpose: the command is killed by the kernel when the *thread* that started it ends.
 
 mod exec;
+mod health;
+mod isolate;
+mod steps;
 mod supervise;
 
 use std::path::Path;
@@ -12,6 +15,39 @@ use std::process::ExitCode;
 pub(crate) const SHIM_ARG: &str = "__swarmd-task-shim";
 /// First argument of the step between shim and command.
 const EXEC_ARG: &str = "__swarmd-task-exec";
+
+/// What the step between shim and command becomes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Role {
+    /// The task's command, or the first process of its namespace.
+    Command,
+    /// The command, started by the first process of its namespace.
+    Inner,
+    /// Something beside the task's process, which has this number.
+    PreStop(i32),
+    Health(i32),
+}
+
+impl Role {
+    fn word(self) -> String {
+        match self {
+            Role::Command => "command".to_owned(),
+            Role::Inner => "inner".to_owned(),
+            Role::PreStop(pid) => format!("pre-stop:{pid}"),
+            Role::Health(pid) => format!("health:{pid}"),
+        }
+    }
+
+    fn parse(word: &str) -> Option<Role> {
+        match word.split_once(':') {
+            None if word == "command" => Some(Role::Command),
+            None if word == "inner" => Some(Role::Inner),
+            Some(("pre-stop", pid)) => pid.parse().ok().map(Role::PreStop),
+            Some(("health", pid)) => pid.parse().ok().map(Role::Health),
+            _ => None,
+        }
+    }
+}
 
 /// What a shim tells its daemon, in one line, before it goes its own way.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -74,13 +110,18 @@ impl Request {
 pub fn maybe_run_shim() -> Option<ExitCode> {
     let mut args = std::env::args_os().skip(1);
     let first = args.next()?;
-    let run = match first.to_str() {
-        Some(SHIM_ARG) => supervise::run,
-        Some(EXEC_ARG) => exec::run,
+    let is_shim = match first.to_str() {
+        Some(SHIM_ARG) => true,
+        Some(EXEC_ARG) => false,
         _ => return None,
     };
     let Some(directory) = args.next() else { return Some(ExitCode::FAILURE) };
-    Some(run(Path::new(&directory)))
+    let directory = Path::new(&directory);
+    if is_shim {
+        return Some(supervise::run(directory));
+    }
+    let role = args.next().and_then(|word| Role::parse(&word.to_string_lossy()));
+    Some(role.map_or(ExitCode::FAILURE, |role| exec::run(directory, role)))
 }
 
 #[cfg(test)]
@@ -95,6 +136,10 @@ mod tests {
         for request in [Request::Kill, Request::Stop { signal: 15, grace_ms: 10 }] {
             assert_eq!(Request::parse(&request.line()), Some(request));
         }
+        for role in [Role::Command, Role::Inner, Role::PreStop(7), Role::Health(9)] {
+            assert_eq!(Role::parse(&role.word()), Some(role));
+        }
+        assert_eq!((Role::parse("health"), Role::parse("health:x")), (None, None));
         assert_eq!((Request::parse("stop"), Request::parse("")), (None, None));
     }
 }

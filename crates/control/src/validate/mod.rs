@@ -161,14 +161,7 @@ pub(crate) fn complete(spec: &mut ServiceSpec) {
             spec.task.resource_references.extend(missing);
         }
     }
-    let guarded = || {
-        let constraints = spec.task.placement.iter().flat_map(|p| &p.constraints);
-        constraints.into_iter().any(|constraint| constraint == extensions::PROCESS_CONSTRAINT)
-    };
-    if process && !guarded() {
-        let placement = spec.task.placement.get_or_insert_default();
-        placement.constraints.push(extensions::PROCESS_CONSTRAINT.to_owned());
-    }
+    extensions::guard(&mut spec.task);
 }
 
 #[cfg(test)]
