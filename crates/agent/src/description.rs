@@ -95,6 +95,9 @@ impl Describer {
             for ability in &answer.abilities {
                 engine.labels.insert(ability.label().into(), "1".into());
             }
+            for feature in executor.features() {
+                engine.labels.insert(feature.ability(), "1".into());
+            }
         }
         engine.plugins.sort_by(|a, b| (&a.r#type, &a.name).cmp(&(&b.r#type, &b.name)));
         engine.plugins.dedup();

@@ -7,7 +7,7 @@ use std::time::SystemTime;
 use async_trait::async_trait;
 use bytes::Bytes;
 use swarm_api::Shared;
-use swarm_api::extensions::Ability;
+use swarm_api::extensions::{Ability, Feature};
 use swarm_api::v1::{
     Config, ContainerStatus, EncryptionKey, Node, PluginDescription, PortStatus, Resources, Secret, Task,
 };
@@ -80,10 +80,10 @@ pub trait Controller: Send + Sync {
     /// Host-mode ports really published; `None` if there are none.
     async fn port_status(&self) -> Option<PortStatus>;
 
-    /// How far [`Controller::prepare`] is, in words for the task's status, as it changes; empty as long as there is nothing to
-    /// say. The default never says anything.
-    fn progress(&self) -> watch::Receiver<String> {
-        watch::channel(String::new()).1
+    /// What a call that takes its time is at, in words for the task's status; empty as long as there is nothing to say. `None`:
+    /// it never says.
+    fn progress(&self) -> Option<watch::Receiver<String>> {
+        None
     }
 
     /// Sends log lines until the task's output ends (or for ever with `follow`), or the sink is closed.
@@ -196,6 +196,11 @@ pub struct ExecutorDescription {
 pub trait Executor: Send + Sync {
     /// The runtimes it takes: `container`, or kinds of generic runtimes such as `process`.
     fn runtimes(&self) -> Vec<String>;
+
+    /// What it can do for tasks beyond running them.
+    fn features(&self) -> Vec<Feature> {
+        Vec::new()
+    }
 
     /// What the node should say of itself. An error (an engine that does not answer) leaves the last
     /// description in force.

@@ -190,13 +190,11 @@ impl Runner {
             }
         };
         tokio::pin!(call);
-        let mut progress = self.controller.progress();
-        let mut next_progress = Instant::now() + FIRST_PROGRESS;
+        let mut progress = Progress::new(self.controller.progress());
         loop {
             let before = self.task.clone();
             // A task that is being waited for without trouble has none, whatever was said before.
             let trouble = operation == Operation::Wait && !self.status.err.is_empty();
-            let told = self.status.message.clone();
             tokio::select! {
                 biased;
                 result = &mut call => return Ok(result), // first: what has happened must not be missed
@@ -211,11 +209,14 @@ impl Runner {
                         return Err(interrupted);
                     }
                 }
-                text = further(&mut progress, &told, next_progress), if operation == Operation::Prepare => {
-                    next_progress = Instant::now() + PROGRESS;
+                text = progress.next() => {
+                    if text == self.status.message {
+                        continue;
+                    }
                     let mut status = self.status.clone();
                     status.message = text;
                     status.err.clear();
+                    self.observe(&mut status, &Ok(())).await;
                     self.advance(status).await?;
                 }
                 () = tokio::time::sleep(QUIET), if trouble => {
@@ -300,14 +301,52 @@ impl Runner {
     }
 }
 
-/// From this time on: how far a preparation is, if that is not what was told last.
-async fn further(progress: &mut watch::Receiver<String>, told: &str, from: Instant) -> String {
-    tokio::time::sleep_until(from).await;
-    let text = progress.wait_for(|text| !text.is_empty() && text != told).await.ok().map(|text| text.clone());
-    match text {
-        Some(text) => text,
-        // Nothing more is to come.
-        None => std::future::pending().await,
+/// What a controller says that it is at, during one call.
+struct Progress {
+    said: Option<watch::Receiver<String>>,
+    /// Not told yet.
+    waiting: Option<String>,
+    /// How far a pull is changes all the time, and is told from this moment on.
+    next_pull: Instant,
+}
+
+impl Progress {
+    fn new(said: Option<watch::Receiver<String>>) -> Progress {
+        Progress { said, waiting: None, next_pull: Instant::now() + FIRST_PROGRESS }
+    }
+
+    /// What is to be told next.
+    async fn next(&mut self) -> String {
+        loop {
+            let pull = self.waiting.as_ref().is_some_and(|text| text.starts_with("pulling "));
+            if !pull || Instant::now() >= self.next_pull {
+                if let Some(text) = self.waiting.take() {
+                    if pull {
+                        self.next_pull = Instant::now() + PROGRESS;
+                    }
+                    return text;
+                }
+            }
+            let changed = match (&mut self.said, pull) {
+                (Some(said), true) => match tokio::time::timeout_at(self.next_pull, said.changed()).await {
+                    Ok(changed) => changed.is_ok(),
+                    Err(_) => continue,
+                },
+                (Some(said), false) => said.changed().await.is_ok(),
+                (None, true) => {
+                    tokio::time::sleep_until(self.next_pull).await;
+                    continue;
+                }
+                (None, false) => std::future::pending().await,
+            };
+            match &mut self.said {
+                Some(said) if changed => {
+                    let text = said.borrow_and_update().clone();
+                    self.waiting = (!text.is_empty()).then_some(text);
+                }
+                said => *said = None,
+            }
+        }
     }
 }
 

@@ -6,11 +6,17 @@
 //! any leader places it right.
 
 pub mod container;
+mod features;
+mod start_order;
+mod steps;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 pub use container::{Ability, ContainerExtensions, Device};
+pub use features::{Feature, guard};
+pub use start_order::{Condition, DEPENDS_ON, Dependency, StartOrder};
+pub use steps::{INIT_TASKS, InitTask, MOST_INIT_TASKS, PRE_STOP, Steps, check_count, check_words};
 
 /// Prefix of the labels that are ours.
 pub const PREFIX: &str = "swarmd.";
@@ -212,8 +218,8 @@ pub const REBALANCE_NOW: &str = "swarmd.rebalance-now";
 /// Labels of services that are ours and that this version understands, with the value they have.
 const OF_SERVICES: &[(&str, &str)] = &[(REBALANCE, "auto"), (REBALANCE_NOW, "1")];
 
-/// Those whose values [`PlacementPolicy`] reads.
-const OF_PLACEMENT: &[&str] = &[PLACEMENT_STRATEGY, PRIORITY];
+/// Those whose values [`PlacementPolicy`] and [`StartOrder`] read.
+const OF_PLACEMENT: &[&str] = &[PLACEMENT_STRATEGY, PRIORITY, DEPENDS_ON];
 
 /// Checks the labels of a service's spec.
 ///
@@ -228,11 +234,13 @@ pub fn check_service(labels: &BTreeMap<String, String>) -> Result<(), String> {
             None => return Err(not_known(label)),
         }
     }
+    StartOrder::read(labels)?;
     PlacementPolicy::read(labels).map(drop)
 }
 
-/// Labels of containers that are ours and that this version understands.
-pub const KNOWN: &[&str] = &[container::DEVICES, container::GPUS, container::PRIVILEGED];
+/// Labels of containers that are ours and that this version understands; [`ContainerExtensions`] and [`Steps`] read them.
+pub const KNOWN: &[&str] =
+    &[container::DEVICES, container::GPUS, container::PRIVILEGED, INIT_TASKS, PRE_STOP];
 
 /// The first label that has our prefix and that this version does not understand.
 pub fn unknown<'a>(labels: impl IntoIterator<Item = &'a String>) -> Option<&'a str> {

@@ -17,7 +17,13 @@ use crate::rehearsal::{Change, End, is_updating};
 const MOST: usize = 1000;
 
 /// The answer to what was asked, from how it ended.
-pub(crate) fn of(change: &Change, after: &Tables, cast: &Cast, end: End) -> DryRunResponse {
+pub(crate) fn of(
+    change: &Change,
+    after: &Tables,
+    cast: &Cast,
+    waits: &[(Place, String)],
+    end: End,
+) -> DryRunResponse {
     let mut answer = DryRunResponse {
         index: change.view.index(),
         takes: Some(duration::from_std(cast.last_news())),
@@ -30,6 +36,9 @@ pub(crate) fn of(change: &Change, after: &Tables, cast: &Cast, end: End) -> DryR
     let ending = ending(change, after, cast, end);
     (answer.ending, answer.message) = (ending.0 as i32, ending.1);
     tasks(&mut answer, cast, ending.0 == Ending::CutOff);
+    let mut waiting = BTreeMap::<&str, Group>::new();
+    waits.iter().for_each(|(place, reason)| waiting.entry(reason).or_default().add(place));
+    (answer.waiting, answer.waits) = (waits.len() as u64, listed(waiting));
     let first = cast.victims().iter().take(MOST);
     answer.preempted = cast.victims().len() as u64;
     answer.preemptions = first
@@ -159,16 +168,20 @@ fn tasks(answer: &mut DryRunResponse, cast: &Cast, cut_off: bool) {
         .into_iter()
         .map(|(id, (node, slots))| OnNode { node_id: id.to_owned(), slots: ranges(slots), ..node })
         .collect();
-    answer.refusals = refused
-        .into_iter()
-        .map(|(reason, group)| Refusal {
-            reason: reason.to_owned(),
-            tasks: group.count,
-            slots: ranges(group.slots),
-            node_ids: group.nodes,
-        })
-        .collect();
-    answer.refusals.sort_by_key(|refusal| Reverse(refusal.tasks));
+    answer.refusals = listed(refused);
+}
+
+/// Groups by their reasons, the largest first.
+fn listed(groups: BTreeMap<&str, Group>) -> Vec<Refusal> {
+    let list = groups.into_iter().map(|(reason, group)| Refusal {
+        reason: reason.to_owned(),
+        tasks: group.count,
+        slots: ranges(group.slots),
+        node_ids: group.nodes,
+    });
+    let mut list: Vec<Refusal> = list.collect();
+    list.sort_by_key(|refusal| Reverse(refusal.tasks));
+    list
 }
 
 /// Numbers as ranges, in order.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use swarm_api::v1::service_spec::Mode;
 use swarm_api::v1::{Service, Task, TaskState};
 use swarm_api::{Object, Shared};
-use swarm_scheduler::is_displaced_by;
+use swarm_scheduler::{WAITING, is_displaced_by};
 use swarm_store::{Event, Received, Subscription, Tables};
 
 /// Where a task of a service belongs: a slot, or a node.
@@ -220,6 +220,12 @@ impl Cast {
     /// Every live task is where it should come to, and whoever made room is elsewhere.
     pub(crate) fn is_at_rest(&self) -> bool {
         self.open.is_empty() && self.homeless == 0
+    }
+
+    /// Tasks that wait for other services, and what they say.
+    pub(crate) fn waiting(&self) -> Vec<(Place, String)> {
+        let waits = |role: &&Role| role.live && !role.assigned && role.err.starts_with(WAITING);
+        self.roles.values().filter(waits).map(|role| (role.place.clone(), role.err.clone())).collect()
     }
 
     /// Number of new tasks.

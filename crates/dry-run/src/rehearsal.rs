@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use swarm_api::Shared;
+use swarm_api::extensions::DEPENDS_ON;
 use swarm_api::swarmd::DryRunResponse;
 use swarm_api::v1::update_status::UpdateState;
 use swarm_api::v1::{Service, Task, TaskState, node_status};
@@ -11,7 +12,7 @@ use swarm_reconcile::{IdSource, Stage};
 use swarm_store::{Store, Tables, View};
 
 use crate::answer;
-use crate::cast::Cast;
+use crate::cast::{Cast, Place};
 use crate::reconcilers;
 
 /// How long (in simulated time) tasks may wait while nothing becomes of any: longer than an update waits for a node.
@@ -64,13 +65,14 @@ pub fn dry_run(
     limits: &Limits<'_>,
 ) -> DryRunResponse {
     let mut rehearsal = Rehearsal {
+        waits: Vec::new(),
         stage: Stage::new(change.fork.clone(), now, ids),
         cast: Cast::new(&change.view, &change.service),
         service: &change.service.id,
         limits,
     };
     let end = rehearsal.run();
-    answer::of(change, &rehearsal.stage.view(), &rehearsal.cast, end)
+    answer::of(change, &rehearsal.stage.view(), &rehearsal.cast, &rehearsal.waits, end)
 }
 
 struct Rehearsal<'a> {
@@ -78,6 +80,8 @@ struct Rehearsal<'a> {
     cast: Cast,
     service: &'a str,
     limits: &'a Limits<'a>,
+    /// Tasks that waited for other services, and what they said.
+    waits: Vec<(Place, String)>,
 }
 
 impl Rehearsal<'_> {
@@ -104,6 +108,9 @@ impl Rehearsal<'_> {
                 idle = if acted { 0 } else { idle + 1 };
                 self.cast.follow(&mut commits, self.stage.now().mono);
             }
+            if self.waits.is_empty() && self.stop_waiting() {
+                continue;
+            }
             let updating = is_updating(&self.stage.view(), self.service);
             if !updating && self.cast.is_at_rest() {
                 return End::Rest;
@@ -113,6 +120,24 @@ impl Rehearsal<'_> {
                 _ => return End::Rest,
             }
         }
+    }
+
+    /// Other services stand still, so what tasks wait for never comes. That is noted once, and then taken for true.
+    fn stop_waiting(&mut self) -> bool {
+        self.waits = self.cast.waiting();
+        let waits = !self.waits.is_empty();
+        waits
+            && self
+                .stage
+                .write(|tx| {
+                    let service = tx.services().get(self.service).cloned();
+                    if let Some(mut service) = service {
+                        service.spec.annotations.labels.remove(DEPENDS_ON);
+                        tx.update(service)?;
+                    }
+                    Ok(())
+                })
+                .is_ok()
     }
 
     /// Agents report what they have done with tasks of the service. Returns whether there was anything.

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use swarm_api::extensions::{PREEMPTION, PRIORITY};
+use swarm_api::extensions::{DEPENDS_ON, PREEMPTION, PRIORITY};
 use swarm_api::swarmd::dry_run_response::{Ending, OnNode};
 use swarm_api::swarmd::{DryRunResponse, ProcessSpec};
 use swarm_api::v1::service_spec::Mode;
@@ -483,4 +483,32 @@ fn other_services_stand_still() {
     let answer = run(&sim, &web(2));
     check_totals(&answer, [2, 0, 0, 0, 0, 0]);
     assert_eq!(sim.view().index(), before);
+}
+
+#[test]
+fn a_service_that_waits_for_another_is_shown_as_waiting_and_where_it_goes_then() {
+    let mut sim = cluster(2);
+    create(&mut sim, service("db", 0));
+    let mut new = web(3);
+    new.spec.annotations.labels.insert(DEPENDS_ON.into(), "db:healthy".into());
+    let answer = run(&sim, &new);
+    assert_eq!(answer.ending(), Ending::Settled);
+    check_totals(&answer, [3, 0, 0, 0, 0, 0]);
+    assert_eq!((answer.waiting, answer.waits.len()), (3, 1), "{answer:#?}");
+    let waits = &answer.waits[0];
+    assert_eq!((waits.reason.as_str(), waits.tasks), ("waiting for service db (it has no tasks)", 3));
+    assert_eq!(waits.slots.iter().map(|r| (r.first, r.last)).collect::<Vec<_>>(), [(1, 3)]);
+
+    // An update waits with its first task; what was there goes on until then.
+    sim.update_service("db", |spec| spec.mode = Some(Mode::Replicated(ReplicatedService { replicas: 1 })));
+    sim.settle();
+    create(&mut sim, web(2));
+    sim.update_service("db", |spec| spec.mode = Some(Mode::Replicated(ReplicatedService { replicas: 2 })));
+    let answer = run_update(&sim, "web", |spec| {
+        spec.task.runtime = container("new");
+        spec.annotations.labels.insert(DEPENDS_ON.into(), "db:healthy".into());
+    });
+    check_totals(&answer, [0, 2, 0, 0, 0, 0]);
+    assert_eq!(answer.waits[0].reason, "waiting for service db (1 of 2 tasks healthy)");
+    assert_eq!(answer.ending(), Ending::Settled);
 }

@@ -21,6 +21,7 @@ use swarm_agent::{
 use swarm_api::Shared;
 use swarm_api::v1::{ContainerStatus, PortStatus, Task, task_spec};
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use crate::error;
 use crate::events::News;
@@ -31,30 +32,35 @@ use crate::observed::Observed;
 use crate::session;
 use crate::spec::{ContainerPlan, PlannedNetwork};
 use crate::stats;
+use crate::steps::whole_seconds;
 
 /// A look, and the news that were known before it.
 #[derive(Clone)]
-struct Look {
+pub(crate) struct Look {
     news: News,
     seen: Observed,
 }
 
 pub(crate) struct DockerController {
-    parts: Arc<Parts>,
-    plan: ContainerPlan,
+    pub(crate) parts: Arc<Parts>,
+    pub(crate) plan: ContainerPlan,
     /// Its secrets and configs, if it has any.
     files: Option<TaskFiles>,
     payloads: Arc<Payloads>,
-    task_id: String,
-    node_id: String,
+    pub(crate) task_id: String,
+    pub(crate) node_id: String,
+    /// What the call that runs is at.
+    pub(crate) progress: watch::Sender<String>,
+    /// When a stop that was begun is to be over.
+    pub(crate) stop_by: Mutex<Option<Instant>>,
+    /// The pre-stop command was begun.
+    pub(crate) pre_stopped: AtomicBool,
     /// This controller created the container and has not tried to start it: no look is needed before the start.
     fresh: AtomicBool,
     /// It was stopped for its bad health.
     unhealthy: AtomicBool,
     last: Mutex<Option<Look>>,
-    /// How far the pull of the image is, in words; empty while there is none.
-    progress: watch::Sender<String>,
-    news: News,
+    pub(crate) news: News,
 }
 
 impl DockerController {
@@ -87,6 +93,9 @@ impl DockerController {
             payloads,
             task_id: task.id.clone(),
             node_id: task.node_id.clone(),
+            progress: watch::Sender::default(),
+            stop_by: Mutex::default(),
+            pre_stopped: AtomicBool::new(false),
             fresh: AtomicBool::new(false),
             unhealthy: AtomicBool::new(false),
             last: Mutex::default(),
@@ -97,18 +106,18 @@ impl DockerController {
 
     /// Makes sure that the image is there, and says how far that is.
     async fn ensure_image(&self) -> Result<(), ControllerError> {
-        let tell = |percent| drop(self.progress.send_replace(format!("pulling {percent} %")));
+        let tell = |percent| self.say(format!("pulling {percent} %"));
         let plan = &self.plan;
         let result = self.parts.images.ensure(&plan.image, &plan.registry_auth, tell).await;
-        self.progress.send_replace(String::new());
+        self.say("preparing");
         result
     }
 
-    fn failed(&self, step: &str, error: &bollard::errors::Error) -> ControllerError {
+    pub(crate) fn failed(&self, step: &str, error: &bollard::errors::Error) -> ControllerError {
         error::of_step(step, &self.parts.engine.address, error)
     }
 
-    fn observed(&self, answer: ContainerInspectResponse) -> Observed {
+    pub(crate) fn observed(&self, answer: ContainerInspectResponse) -> Observed {
         Observed::new(answer, (&self.task_id, &self.node_id), &self.plan.ports)
     }
 
@@ -118,7 +127,7 @@ impl DockerController {
     }
 
     /// Looks at the container; `None` if there is none.
-    async fn look(&self) -> Result<Option<Look>, ControllerError> {
+    pub(crate) async fn look(&self) -> Result<Option<Look>, ControllerError> {
         let mut news = self.news.clone();
         news.mark_seen();
         let docker = &self.parts.engine.docker;
@@ -148,17 +157,23 @@ impl DockerController {
     /// The body of the request that creates the container.
     fn body(&self) -> Result<ContainerCreateBody, ControllerError> {
         let mut body = self.plan.body.clone();
+        self.add_credential(&mut body)?;
+        Ok(body)
+    }
+
+    /// Adds the credential spec that is a config.
+    pub(crate) fn add_credential(&self, body: &mut ContainerCreateBody) -> Result<(), ControllerError> {
         if let Some(config) = &self.plan.credential_config {
             let option = files::credential(&self.payloads, config)?;
             // It comes first, as in the contract's order.
             let host = body.host_config.get_or_insert_default();
             host.security_opt.get_or_insert_default().insert(0, option);
         }
-        Ok(body)
+        Ok(())
     }
 
     /// The networks of which the body that creates the container does not tell.
-    fn further_networks(&self) -> &[PlannedNetwork] {
+    pub(crate) fn further_networks(&self) -> &[PlannedNetwork] {
         let told = usize::from(self.plan.body.networking_config.is_some());
         self.plan.networks.get(told..).unwrap_or_default()
     }
@@ -208,19 +223,29 @@ impl DockerController {
     }
 
     async fn create(&self, body: ContainerCreateBody) -> Result<(), bollard::errors::Error> {
+        let mut news = self.news.clone();
+        news.mark_seen();
+        let id = self.create_container(&self.plan.name, body).await?;
+        // As good as a look.
+        *self.last.lock() = Some(Look { news, seen: Observed::created(id) });
+        Ok(())
+    }
+
+    /// Makes a container of this name; its id.
+    pub(crate) async fn create_container(
+        &self,
+        name: &str,
+        body: ContainerCreateBody,
+    ) -> Result<String, bollard::errors::Error> {
         let engine = &self.parts.engine;
         // Closed only with the process.
         let _permit = engine.heavy.acquire().await;
-        let mut news = self.news.clone();
-        news.mark_seen();
-        let options = CreateContainerOptionsBuilder::new().name(&self.plan.name).build();
+        let options = CreateContainerOptionsBuilder::new().name(name).build();
         let created = engine.docker.create_container(Some(options), body).await?;
         for warning in created.warnings {
             tracing::warn!(task.id = self.task_id, warning, "the engine warns of a container");
         }
-        // As good as a look.
-        *self.last.lock() = Some(Look { news, seen: Observed::created(created.id) });
-        Ok(())
+        Ok(created.id)
     }
 
     async fn start_container(&self) -> Result<(), bollard::errors::Error> {
@@ -253,7 +278,10 @@ impl DockerController {
                 Some(Health::STARTING | Health::UNHEALTHY) if look.seen.has_ended() => {
                     return self.result(&look.seen);
                 }
-                Some(Health::STARTING) => look.news.wait().await,
+                Some(Health::STARTING) => {
+                    self.say("started, waiting for the health check");
+                    look.news.wait().await;
+                }
                 Some(Health::UNHEALTHY) => {
                     self.stop_unhealthy().await?;
                     look.news.wait().await;
@@ -289,11 +317,8 @@ impl DockerController {
 
     /// Stop signal, grace period, kill; returns once the container does not run.
     async fn stop(&self) -> Result<(), ControllerError> {
-        let grace = self.plan.stop_grace;
-        // Whole seconds, rounded up: a short grace is not none.
-        let seconds = grace.as_secs() + u64::from(grace.subsec_nanos() > 0);
-        let options =
-            StopContainerOptionsBuilder::new().t(i32::try_from(seconds).unwrap_or(i32::MAX)).build();
+        let grace = self.before_stop().await;
+        let options = StopContainerOptionsBuilder::new().t(whole_seconds(grace)).build();
         let docker = self.parts.engine.patient(grace);
         match docker.stop_container(&self.plan.name, Some(options)).await {
             Ok(()) => Ok(()),
@@ -303,7 +328,7 @@ impl DockerController {
     }
 
     /// A container that could not be ended or removed is tried again: giving up would leave it running.
-    fn still_there(&self, step: &str, error: &bollard::errors::Error) -> ControllerError {
+    pub(crate) fn still_there(&self, step: &str, error: &bollard::errors::Error) -> ControllerError {
         match self.failed(step, error) {
             ControllerError::Fatal(text) if error::status(error).is_some_and(|status| status >= 500) => {
                 ControllerError::Temporary(text)
@@ -332,6 +357,7 @@ impl Controller for DockerController {
             created.map_err(|error| self.failed("creating volume failed", &error))?;
         }
         self.make_ready().await?;
+        self.run_init_tasks().await?;
         let body = self.body()?;
         let mut created = self.create(body.clone()).await;
         if matches!(&created, Err(error) if error::is_not_found(error) && no_such_image(error)) {
@@ -344,6 +370,10 @@ impl Controller for DockerController {
             Ok(()) => {
                 self.attach().await?;
                 self.fresh.store(true, Ordering::Relaxed);
+                if let Err(error) = self.remove_init_tasks().await {
+                    // They are removed with the task, if not now.
+                    tracing::warn!(task.id = self.task_id, %error, "containers of init tasks are left behind");
+                }
                 tracing::debug!(task.id = self.task_id, container = self.plan.name, "container created");
                 Ok(())
             }
@@ -401,6 +431,7 @@ impl Controller for DockerController {
     }
 
     async fn shutdown(&self) -> Result<(), ControllerError> {
+        self.stop_init_tasks().await?;
         self.stop().await?;
         // How it ended is wanted in the status.
         let look = self.look().await?;
@@ -411,6 +442,7 @@ impl Controller for DockerController {
     }
 
     async fn terminate(&self) -> Result<(), ControllerError> {
+        self.remove_init_tasks().await?;
         let options = KillContainerOptionsBuilder::new().signal("SIGKILL").build();
         match self.parts.engine.docker.kill_container(&self.plan.name, Some(options)).await {
             Ok(()) => Ok(()),
@@ -425,6 +457,7 @@ impl Controller for DockerController {
         if !ended && let Err(error @ ControllerError::Temporary(_)) = self.stop().await {
             return Err(error);
         }
+        self.remove_init_tasks().await?;
         let options = RemoveContainerOptionsBuilder::new().force(true).v(true).build();
         match self.parts.engine.docker.remove_container(&self.plan.name, Some(options)).await {
             Ok(()) => {}
@@ -456,8 +489,8 @@ impl Controller for DockerController {
         (!ports.is_empty()).then_some(PortStatus { ports })
     }
 
-    fn progress(&self) -> watch::Receiver<String> {
-        self.progress.subscribe()
+    fn progress(&self) -> Option<watch::Receiver<String>> {
+        Some(self.progress.subscribe())
     }
 
     async fn logs(&self, options: LogOptions, sink: LogSink) -> Result<(), ControllerError> {

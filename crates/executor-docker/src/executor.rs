@@ -10,7 +10,7 @@ use swarm_agent::memory::{MemoryDir, MemoryRoot};
 use swarm_agent::template::Context;
 use swarm_agent::{Controller, ControllerError, Dependencies, Executor, ExecutorDescription};
 use swarm_api::Shared;
-use swarm_api::extensions::Ability;
+use swarm_api::extensions::{Ability, Feature};
 use swarm_api::v1::{EncryptionKey, Node, Task};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -132,6 +132,10 @@ impl Drop for DockerExecutor {
 impl Executor for DockerExecutor {
     fn runtimes(&self) -> Vec<String> {
         vec!["container".to_owned()]
+    }
+
+    fn features(&self) -> Vec<Feature> {
+        vec![Feature::InitTasks, Feature::PreStop]
     }
 
     async fn describe(&self) -> Result<ExecutorDescription, ControllerError> {

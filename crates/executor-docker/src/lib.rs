@@ -30,9 +30,10 @@ mod pull_progress;
 mod session;
 mod spec;
 mod stats;
+mod steps;
 
 pub use client::DEFAULT_ADDRESS;
 pub use error::Error;
 pub use executor::{DockerExecutor, default_parallelism};
 pub use facts::{Api, EngineFacts};
-pub use spec::{ContainerPlan, PlannedFile, PlannedNetwork, Surroundings, plan};
+pub use spec::{ContainerPlan, PlannedFile, PlannedInit, PlannedNetwork, Surroundings, plan};

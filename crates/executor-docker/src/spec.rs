@@ -2,6 +2,7 @@
 
 mod devices;
 mod files;
+mod init;
 mod mounts;
 mod networks;
 mod privileges;
@@ -16,6 +17,7 @@ use bollard::models::{
 };
 use swarm_agent::ControllerError;
 use swarm_agent::template::{Context, expand_container_spec, resource_env};
+use swarm_api::extensions::Steps;
 use swarm_api::v1::container_spec::Isolation;
 use swarm_api::v1::port_config::{Protocol, PublishMode};
 use swarm_api::v1::{ContainerSpec, NodeDescription, PortConfig, Task, task_spec};
@@ -23,6 +25,7 @@ use swarm_api::{defaults, duration, naming};
 
 pub(crate) use devices::knows_gpus;
 pub use files::PlannedFile;
+pub use init::PlannedInit;
 pub(crate) use networks::NETWORK_ID_LABEL;
 pub use networks::PlannedNetwork;
 
@@ -58,6 +61,10 @@ pub struct ContainerPlan {
     pub credential_config: Option<String>,
     /// Body of the request that creates the container, but for that credential spec.
     pub body: ContainerCreateBody,
+    /// Containers that must end with exit code 0, one after the other, before the container is made.
+    pub init: Vec<PlannedInit>,
+    /// Command that is run in the container before it is asked to stop; none if empty.
+    pub pre_stop: Vec<String>,
     /// Ports that are published on the node, as the spec names them.
     pub ports: Vec<PortConfig>,
     /// Time between the stop signal and the kill.
@@ -115,6 +122,7 @@ pub fn plan(task: &Task, around: &Surroundings<'_>) -> Result<ContainerPlan, Con
     let facts = around.engine;
     spec.mounts.iter().try_for_each(|mount| mounts::check_mount(mount, facts))?;
     let files = files::files(&spec, facts)?;
+    let steps = Steps::read(&spec.labels).map_err(fatal)?;
     let (security_options, credential_config) =
         spec.privileges.as_ref().map(privileges::security_options).transpose()?.unwrap_or_default();
     let (mode, networks) = networks::networks(task)?;
@@ -164,7 +172,10 @@ pub fn plan(task: &Task, around: &Surroundings<'_>) -> Result<ContainerPlan, Con
         networking_config: networking,
         ..Default::default()
     };
+    let registry_auth = spec.pull_options.as_ref().map(|options| options.registry_auth.as_str());
     Ok(ContainerPlan {
+        init: init::plan(&name, &body, &steps.init_tasks, registry_auth.unwrap_or_default()),
+        pre_stop: steps.pre_stop,
         image: spec.image.clone(),
         registry_auth: spec
             .pull_options

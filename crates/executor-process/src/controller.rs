@@ -19,9 +19,10 @@ use swarm_api::v1::{ContainerStatus, PortStatus, Task};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 use tokio::net::unix::pipe;
 use tokio::process::Command;
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::dir::{Exit, Running, State, TaskDir};
+use crate::dir::{Exit, Running, State, TaskDir, Wellness};
 use crate::executor::Parts;
 use crate::files::TaskFiles;
 use crate::launch::{Launch, MARKER};
@@ -42,11 +43,13 @@ pub(crate) struct ProcessController {
     parts: Arc<Parts>,
     task_id: String,
     node_id: String,
-    dir: TaskDir,
+    pub(crate) dir: TaskDir,
     /// Absent for a task that is known by its directory only.
-    launch: Option<Launch>,
+    pub(crate) launch: Option<Launch>,
     /// Its secrets and configs, if it has any.
     files: Option<Arc<TaskFiles>>,
+    /// What the call that runs is at.
+    progress: watch::Sender<String>,
 }
 
 /// Something is wrong with the task's directory; that may pass (a full disk), and the task is not at fault.
@@ -55,7 +58,7 @@ pub(crate) fn disk(error: &io::Error) -> ControllerError {
 }
 
 /// Work that waits for the disk, away from the threads that others wait for.
-async fn on_disk<T: Send + 'static>(
+pub(crate) async fn on_disk<T: Send + 'static>(
     work: impl FnOnce() -> io::Result<T> + Send + 'static,
 ) -> Result<T, ControllerError> {
     match tokio::task::spawn_blocking(work).await {
@@ -73,7 +76,8 @@ impl ProcessController {
         files: Option<TaskFiles>,
     ) -> Self {
         let (task_id, node_id) = (task.id.clone(), task.node_id.clone());
-        ProcessController { parts, task_id, node_id, dir, launch: Some(launch), files: files.map(Arc::new) }
+        let (launch, files, progress) = (Some(launch), files.map(Arc::new), watch::Sender::default());
+        ProcessController { parts, task_id, node_id, dir, launch, files, progress }
     }
 
     pub(crate) fn orphan(parts: Arc<Parts>, task_id: &str, dir: TaskDir) -> Self {
@@ -84,7 +88,50 @@ impl ProcessController {
             dir,
             launch: None,
             files: None,
+            progress: watch::Sender::default(),
         }
+    }
+
+    /// The controller of one of its init tasks, which has a directory and a supervisor of its own.
+    pub(crate) fn of_init(&self, dir: TaskDir, launch: Option<Launch>) -> Self {
+        ProcessController {
+            parts: self.parts.clone(),
+            task_id: self.task_id.clone(),
+            node_id: self.node_id.clone(),
+            dir,
+            launch,
+            files: None,
+            progress: watch::Sender::default(),
+        }
+    }
+
+    /// Lets whoever waits for the call know what it is at.
+    pub(crate) fn say(&self, text: impl Into<String>) {
+        let text = text.into();
+        self.progress.send_if_modified(|said| {
+            let news = *said != text;
+            *said = text;
+            news
+        });
+    }
+
+    /// Waits until the health check has an opinion, or the process has ended. Without a health check there is nothing to
+    /// wait for.
+    async fn healthy(&self) -> Result<(), ControllerError> {
+        // As it was started, not as the spec may be by now.
+        let Ok(Launch { health: Some(_), .. }) = self.dir.launch() else { return Ok(()) };
+        // One that is not well is about to end.
+        while self.dir.health().map_err(|error| disk(&error))? != Some(Wellness::Healthy) {
+            match self.state()? {
+                State::Ended(exit) => return start_error(&exit).map_or(Ok(()), Err),
+                State::Running => {}
+                // How it ended is told by those who wait for it.
+                _ => return Ok(()),
+            }
+            self.say("started, waiting for the health check");
+            sleep(FOLLOW).await;
+        }
+        Ok(())
     }
 
     /// Writes the files of its secrets and configs, unless they are there.
@@ -315,6 +362,7 @@ impl Controller for ProcessController {
             _ => return Err(ControllerError::AlreadyPrepared),
         }
         self.ensure_files().await?;
+        self.run_init_tasks(launch).await?;
         let (dir, launch) = (self.dir.clone(), launch.clone());
         match on_disk(move || dir.prepare(&launch)).await? {
             true => Ok(()),
@@ -333,7 +381,10 @@ impl Controller for ProcessController {
                 State::Lost => return Err(ControllerError::AlreadyStarted),
                 // Somebody's shim is at it: until it has written down the process, or an end.
                 State::Running => match self.dir.running().map_err(|error| disk(&error))? {
-                    Some(_) => return Err(ControllerError::AlreadyStarted),
+                    Some(_) => {
+                        self.healthy().await?;
+                        return Err(ControllerError::AlreadyStarted);
+                    }
                     None if Instant::now() > deadline => {
                         return Err(ControllerError::Temporary(
                             "the supervisor does not start the process".to_owned(),
@@ -354,7 +405,7 @@ impl Controller for ProcessController {
                                 node.id = self.node_id,
                                 "process started"
                             );
-                            return Ok(());
+                            return self.healthy().await;
                         }
                         Some(Word::Failed | Word::Taken) => sleep(LOOK_AGAIN).await,
                         None if self.state()? == State::Prepared => {
@@ -386,7 +437,11 @@ impl Controller for ProcessController {
     async fn shutdown(&self) -> Result<(), ControllerError> {
         // As it was prepared, not as the spec may be by now.
         let launch = self.dir.launch().ok().or_else(|| self.launch.clone());
+        self.end_init_tasks(false).await?;
         let Some(launch) = launch else { return Ok(()) };
+        if !launch.pre_stop.is_empty() && self.state()? == State::Running {
+            self.say("stopping, with the pre-stop command first");
+        }
         let grace = Duration::from_millis(launch.stop_grace_ms);
         let request = Request::Stop { signal: launch.stop_signal, grace_ms: launch.stop_grace_ms };
         self.end(&request, grace).await?;
@@ -394,6 +449,7 @@ impl Controller for ProcessController {
     }
 
     async fn terminate(&self) -> Result<(), ControllerError> {
+        self.end_init_tasks(true).await?;
         self.end(&Request::Kill, Duration::ZERO).await
     }
 
@@ -435,15 +491,19 @@ impl Controller for ProcessController {
         None
     }
 
+    fn progress(&self) -> Option<watch::Receiver<String>> {
+        Some(self.progress.subscribe())
+    }
+
     async fn exec(&self, options: ExecOptions, io: TaskIo) -> Result<i32, ControllerError> {
-        self.runs()?;
+        let running = self.runs()?;
         let task_ends = async {
             if let Err(error) = self.shim_end().await {
                 tracing::warn!(task.id = self.task_id, %error, "the end of a task can't be seen");
                 std::future::pending::<()>().await;
             }
         };
-        session::exec(&self.parts, &self.dir, options, io, task_ends).await
+        session::exec(&self.parts, &self.dir, running.process.pid, options, io, task_ends).await
     }
 
     /// A process has no standard input; its output is in its log.

@@ -21,6 +21,9 @@ const LOCK: &str = "lock";
 const STARTED: &str = "started";
 const RUNNING: &str = "running.json";
 const EXIT: &str = "exit.json";
+const HEALTH: &str = "health.json";
+/// Prefix of the directories of init tasks.
+const INIT: &str = "init-";
 /// A pipe whose writing end the shim holds as long as it lives: readers wait for its end.
 const ALIVE: &str = "alive";
 /// A pipe for requests to the shim.
@@ -53,8 +56,18 @@ pub(crate) struct Exit {
     pub(crate) error: Option<String>,
     /// It never ran.
     pub(crate) never_started: bool,
+    /// It was stopped since its health check failed.
+    #[serde(default)]
+    pub(crate) unhealthy: bool,
     /// Nanoseconds since 1970.
     pub(crate) ended_at: u64,
+}
+
+/// What the last health checks said.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Wellness {
+    Healthy,
+    Unhealthy,
 }
 
 /// What the files tell.
@@ -123,15 +136,7 @@ impl TaskDir {
         if fs::exists(self.file(LAUNCH))? {
             return Ok(false);
         }
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.path)?;
-        let work = self.work();
-        match fs::DirBuilder::new().mode(0o700).create(&work) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-            _ => {}
-        }
-        if let Some(identity) = &launch.identity {
-            chown(&work, Some(identity.uid), Some(identity.gid))?;
-        }
+        self.make_work(launch)?;
         for pipe in [self.alive(), self.control()] {
             match mkfifo(&pipe, Mode::S_IRUSR | Mode::S_IWUSR) {
                 Ok(()) | Err(Errno::EEXIST) => {}
@@ -143,6 +148,41 @@ impl TaskDir {
         // The directory's own entry.
         sync_dir(self.path.parent().unwrap_or(&self.path))?;
         Ok(true)
+    }
+
+    /// Makes the command's working directory, unless it is there.
+    pub(crate) fn make_work(&self, launch: &Launch) -> io::Result<()> {
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.path)?;
+        let work = self.work();
+        match fs::DirBuilder::new().mode(0o700).create(&work) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+            _ => {}
+        }
+        if let Some(identity) = &launch.identity {
+            chown(&work, Some(identity.uid), Some(identity.gid))?;
+        }
+        Ok(())
+    }
+
+    /// The directory of the init task with this number.
+    pub(crate) fn init(&self, number: usize) -> TaskDir {
+        TaskDir::new(self.file(&format!("{INIT}{number}")))
+    }
+
+    /// The directories of its init tasks that are there.
+    pub(crate) fn inits(&self) -> io::Result<Vec<TaskDir>> {
+        let entries = match fs::read_dir(&self.path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            other => other?,
+        };
+        let mut found = Vec::new();
+        for entry in entries {
+            let entry = entry?;
+            if entry.file_name().to_string_lossy().starts_with(INIT) {
+                found.push(TaskDir::new(entry.path()));
+            }
+        }
+        Ok(found)
     }
 
     /// Somebody took the directory away.
@@ -168,6 +208,15 @@ impl TaskDir {
 
     pub(crate) fn set_exit(&self, exit: &Exit) -> io::Result<()> {
         self.write(EXIT, exit)
+    }
+
+    /// Absent as long as nothing can be said.
+    pub(crate) fn health(&self) -> io::Result<Option<Wellness>> {
+        self.read(HEALTH)
+    }
+
+    pub(crate) fn set_health(&self, wellness: Wellness) -> io::Result<()> {
+        self.write(HEALTH, &wellness)
     }
 
     pub(crate) fn state(&self) -> io::Result<State> {
@@ -308,6 +357,11 @@ mod tests {
             log_max_files: 1,
             group: None,
             files: None,
+            init: Vec::new(),
+            pre_stop: Vec::new(),
+            health: None,
+            isolation: None,
+            work: None,
         }
     }
 

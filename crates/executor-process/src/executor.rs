@@ -14,6 +14,7 @@ use swarm_agent::memory::{MemoryDir, MemoryRoot};
 use swarm_agent::template::Context;
 use swarm_agent::{Controller, ControllerError, Dependencies, Executor, ExecutorDescription};
 use swarm_api::Shared;
+use swarm_api::extensions::Feature;
 use swarm_api::v1::{EncryptionKey, Node, Task};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -128,6 +129,14 @@ impl Drop for ProcessExecutor {
 impl Executor for ProcessExecutor {
     fn runtimes(&self) -> Vec<String> {
         vec![launch::RUNTIME.to_owned()]
+    }
+
+    fn features(&self) -> Vec<Feature> {
+        let mut features = vec![Feature::InitTasks, Feature::PreStop, Feature::ProcessHealth];
+        if nix::unistd::Uid::effective().is_root() {
+            features.push(Feature::ProcessIsolation);
+        }
+        features
     }
 
     async fn describe(&self) -> Result<ExecutorDescription, ControllerError> {

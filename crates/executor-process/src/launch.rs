@@ -12,7 +12,7 @@ use swarm_agent::ControllerError;
 use swarm_agent::template::{Context, resource_env};
 use swarm_api::swarmd::ProcessSpec;
 use swarm_api::v1::{NodeDescription, Task, task_spec};
-use swarm_api::{defaults, duration, naming};
+use swarm_api::{defaults, duration, extensions, naming};
 
 use crate::cgroup::{Cgroups, TaskGroup};
 use crate::files::{CONFIGS, SECRETS};
@@ -52,6 +52,43 @@ pub(crate) struct Launch {
     /// Directory in memory with its secrets and configs, if it has any.
     #[serde(default)]
     pub(crate) files: Option<PathBuf>,
+    /// Commands that must succeed before it starts.
+    #[serde(default)]
+    pub(crate) init: Vec<Vec<String>>,
+    /// Command that runs before the stop signal; none if empty.
+    #[serde(default)]
+    pub(crate) pre_stop: Vec<String>,
+    #[serde(default)]
+    pub(crate) health: Option<Health>,
+    #[serde(default)]
+    pub(crate) isolation: Option<Isolation>,
+    /// The task's own directory, if that is another one than the shim's.
+    #[serde(default)]
+    pub(crate) work: Option<PathBuf>,
+}
+
+/// How a process's health is checked; times in milliseconds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Health {
+    pub(crate) command: Vec<String>,
+    pub(crate) interval: u64,
+    pub(crate) timeout: u64,
+    /// Failures in a row that make it unhealthy.
+    pub(crate) retries: u32,
+    /// Time after the start in which failures do not count, and the interval within it.
+    pub(crate) start_period: u64,
+    pub(crate) start_interval: u64,
+}
+
+/// A process with mounts of its own.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Isolation {
+    /// It sees no processes but its own.
+    pub(crate) pid: bool,
+    /// Its root; the host's if absent.
+    pub(crate) root: Option<PathBuf>,
+    /// Directory of the host that it is to find there too.
+    pub(crate) files: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -87,8 +124,13 @@ pub(crate) fn process_spec(task: &Task) -> Result<ProcessSpec, ControllerError> 
     if payload.type_url.rsplit('/').next() != Some(expected.as_str()) {
         return Err(fatal(format!("process: the payload is a {:?}, expected {expected}", payload.type_url)));
     }
-    ProcessSpec::decode(payload.value.as_slice())
-        .map_err(|error| fatal(format!("process: malformed payload: {error}")))
+    let spec = ProcessSpec::decode(payload.value.as_slice())
+        .map_err(|error| fatal(format!("process: malformed payload: {error}")))?;
+    if spec.encode_to_vec() != payload.value {
+        // What is not understood is not left out: it may be what keeps the process in.
+        return Err(fatal("process: the payload asks for something that this node does not know"));
+    }
+    Ok(spec)
 }
 
 /// Works out the instructions. Users and groups are looked up here, so that mistakes show early. `files` is where the
@@ -112,6 +154,14 @@ pub(crate) fn launch(
     if argv.first().is_none_or(String::is_empty) {
         return Err(fatal("process: command required"));
     }
+    let init: Vec<Vec<String>> = spec.init_tasks.iter().map(|task| task.words.clone()).collect();
+    extensions::check_count(init.len()).map_err(fatal)?;
+    init.iter().try_for_each(|words| extensions::check_words("init task", words)).map_err(fatal)?;
+    if !spec.pre_stop.is_empty() {
+        extensions::check_words("pre-stop command", &spec.pre_stop).map_err(fatal)?;
+    }
+    let health = health(&spec)?;
+    let isolation = isolation(&spec, files.as_deref(), Uid::effective().is_root())?;
     let texts = argv.iter().chain(&spec.env).chain([&spec.dir, &spec.user]);
     if texts.into_iter().any(|text| text.contains('\0')) {
         return Err(fatal("process: a NUL byte in command, environment, directory or user"));
@@ -150,6 +200,11 @@ pub(crate) fn launch(
             cgroups.for_task(&task.id, limits.nano_cpus, limits.memory_bytes, spec.pids_limit)
         }),
         files,
+        init,
+        pre_stop: spec.pre_stop,
+        health,
+        isolation,
+        work: None,
     };
     let by_group = launch.group.as_ref().is_some_and(TaskGroup::limits_memory);
     if limits.memory_bytes > 0 && !by_group && !launch.rlimits.iter().any(|limit| limit.name == "as") {
@@ -158,6 +213,73 @@ pub(crate) fn launch(
         launch.rlimits.push(Rlimit { name: "as".to_owned(), soft: bytes, hard: bytes });
     }
     Ok(launch)
+}
+
+/// Times and numbers that the spec leaves open are those of container engines.
+fn health(spec: &ProcessSpec) -> Result<Option<Health>, ControllerError> {
+    let Some(check) = &spec.healthcheck else { return Ok(None) };
+    let command = match check.test.split_first() {
+        Some((kind, [])) if kind == "NONE" => return Ok(None),
+        Some((kind, words)) if kind == "CMD" => words.to_vec(),
+        Some((kind, [script])) if kind == "CMD-SHELL" => {
+            vec!["/bin/sh".to_owned(), "-c".to_owned(), script.clone()]
+        }
+        _ => return Err(fatal("process: a health check is CMD and words, or CMD-SHELL and a text")),
+    };
+    extensions::check_words("health check", &command).map_err(fatal)?;
+    let millis = |time: &Option<prost_types::Duration>, usual: u64| {
+        let given = time.as_ref().map(|time| duration::to_std(time).as_millis()).filter(|time| *time > 0);
+        given.map_or(usual, |time| u64::try_from(time).unwrap_or(u64::MAX))
+    };
+    Ok(Some(Health {
+        command,
+        interval: millis(&check.interval, 30_000),
+        timeout: millis(&check.timeout, 30_000),
+        retries: u32::try_from(check.retries).ok().filter(|retries| *retries > 0).unwrap_or(3),
+        start_period: millis(&check.start_period, 0),
+        start_interval: millis(&check.start_interval, 5_000),
+    }))
+}
+
+fn isolation(
+    spec: &ProcessSpec,
+    files: Option<&Path>,
+    is_root: bool,
+) -> Result<Option<Isolation>, ControllerError> {
+    if !spec.mount_namespace && !spec.pid_namespace && spec.root.is_empty() {
+        return Ok(None);
+    }
+    if !is_root {
+        return Err(fatal(
+            "process: namespaces and a root of its own need a daemon that runs as root, which this node's does not",
+        ));
+    }
+    let root = match spec.root.as_str() {
+        "" => None,
+        path if !path.starts_with('/') => {
+            return Err(fatal(format!("process: the root must be an absolute path: {path}")));
+        }
+        path if !Path::new(path).is_dir() => {
+            return Err(fatal(format!("process: the root {path} is no directory on this node")));
+        }
+        path => Some(PathBuf::from(path)),
+    };
+    Ok(Some(Isolation { pid: spec.pid_namespace, root, files: files.map(Path::to_owned) }))
+}
+
+impl Launch {
+    /// What the shim of an init task is to do, in the directory of the task that it is of.
+    pub(crate) fn of_init(&self, words: &[String], work: &Path) -> Launch {
+        Launch {
+            argv: words.to_vec(),
+            work: Some(work.to_owned()),
+            files: None,
+            init: Vec::new(),
+            pre_stop: Vec::new(),
+            health: None,
+            ..self.clone()
+        }
+    }
 }
 
 /// A task id is the name of its directory.

@@ -15,8 +15,10 @@
 //! - [`maybe_run_shim`]: must be the first thing in the daemon's `main`.
 //! - `launch`: a task as instructions for the shim; a pure function but for the names of users and groups.
 //! - `dir`: a task's directory, its files, and the state they tell.
+//! - `init`: what runs before it.
 //! - `files`: its secrets and configs, in memory. `outcome`: what the end of a process means for its task.
-//! - `shim`: supervisor (`shim`) and the step between it and the command (`shim::exec`).
+//! - `shim`: supervisor (`shim`) and the step between it and the command (`shim::exec`); namespaces
+//!   and roots (`shim::isolate`), health checks (`shim::health`), commands beside the task's own (`shim::steps`).
 //! - `session`: commands that operators execute in a task (`shim::session` supervises one), `terminal` what they do it
 //!   in; `output`: what a task has written, and writes; `stats`: what it uses.
 //! - `log`: the file that keeps the output. `cgroup`, `procfs`: control groups, and what `/proc` tells.
@@ -28,6 +30,7 @@ mod executor;
 mod files;
 #[doc(hidden)]
 pub mod fuzz;
+mod init;
 mod launch;
 mod log;
 mod outcome;

@@ -28,6 +28,9 @@ pub(crate) fn result(exit: &Exit) -> Result<(), ControllerError> {
 
 /// A start that failed, by what was written down of it.
 pub(crate) fn start_error(exit: &Exit) -> Option<ControllerError> {
+    if exit.unhealthy {
+        return result(exit).err();
+    }
     match &exit.error {
         Some(error) if error != SHIM_LOST && error != HOST_RESTARTED => {
             Some(fatal(format!("starting process failed: {error}")))

@@ -31,15 +31,16 @@ enum Ends {
     Pipes { stdin: Option<pipe::Sender>, stdout: pipe::Receiver, stderr: pipe::Receiver },
 }
 
-/// Executes a command in a task that runs. `task_ends` completes when it does not any more. Returns the exit code.
+/// Executes a command in a task that runs, as this process. `task_ends` completes when it does not any more. Returns the exit code.
 pub(crate) async fn exec(
     parts: &Parts,
     dir: &TaskDir,
+    process: i32,
     options: ExecOptions,
     io: TaskIo,
     task_ends: impl Future<Output = ()>,
 ) -> Result<i32, ControllerError> {
-    let visit = visit(&options)?;
+    let visit = visit(process, &options)?;
     let trouble = |error: io::Error| fatal(format!("executing a command: {error}"));
     let (ends, theirs) = ends(&options).map_err(trouble)?;
     let (mut command, [stdin, stdout, stderr]) = (Command::new(&parts.program), theirs);
@@ -76,7 +77,7 @@ pub(crate) async fn exec(
 }
 
 /// What differs from the task's own command. Users are looked up here, so that mistakes show early.
-fn visit(options: &ExecOptions) -> Result<Visit, ControllerError> {
+fn visit(process: i32, options: &ExecOptions) -> Result<Visit, ControllerError> {
     if !options.dir.is_empty() && !options.dir.starts_with('/') {
         return Err(fatal(format!("the working directory must be an absolute path: {}", options.dir)));
     }
@@ -94,6 +95,7 @@ fn visit(options: &ExecOptions) -> Result<Visit, ControllerError> {
     }
     Ok(Visit {
         daemon: i32::try_from(std::process::id()).unwrap_or_default(),
+        process,
         argv: options.command.clone(),
         env,
         dir: (!options.dir.is_empty()).then(|| options.dir.clone()),

@@ -5,7 +5,10 @@
 //! It is single-threaded on purpose: the command is killed by the kernel when the *thread* that started it ends.
 
 mod exec;
+mod health;
+mod isolate;
 mod session;
+mod steps;
 mod supervise;
 
 use std::path::Path;
@@ -32,6 +35,8 @@ pub(crate) const SESSION_ENV: &str = "SWARMD_TASK_SESSION";
 pub(crate) struct Visit {
     /// Process that it ends with.
     pub(crate) daemon: i32,
+    /// The task's process, whose mounts and root it is to see.
+    pub(crate) process: i32,
     pub(crate) argv: Vec<String>,
     /// In addition to the task's.
     pub(crate) env: Vec<(String, String)>,
@@ -39,6 +44,42 @@ pub(crate) struct Visit {
     pub(crate) identity: Option<Identity>,
     /// Its standard input is a terminal, to be its controlling one.
     pub(crate) tty: bool,
+}
+
+/// What the step between shim and command becomes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Role {
+    /// The task's command, or the first process of its namespace.
+    Command,
+    /// The command, started by the first process of its namespace.
+    Inner,
+    /// Something beside the task's process, which has this number.
+    PreStop(i32),
+    Health(i32),
+    Session(i32),
+}
+
+impl Role {
+    fn word(self) -> String {
+        match self {
+            Role::Command => "command".to_owned(),
+            Role::Inner => "inner".to_owned(),
+            Role::PreStop(pid) => format!("pre-stop:{pid}"),
+            Role::Health(pid) => format!("health:{pid}"),
+            Role::Session(pid) => format!("session:{pid}"),
+        }
+    }
+
+    fn parse(word: &str) -> Option<Role> {
+        match word.split_once(':') {
+            None if word == "command" => Some(Role::Command),
+            None if word == "inner" => Some(Role::Inner),
+            Some(("pre-stop", pid)) => pid.parse().ok().map(Role::PreStop),
+            Some(("health", pid)) => pid.parse().ok().map(Role::Health),
+            Some(("session", pid)) => pid.parse().ok().map(Role::Session),
+            _ => None,
+        }
+    }
 }
 
 /// What a shim tells its daemon, in one line, before it goes its own way.
@@ -102,15 +143,22 @@ impl Request {
 pub fn maybe_run_shim() -> Option<ExitCode> {
     let mut args = std::env::args_os().skip(1);
     let first = args.next()?;
-    let run = match first.to_str() {
-        Some(SHIM_ARG) => supervise::run,
-        Some(EXEC_ARG) => exec::run,
-        Some(SESSION_ARG) => session::run,
-        Some(SESSION_EXEC_ARG) => exec::run_session,
+    let is_step = match first.to_str() {
+        Some(SHIM_ARG | SESSION_ARG | SESSION_EXEC_ARG) => false,
+        Some(EXEC_ARG) => true,
         _ => return None,
     };
     let Some(directory) = args.next() else { return Some(ExitCode::FAILURE) };
-    Some(run(Path::new(&directory)))
+    let directory = Path::new(&directory);
+    if is_step {
+        let role = args.next().and_then(|word| Role::parse(&word.to_string_lossy()));
+        return Some(role.map_or(ExitCode::FAILURE, |role| exec::run(directory, role)));
+    }
+    Some(match first.to_str() {
+        Some(SESSION_ARG) => session::run(directory),
+        Some(SESSION_EXEC_ARG) => exec::run_session(directory),
+        _ => supervise::run(directory),
+    })
 }
 
 #[cfg(test)]
@@ -125,6 +173,10 @@ mod tests {
         for request in [Request::Kill, Request::Stop { signal: 15, grace_ms: 10 }] {
             assert_eq!(Request::parse(&request.line()), Some(request));
         }
+        for role in [Role::Command, Role::Inner, Role::PreStop(7), Role::Health(9)] {
+            assert_eq!(Role::parse(&role.word()), Some(role));
+        }
+        assert_eq!((Role::parse("health"), Role::parse("health:x")), (None, None));
         assert_eq!((Request::parse("stop"), Request::parse("")), (None, None));
     }
 }

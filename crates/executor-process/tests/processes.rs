@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod common;
+
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
@@ -23,183 +25,7 @@ use swarm_api::{Shared, id};
 use swarm_executor_process::ProcessExecutor;
 use swarm_testkit::wait::until;
 
-const LONG: Duration = Duration::from_secs(120);
-const SLEEP: &str = "exec sleep 1000";
-
-struct Nothing;
-
-impl Dependencies for Nothing {
-    fn secret(&self, _: &Task, id: &str) -> Result<Shared<Secret>, DependencyError> {
-        Err(DependencyError { kind: "secret", id: id.to_owned(), refused: false })
-    }
-    fn config(&self, _: &Task, id: &str) -> Result<Shared<Config>, DependencyError> {
-        Err(DependencyError { kind: "config", id: id.to_owned(), refused: false })
-    }
-}
-
-/// A node's state directory, and the daemon that uses it at the moment.
-struct Lab {
-    state: tempfile::TempDir,
-    executor: ProcessExecutor,
-}
-
-fn executor(state: &Path) -> ProcessExecutor {
-    let shim = env!("CARGO_BIN_EXE_swarm-process-shim");
-    ProcessExecutor::with_shim(state, shim.into()).unwrap()
-}
-
-impl Lab {
-    fn new() -> Lab {
-        let state = tempfile::tempdir().unwrap();
-        Lab { executor: executor(state.path()), state }
-    }
-
-    /// Another daemon takes over; the first one is gone without a word.
-    fn restart(&mut self) {
-        self.executor = executor(self.state.path());
-    }
-
-    fn task(&self, spec: &ProcessSpec) -> Task {
-        let payload = prost_types::Any { type_url: ProcessSpec::type_url(), value: spec.encode_to_vec() };
-        let runtime = GenericRuntimeSpec { kind: "process".into(), payload: Some(payload) };
-        Task {
-            id: id::random(),
-            service_id: "s".into(),
-            node_id: "n".into(),
-            slot: 1,
-            service_annotations: Annotations { name: "proctest".into(), ..Default::default() }.into(),
-            spec: TaskSpec { runtime: Some(task_spec::Runtime::Generic(runtime)), ..Default::default() }
-                .into(),
-            ..Default::default()
-        }
-    }
-
-    fn controller(&self, task: &Task) -> Arc<dyn Controller> {
-        self.executor.controller(&task.clone().into(), Arc::new(Nothing)).unwrap()
-    }
-
-    fn run(&self, script: &str) -> Arc<dyn Controller> {
-        self.controller(&self.task(&shell(script)))
-    }
-
-    fn dir(&self, task: &Task) -> std::path::PathBuf {
-        self.state.path().join("processes").join(&task.id)
-    }
-
-    /// Makes a file that a task waits for.
-    fn tell(&self, task: &Task, file: &str) {
-        std::fs::write(self.dir(task).join("work").join(file), "").unwrap();
-    }
-
-    /// Ends the test: nothing may be left of any task.
-    async fn done(self) {
-        within(self.executor.sweep(&[])).await.unwrap();
-        let left: Vec<_> = std::fs::read_dir(self.state.path().join("processes")).unwrap().collect();
-        assert!(left.is_empty(), "{left:?}");
-        self.executor.close().await;
-    }
-}
-
-impl Drop for Lab {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            // A failed test leaves no process behind: each is known by the directory it was given.
-            for entry in
-                std::fs::read_dir(self.state.path().join("processes")).into_iter().flatten().flatten()
-            {
-                for pid in processes_of(&entry.file_name().to_string_lossy()) {
-                    let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
-                }
-            }
-        }
-    }
-}
-
-/// A command that may take its time to end when it is asked to.
-fn shell(script: &str) -> ProcessSpec {
-    ProcessSpec {
-        command: vec!["sh".into(), "-c".into(), script.into()],
-        stop_grace_period: Some(prost_types::Duration { seconds: 60, nanos: 0 }),
-        ..Default::default()
-    }
-}
-
-/// A shell's wait for a file in its working directory.
-fn wait_for(file: &str) -> String {
-    format!("until [ -e {file} ]; do sleep 0.02; done")
-}
-
-async fn within<F: Future>(future: F) -> F::Output {
-    tokio::time::timeout(LONG, future).await.expect("an answer in time")
-}
-
-fn exit(code: i32) -> Result<(), ControllerError> {
-    Err(ControllerError::Exit { code, cause: None })
-}
-
-#[track_caller]
-fn fatal(result: Result<(), ControllerError>) -> String {
-    match result {
-        Err(ControllerError::Fatal(text)) => text,
-        other => panic!("not final: {other:?}"),
-    }
-}
-
-/// Living processes of a task, its shim not counted, by the variable that all of them inherit.
-fn processes_of(task_id: &str) -> BTreeSet<i32> {
-    let marker = format!("SWARMD_TASK_ID={task_id}").into_bytes();
-    let pids = std::fs::read_dir("/proc").unwrap().flatten();
-    pids.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok())
-        .filter(|pid| {
-            let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
-            environment.split(|byte| *byte == 0).any(|entry| entry == marker)
-        })
-        .collect()
-}
-
-async fn pid_of(controller: &dyn Controller) -> i32 {
-    controller.container_status().await.unwrap().pid
-}
-
-/// The shim of a task: the parent of its process.
-async fn shim_of(controller: &dyn Controller) -> Pid {
-    let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid_of(controller).await)).unwrap();
-    let parent = stat.rsplit_once(") ").unwrap().1.split(' ').nth(1).unwrap();
-    Pid::from_raw(parent.parse().unwrap())
-}
-
-async fn until_processes(task: &Task, count: usize) {
-    let looked = || async {
-        let found = processes_of(&task.id);
-        anyhow::ensure!(found.len() == count, "{} has {found:?}", task.id);
-        Ok(())
-    };
-    until(&format!("{count} processes"), LONG, looked).await.unwrap();
-}
-
-async fn start(controller: &dyn Controller) {
-    within(controller.prepare()).await.unwrap();
-    within(controller.start()).await.unwrap();
-}
-
-async fn logs(controller: &dyn Controller, options: LogOptions) -> Vec<LogLine> {
-    let (sink, lines) = LogSink::new();
-    let (done, lines) = within(async { tokio::join!(controller.logs(options, sink), lines.collect()) }).await;
-    done.unwrap();
-    lines
-}
-
-fn texts(lines: &[LogLine]) -> Vec<&str> {
-    lines.iter().map(|line| std::str::from_utf8(&line.data).unwrap()).collect()
-}
-
-async fn output(controller: &dyn Controller) -> Vec<String> {
-    logs(controller, LogOptions::default())
-        .await
-        .iter()
-        .map(|l| String::from_utf8_lossy(&l.data).into_owned())
-        .collect()
-}
+use common::*;
 
 #[tokio::test]
 async fn task_runs_to_its_end_and_says_how() {
@@ -359,14 +185,6 @@ async fn shutdown_asks_the_group_then_kills_all_of_it() {
     assert_eq!(processes_of(&stubborn.id), BTreeSet::new());
     within(task.shutdown()).await.unwrap();
     lab.done().await;
-}
-
-async fn until_lines(task: &dyn Controller, count: usize) {
-    let looked = || async {
-        anyhow::ensure!(output(task).await.len() >= count);
-        Ok(())
-    };
-    until("output", LONG, looked).await.unwrap();
 }
 
 #[tokio::test]

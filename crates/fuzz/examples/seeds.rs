@@ -436,6 +436,14 @@ fn words() {
             "node.platform.os==linux\nnode.hostname==host-1\nnode.id==x",
         ]),
     );
+    write(
+        "labels",
+        &texts(&[
+            "db:healthy,migrate:completed,cache:running",
+            r#"[{"command":["./migrate","--all"]},{"image":"busybox","command":["true"]}]"#,
+            r#"["nginx","-s","quit"]"#,
+        ]),
+    );
     write("generic-resources", &texts(&["gpu=3", "gpu=uuid1,gpu=uuid2,disk=5", "a=1,b=x"]));
     let spec = ProcessSpec {
         command: vec!["/bin/sh".into(), "-c".into()],
@@ -452,6 +460,7 @@ fn words() {
         "process-files",
         &texts(&[
             r#"{"task_id":"t","node_id":"n","argv":["sh"],"env":[["A","b"]],"dir":"/","identity":{"uid":1,"gid":1,"groups":[2]},"rlimits":[{"name":"nofile","soft":1,"hard":2}],"stop_signal":15,"stop_grace_ms":10000,"log_max_size":65536,"log_max_files":3,"group":null}"#,
+            r#"{"task_id":"t","node_id":"n","argv":["a"],"env":[],"dir":null,"identity":null,"rlimits":[],"stop_signal":15,"stop_grace_ms":1,"log_max_size":65536,"log_max_files":3,"group":null,"init":[["b"]],"pre_stop":["c"],"health":{"command":["d"],"interval":1,"timeout":2,"retries":3,"start_period":4,"start_interval":5},"isolation":{"pid":true,"root":"/r","files":null}}"#,
             r#"{"process":{"pid":42,"began":77,"boot":"b"},"started_at":1764186000000000000}"#,
             r#"{"code":137,"signal":9,"out_of_memory":false,"error":null,"never_started":false,"ended_at":1764186000000000000}"#,
         ]),

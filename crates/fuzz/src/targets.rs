@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use prost::Message as _;
+use swarm_api::extensions::{DEPENDS_ON, INIT_TASKS, PRE_STOP, StartOrder, Steps};
 use swarm_api::v1::{
     Config, ConfigSpec, LogMessage, Node, NodeDescription, PublishLogsMessage, Snapshot, StoreSnapshot, Task,
 };
@@ -55,6 +56,7 @@ pub const TARGETS: &[Target] = &[
     target("template", template),
     target("constraint", constraint_expression),
     target("generic-resources", generic_resources),
+    target("labels", labels),
     target("process-spec", swarm_executor_process::fuzz::process_spec),
     // From the disk.
     target("log-record", swarm_raft::fuzz::record),
@@ -251,6 +253,14 @@ fn constraint_expression(text: &[u8]) -> bool {
     let constraints: Vec<Constraint> = lines.iter().filter_map(|line| Constraint::parse(line).ok()).collect();
     let _ = all_hold(&constraints, &node);
     Constraint::parse_all(&lines).is_ok_and(|all| !all.is_empty())
+}
+
+/// A value of each label of ours that is more than a word.
+fn labels(text: &[u8]) -> bool {
+    let Ok(text) = std::str::from_utf8(text) else { return false };
+    let with = |label: &str| BTreeMap::from([(label.to_owned(), text.to_owned())]);
+    let steps = [INIT_TASKS, PRE_STOP].map(|label| Steps::read(&with(label)).is_ok());
+    StartOrder::read(&with(DEPENDS_ON)).is_ok() | steps[0] | steps[1]
 }
 
 fn generic_resources(text: &[u8]) -> bool {

@@ -52,6 +52,8 @@ pub(crate) struct Group {
     /// What the filters said of each node when the group was last looked at; empty before.
     verdicts: Vec<Verdict>,
     tally: Tally,
+    /// It was looked at, and what the filters said of each node is known.
+    known: bool,
     /// What the user was told last.
     pub(crate) told: String,
     /// Tasks from this place on say what the user was told before, little by little those before it don't.
@@ -174,7 +176,18 @@ impl Group {
 
     /// It was looked at, and what the filters said of each node is known.
     pub(crate) fn is_known(&self) -> bool {
-        !self.told.is_empty()
+        self.known
+    }
+
+    /// No node is asked for it until further notice.
+    fn forget_nodes(&mut self) {
+        self.known = false;
+        self.set_verdicts_of(Vec::new());
+    }
+
+    /// One of its tasks; it may not wait here any more.
+    pub(crate) fn any_task(&self) -> Option<&Shared<Task>> {
+        self.tasks.values().next().or(self.fresh.last().map(|(_, task)| task))
     }
 
     /// It was looked at, and no node has room.
@@ -190,6 +203,11 @@ impl Group {
 
     /// Takes note of what the filters say of all nodes.
     pub(crate) fn set_verdicts(&mut self, verdicts: Vec<Verdict>) {
+        self.known = true;
+        self.set_verdicts_of(verdicts);
+    }
+
+    fn set_verdicts_of(&mut self, verdicts: Vec<Verdict>) {
         self.tally = Tally::default();
         verdicts.iter().for_each(|verdict| self.tally.add(*verdict));
         self.verdicts = verdicts;
@@ -260,6 +278,7 @@ impl Groups {
                     since: created(task),
                     verdicts: Vec::new(),
                     tally: Tally::default(),
+                    known: false,
                     told: String::new(),
                     behind: None,
                     retold: false,
@@ -310,6 +329,13 @@ impl Groups {
         self.known.remove(&no);
         self.last.take_if(|(_, last)| *last == no);
         self.unused.push(no);
+    }
+
+    /// Puts a group back that no node is asked for.
+    pub(crate) fn put_aside(&mut self, no: GroupNo, mut group: Group, services: &mut Services) {
+        group.forget_nodes();
+        self.known.remove(&no);
+        self.put_back(no, group, services);
     }
 
     /// A group is to be looked at.

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use swarm_api::hash::FastMap;
 use swarm_api::v1::{GenericResource, Task, TaskState};
 use swarm_api::{Kind, Object, Shared};
 use swarm_placement::Holding;
@@ -96,6 +97,7 @@ impl Reconciler for Scheduler {
         let is_new = |event: &&Event| matches!(event, Event::Created(Object::Task(_)));
         self.state.places.reserve(events.iter().filter(is_new).count());
         for event in events {
+            self.state.gates.observe(event);
             match event.kind() {
                 Kind::Task => match event.new() {
                     Some(Object::Task(task)) => self.state.put_task(&ctx.now, task, tables),
@@ -121,6 +123,7 @@ impl Reconciler for Scheduler {
     fn decide(&mut self, ctx: &mut Ctx<'_>, tables: &Tables) -> Decision {
         self.state.release(ctx.now.mono);
         let changed = self.state.nodes.take_changed();
+        self.state.wake();
         for no in self.state.telling.due(ctx.now.mono) {
             self.state.groups.note(no);
         }
@@ -136,6 +139,7 @@ impl Reconciler for Scheduler {
             assigned: Vec::new(),
             sizer: Sizer::default(),
             again: false,
+            waits: FastMap::default(),
         };
         pass.forgive();
         pass.end_outdated();
@@ -220,6 +224,8 @@ pub(crate) struct Pass<'a> {
     sizer: Sizer,
     /// There is more to do at once.
     pub(crate) again: bool,
+    /// Why tasks of a service and version wait for other services, if they do.
+    pub(crate) waits: FastMap<(String, Option<u64>), Option<String>>,
 }
 
 impl Pass<'_> {
@@ -263,6 +269,11 @@ impl Pass<'_> {
             let Some(task) = self.state.bound.get(&node).and_then(|tasks| tasks.get(&id)).cloned() else {
                 continue;
             };
+            if let Some((service, text)) = self.waits(&task) {
+                self.state.gates.hold(self.tables, service, Some((node, id)));
+                self.explain(&task, &text);
+                continue;
+            }
             let Some(slot) = self.state.nodes.slot(&node) else { continue };
             let requirements = Requirements::of(&task);
             let nodes = &mut self.state.nodes;
@@ -322,7 +333,12 @@ impl Pass<'_> {
         }
         let (mut ready, mut stuck) = (Vec::new(), Vec::new());
         for no in state.groups.take_noted() {
-            let Some(group) = state.groups.get(no) else { continue };
+            let Some(task) = self.state.groups.get(no).and_then(Group::any_task).cloned() else { continue };
+            if let Some((service, text)) = self.waits(&task) {
+                self.hold(no, service, text);
+                continue;
+            }
+            let Some(group) = self.state.groups.get(no) else { continue };
             let priority = policy_of(self.tables, &group.key.service).priority;
             let list = if group.is_stuck() { &mut stuck } else { &mut ready };
             list.push((Reverse(priority), group.since, group.key.clone(), no));
@@ -427,12 +443,20 @@ impl Pass<'_> {
     }
 
     /// The tasks of a group find no node for now: tell the user why, if that is news.
-    fn leave_waiting(&mut self, no: GroupNo, mut group: Group, mut look: Vec<Place>) {
+    fn leave_waiting(&mut self, no: GroupNo, mut group: Group, look: Vec<Place>) {
         let service = group.key.service.clone();
         if !service.is_empty() && self.tables.services().get(&service).is_none() {
             self.state.groups.put_back(no, group, &mut self.state.nodes.services);
             return self.state.drop_group(no);
         }
+        let text = group.text();
+        self.tell_group(no, &mut group, text, look);
+        self.state.groups.put_back(no, group, &mut self.state.nodes.services);
+        self.preempt(no);
+    }
+
+    /// Tells the user why the tasks of a group wait. Those at these places were not looked at before.
+    pub(crate) fn tell_group(&mut self, no: GroupNo, group: &mut Group, text: String, mut look: Vec<Place>) {
         for (place, task) in group.take_fresh() {
             if matches!(self.state.places.get(&place.1), Some(At::Waiting(known, slot)) if (*known, *slot) == (no, place.0))
             {
@@ -440,9 +464,8 @@ impl Pass<'_> {
                 group.tasks.insert(place, task);
             }
         }
-        let text = group.text();
         if group.told != text {
-            tracing::info!(service.id = %service, tasks = group.tasks.len(), "{text}");
+            tracing::info!(service.id = %group.key.service, tasks = group.tasks.len(), "{text}");
             group.tell(text);
         }
         // Those that say nothing yet are told at once, others little by little.
@@ -463,8 +486,6 @@ impl Pass<'_> {
         for task in &behind {
             self.tell(task, &group.told);
         }
-        self.state.groups.put_back(no, group, &mut self.state.nodes.services);
-        self.preempt(no);
     }
 
     /// Puts a task that waits nowhere on a node that fits.

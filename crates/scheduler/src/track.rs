@@ -14,6 +14,7 @@ use swarm_placement::{FAILURE_LIMIT, FAILURE_WINDOW, Holding};
 use swarm_reconcile::Now;
 use swarm_store::Tables;
 
+use crate::depends::Gates;
 use crate::ended::{failed_ago, held_for};
 use crate::filter::Requirements;
 use crate::nodes::{Nodes, Slot};
@@ -165,6 +166,7 @@ pub(crate) struct State {
     pub(crate) loads: Loads,
     pub(crate) groups: Groups,
     pub(crate) telling: Telling,
+    pub(crate) gates: Gates,
     /// Passes of whose assignments not all are settled, with the tasks of theirs that were looked at meanwhile.
     pub(crate) in_flight: BTreeMap<u32, Vec<Arc<str>>>,
     /// Nodes that are not there, and may have tasks.
@@ -227,6 +229,14 @@ impl State {
             for task in tables.tasks().by_node(&node.id) {
                 self.put_task(now, task, tables);
             }
+        }
+    }
+
+    /// Those who waited for something that has changed are to be looked at.
+    pub(crate) fn wake(&mut self) {
+        for (service, bound) in self.gates.take_woken() {
+            self.groups.of_service(&service).into_iter().for_each(|no| self.groups.note(no));
+            self.fresh_bound.extend(bound);
         }
     }
 

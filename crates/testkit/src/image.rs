@@ -82,7 +82,11 @@ pub fn busybox_layer() -> anyhow::Result<Vec<u8>> {
     root_file_system(&path, &binary)
 }
 
-pub(crate) fn busybox_path() -> anyhow::Result<PathBuf> {
+/// The statically linked busybox of this machine.
+///
+/// # Errors
+/// If there is none.
+pub fn busybox_path() -> anyhow::Result<PathBuf> {
     if let Some(path) = std::env::var_os("SWARM_TEST_BUSYBOX") {
         return Ok(path.into());
     }

@@ -56,9 +56,10 @@ fn page(spec: &ServiceSpec, answer: &DryRunResponse, names: &Names) -> String {
     };
     let is_job = matches!(spec.mode, Some(Mode::ReplicatedJob(_) | Mode::GlobalJob(_)));
     part(differences(&answer.differences, is_job));
+    part(reasons("Waits", &answer.waits, names));
     part(nodes(answer, names));
     part(replacements(answer, names));
-    part(refusals(&answer.refusals, names));
+    part(reasons("Refused", &answer.refusals, names));
     part(preemptions(answer, names));
     part(summary(answer));
     parts.join("\n")
@@ -141,9 +142,9 @@ fn pace(config: &UpdateConfig) -> String {
     format!("{how_many}, {order}{delay}, {failure}:\n")
 }
 
-fn refusals(all: &[Refusal], names: &Names) -> String {
+fn reasons(what: &str, all: &[Refusal], names: &Names) -> String {
     let mut table = Table::list();
-    table.header(&["Refused", "Slots or nodes", "Why"]);
+    table.header(&[what, "Slots or nodes", "Why"]);
     for refusal in all {
         let mut places: Vec<&str> = refusal.node_ids.iter().map(|id| names.node(id)).collect();
         let slots = ranges(&refusal.slots);
@@ -174,9 +175,14 @@ fn summary(answer: &DryRunResponse) -> String {
         (answer.kept, "kept"),
         (answer.stopped, "stopped"),
         (answer.refused, "refused"),
+        (answer.waiting, "waiting for other services first"),
         (answer.preempted, "of other services preempted"),
     ];
     counts.extend(more.iter().filter(|(n, _)| *n > 0).map(|(n, what)| format!("{n} {what}")));
+    let waits = match answer.waiting {
+        0 => "",
+        _ => "What becomes of tasks that wait is shown as if what they wait for were there.\n",
+    };
     let takes = match answer.takes.as_ref().map(duration::format) {
         Some(takes) if takes != "0s" => format!("It takes at least {takes}.\n"),
         _ => String::new(),
@@ -185,7 +191,7 @@ fn summary(answer: &DryRunResponse) -> String {
         "" => String::new(),
         message => format!("Not everything comes to its end: {message}.\n"),
     };
-    format!("Tasks: {}.\n{takes}{message}", counts.join(", "))
+    format!("Tasks: {}.\n{waits}{takes}{message}", counts.join(", "))
 }
 
 fn tasks(n: u64) -> String {

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use swarm_api::extensions::{self, PlacementPolicy};
+use swarm_api::extensions::{self, PlacementPolicy, StartOrder};
 use swarm_api::v1::restart_policy::RestartCondition;
 use swarm_api::v1::update_config::{FailureAction, UpdateOrder};
 use swarm_api::v1::{Placement, RestartPolicy, UpdateConfig};
@@ -15,8 +15,13 @@ use crate::values::{duration, preference};
 const FIVE_SECONDS: prost_types::Duration = prost_types::Duration { seconds: 5, nanos: 0 };
 
 /// Labels that the page shows in other words.
-const IN_WORDS: &[&str] =
-    &[extensions::PLACEMENT_STRATEGY, extensions::PRIORITY, extensions::REBALANCE, extensions::REBALANCE_NOW];
+const IN_WORDS: &[&str] = &[
+    extensions::DEPENDS_ON,
+    extensions::PLACEMENT_STRATEGY,
+    extensions::PRIORITY,
+    extensions::REBALANCE,
+    extensions::REBALANCE_NOW,
+];
 
 /// Labels of a service as they are, without those that [`placement`] shows.
 pub(super) fn plain_labels(labels: &BTreeMap<String, String>) -> impl Iterator<Item = (&String, &String)> {
@@ -39,6 +44,12 @@ pub(super) fn placement(page: &mut Table, placement: Option<&Placement>, labels:
     }
     if extensions::check_service(labels).is_err() {
         return;
+    }
+    let order = StartOrder::read(labels).unwrap_or_default();
+    if !order.0.is_empty() {
+        let names: Vec<String> =
+            order.0.iter().map(|d| format!("{} ({})", d.service, d.condition.name())).collect();
+        page.pair("  Depends On", names.join(", "));
     }
     let PlacementPolicy { strategy, priority } = PlacementPolicy::read(labels).unwrap_or_default();
     if labels.contains_key(extensions::PLACEMENT_STRATEGY) {
@@ -167,11 +178,12 @@ mod tests {
             (extensions::PRIORITY, "-7"),
             (extensions::REBALANCE, "auto"),
             (extensions::REBALANCE_NOW, "1"),
+            (extensions::DEPENDS_ON, "db:healthy,migrate:completed"),
         ]);
         assert_eq!(plain_labels(&ours).map(|(key, _)| key.as_str()).collect::<Vec<_>>(), ["a"]);
         assert_eq!(
             page(|page| placement(page, None, &ours)),
-            "Strategy : binpack\nPriority : -7\nRebalance : auto, asked for\n"
+            "Depends On : db (healthy), migrate (completed)\nStrategy : binpack\nPriority : -7\nRebalance : auto, asked for\n"
         );
         let strange = labels(&[("a", "1"), (extensions::PRIORITY, "much")]);
         assert_eq!(plain_labels(&strange).count(), 2);

@@ -14,7 +14,7 @@ use super::{Answer, Context, dry_run, ids, logs, service_view, stats, task_view}
 use crate::error::{Error, Result};
 use crate::output::Names;
 use crate::resolve;
-use crate::spec::{Changes, CreateFlags, Found, ServiceFlags, UpdateFlags, apply, new_spec};
+use crate::spec::{Changes, CreateFlags, Found, ServiceFlags, UpdateFlags, apply, dependency, new_spec};
 
 /// How often an update is tried on a service that somebody else changes at the same time.
 const TRIES: usize = 3;
@@ -247,6 +247,10 @@ async fn find(context: &mut Context, changes: &Changes, flags: &ServiceFlags) ->
         let filters = list_configs_request::Filters { names: configs, ..Default::default() };
         let request = ListConfigsRequest { filters: Some(filters) };
         found.configs = context.control.list_configs(request).await?.into_inner().configs;
+    }
+    for wanted in flags.start.wanted()? {
+        let service = resolve::service(&mut context.control, &wanted.service).await?;
+        found.dependencies.push(dependency(&service.spec, wanted.condition));
     }
     if let Some(network) = &flags.network {
         found.network = Some(resolve::network(&mut context.control, network).await?.id.clone());

@@ -3,21 +3,21 @@
 use std::time::SystemTime;
 
 use swarm_api::Shared;
-use swarm_api::extensions::ContainerExtensions;
+use swarm_api::extensions::{ContainerExtensions, Steps};
 use swarm_api::swarmd::ProcessSpec;
 use swarm_api::v1::mount::Type;
 use swarm_api::v1::node_status::State;
 use swarm_api::v1::port_config::Protocol;
 use swarm_api::v1::service_spec::Mode;
 use swarm_api::v1::{
-    ConfigReference, ContainerSpec, Driver, Mount, Node, Resources, SecretReference, Service, Task, TaskSpec,
-    TaskState, config_reference, secret_reference, task_spec,
+    ConfigReference, ContainerSpec, Driver, HealthConfig, Mount, Node, Resources, SecretReference, Service,
+    Task, TaskSpec, TaskState, config_reference, secret_reference, task_spec,
 };
 
 use super::node::generic;
 use super::{policy_view, task_view, update_view};
 use crate::output::{Names, Table, time};
-use crate::spec::decode_process;
+use crate::spec::{command_line, decode_process};
 use crate::values::{cpu, duration, size};
 
 /// How many tasks of a service there are; of a job, those of its present run.
@@ -177,6 +177,52 @@ fn template(page: &mut Table, indent: &str, container: &ContainerSpec) {
     if let Some(kind) = given.gpus {
         page.pair(&format!("{indent}GPUs"), format!("generic resources of kind {kind}"));
     }
+    health(page, indent, container.healthcheck.as_ref());
+    let steps = Steps::read(&container.labels).unwrap_or_default();
+    let init_tasks = steps.init_tasks.iter().map(|task| (task.image.as_str(), &task.command[..]));
+    commands(page, indent, init_tasks, &steps.pre_stop);
+}
+
+/// What runs before a task starts, and before it is stopped.
+fn commands<'a>(
+    page: &mut Table,
+    indent: &str,
+    init_tasks: impl Iterator<Item = (&'a str, &'a [String])>,
+    pre_stop: &[String],
+) {
+    for (number, (image, words)) in (1..).zip(init_tasks) {
+        let of = if image.is_empty() { String::new() } else { format!(" (image {image})") };
+        page.pair(&format!("{indent}Init Task {number}"), format!("{}{of}", command_line(words)));
+    }
+    if !pre_stop.is_empty() {
+        page.pair(&format!("{indent}Pre-Stop"), command_line(pre_stop));
+    }
+}
+
+/// How the health of a task is checked, as far as it is set.
+fn health(page: &mut Table, indent: &str, check: Option<&HealthConfig>) {
+    let Some(check) = check else { return };
+    let command = match check.test.split_first() {
+        None => "the image's".to_owned(),
+        Some((kind, _)) if kind == "NONE" => "none".to_owned(),
+        Some((kind, words)) if kind == "CMD-SHELL" => words.join(" "),
+        Some((_, words)) => command_line(words),
+    };
+    page.pair(&format!("{indent}Health Check"), command);
+    let times = [
+        ("Interval", &check.interval),
+        ("Timeout", &check.timeout),
+        ("Start Period", &check.start_period),
+        ("Start Interval", &check.start_interval),
+    ];
+    for (name, time) in times {
+        if let Some(time) = time {
+            page.pair(&format!("{indent} {name}"), duration::format(time));
+        }
+    }
+    if check.retries != 0 {
+        page.pair(&format!("{indent} Retries"), check.retries);
+    }
 }
 
 /// What containers and processes have in common, as far as it is set.
@@ -234,6 +280,19 @@ pub(super) fn process_lines(page: &mut Table, indent: &str, process: &ProcessSpe
     for limit in &process.rlimits {
         ulimit(page, indent, &limit.name, limit.soft, limit.hard);
     }
+    if process.pids_limit != 0 {
+        page.pair(&format!("{indent}Processes"), format!("at most {}", process.pids_limit));
+    }
+    let namespaces = [("mount", process.mount_namespace), ("pid", process.pid_namespace)];
+    let own: Vec<&str> = namespaces.iter().filter(|(_, own)| *own).map(|(name, _)| *name).collect();
+    if !own.is_empty() {
+        page.pair(&format!("{indent}Isolated"), own.join(", "));
+    }
+    if !process.root.is_empty() {
+        page.pair(&format!("{indent}Root"), &process.root);
+    }
+    health(page, indent, process.healthcheck.as_ref());
+    commands(page, indent, process.init_tasks.iter().map(|task| ("", &task.words[..])), &process.pre_stop);
 }
 
 /// What is reserved and what is limited; what was taken back is not there.

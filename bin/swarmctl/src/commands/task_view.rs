@@ -17,11 +17,20 @@ pub(super) fn is_current(task: &Task) -> bool {
 /// State and when it was seen.
 pub(super) fn last_state(task: &Task, now: SystemTime) -> String {
     let since = time::relative(task.status.timestamp.as_ref(), now);
-    // How far a preparation is.
-    let preparing =
-        task.status.state() == TaskState::Preparing && task.status.message.starts_with("pulling ");
-    let how_far = if preparing { format!(" ({})", task.status.message) } else { String::new() };
-    format!("{}{how_far} {since}", state(task.status.state)).trim_end().to_owned()
+    let text = format!("{} {since}", state(task.status.state)).trim_end().to_owned();
+    match doing(task) {
+        Some(what) => format!("{text} ({})", one_line(what)),
+        None => text,
+    }
+}
+
+/// What an agent says of a step that takes its time; what it says of every task on its way tells nobody anything.
+fn doing(task: &Task) -> Option<&str> {
+    const USUAL: [&str; 6] = ["", "preparing", "prepared", "starting", "started", "accepted"];
+    let under_way =
+        [TaskState::Preparing, TaskState::Starting, TaskState::Running].contains(&task.status.state());
+    let message = task.status.message.as_str();
+    (under_way && !USUAL.contains(&message)).then_some(message)
 }
 
 /// The state in capitals; its number if this version does not know it.

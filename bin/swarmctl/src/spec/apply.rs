@@ -13,7 +13,7 @@ use swarm_placement::{Constraint, generic};
 
 use super::container::set;
 use super::flags::{Mode, OnFailure, OnRollbackFailure, Order, Rebalance, Restart, Runtime};
-use super::{Changes, CreateFlags, Found, ServiceFlags, container, process, references};
+use super::{Changes, CreateFlags, Found, ServiceFlags, container, process, references, start};
 use crate::error::{Error, Result};
 use crate::values::csv::join;
 use crate::values::{pair, port, preference};
@@ -82,6 +82,7 @@ pub(crate) fn apply(
         policy.priority = flags.priority.unwrap_or(policy.priority);
         policy.write(labels);
     }
+    start::apply_order(spec, flags, found);
     rebalance(spec, flags)?;
     mode(spec, flags)?;
     let before = super::extensions::Before::of(spec)?;

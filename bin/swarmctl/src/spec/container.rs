@@ -5,13 +5,19 @@ use swarm_api::v1::container_spec::{self, DnsConfig, PullOptions, Ulimit};
 use swarm_api::v1::{ContainerSpec, HealthConfig};
 
 use super::container_flags::{ContainerFlags, Isolation};
-use super::{Found, ServiceFlags, privileges, registry};
+use super::process::for_processes;
+use super::{Found, ServiceFlags, privileges, registry, start};
 use crate::error::{Error, Result};
 use crate::values::csv::join;
 use crate::values::{mount, mount_fields, pair, ulimit};
 
 /// Applies what was given.
 pub(super) fn apply(container: &mut ContainerSpec, flags: &ServiceFlags, found: &Found) -> Result<()> {
+    if let Some(flag) = for_processes(flags) {
+        return Err(Error::usage(format!(
+            "{flag} is for native processes, and this service runs containers"
+        )));
+    }
     set(&mut container.image, flags.image.as_ref());
     set(&mut container.hostname, flags.hostname.as_ref());
     set(&mut container.dir, flags.dir.as_ref());
@@ -53,6 +59,7 @@ pub(super) fn apply(container: &mut ContainerSpec, flags: &ServiceFlags, found: 
             container.mounts.push(parse(&text).map_err(Error::Usage)?);
         }
     }
+    start::apply_to_container(container, &flags.start)?;
     let flags = &flags.container;
     // Each occurrence is one mount; an empty one adds none.
     for fields in flags.mount.iter().flatten().filter(|fields| !fields.0.is_empty()) {
@@ -74,7 +81,7 @@ pub(super) fn apply(container: &mut ContainerSpec, flags: &ServiceFlags, found: 
         } as i32;
     }
     dns(container, flags);
-    health(container, flags)?;
+    health(&mut container.healthcheck, flags)?;
     privileges::apply(container, flags, found)?;
     match flags.with_registry_auth {
         Some(true) => {
@@ -116,11 +123,12 @@ fn dns(container: &mut ContainerSpec, flags: &ContainerFlags) {
     }
 }
 
-fn health(container: &mut ContainerSpec, flags: &ContainerFlags) -> Result<()> {
+/// How the health of a task is checked.
+pub(super) fn health(healthcheck: &mut Option<HealthConfig>, flags: &ContainerFlags) -> Result<()> {
     let none = || HealthConfig { test: vec!["NONE".to_owned()], ..Default::default() };
     match flags.no_healthcheck {
-        Some(true) => container.healthcheck = Some(none()),
-        Some(false) if container.healthcheck == Some(none()) => container.healthcheck = None,
+        Some(true) => *healthcheck = Some(none()),
+        Some(false) if *healthcheck == Some(none()) => *healthcheck = None,
         _ => {}
     }
     let times =
@@ -128,7 +136,7 @@ fn health(container: &mut ContainerSpec, flags: &ContainerFlags) -> Result<()> {
     if flags.health_cmd.is_none() && flags.health_retries.is_none() && times.iter().all(Option::is_none) {
         return Ok(());
     }
-    let check = container.healthcheck.get_or_insert_default();
+    let check = healthcheck.get_or_insert_default();
     if check.test.first().is_some_and(|word| word == "NONE") {
         if flags.health_cmd.is_none() {
             return Err(Error::usage("the service has no health check: --health-cmd gives it one"));
@@ -150,7 +158,7 @@ fn health(container: &mut ContainerSpec, flags: &ContainerFlags) -> Result<()> {
         *field = time.or(*field);
     }
     if *check == HealthConfig::default() {
-        container.healthcheck = None;
+        *healthcheck = None;
     }
     Ok(())
 }

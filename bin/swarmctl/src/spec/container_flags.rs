@@ -89,26 +89,26 @@ pub(crate) struct ContainerFlags {
     #[arg(long, value_name = "N", value_parser = swappiness, allow_hyphen_values = true)]
     pub(crate) memory_swappiness: Option<i64>,
 
-    /// Command, for a shell, that succeeds in a container that is healthy; a task runs once it did
-    #[arg(long, value_name = "COMMAND", allow_hyphen_values = true, help_heading = "Health of containers")]
+    /// Command, for a shell, that succeeds in, or beside, a task that is healthy; a task runs once it did
+    #[arg(long, value_name = "COMMAND", allow_hyphen_values = true, help_heading = "Health")]
     pub(crate) health_cmd: Option<String>,
     /// Time between two checks [default: the image's, or 30s]
-    #[arg(long, value_name = "DURATION", value_parser = crate::values::duration::not_negative, allow_hyphen_values = true, help_heading = "Health of containers")]
+    #[arg(long, value_name = "DURATION", value_parser = crate::values::duration::not_negative, allow_hyphen_values = true, help_heading = "Health")]
     pub(crate) health_interval: Option<prost_types::Duration>,
     /// Longest time of a check [default: the image's, or 30s]
-    #[arg(long, value_name = "DURATION", value_parser = crate::values::duration::not_negative, allow_hyphen_values = true, help_heading = "Health of containers")]
+    #[arg(long, value_name = "DURATION", value_parser = crate::values::duration::not_negative, allow_hyphen_values = true, help_heading = "Health")]
     pub(crate) health_timeout: Option<prost_types::Duration>,
-    /// Failures in a row that make a container unhealthy: it is stopped then [default: the image's, or 3]
-    #[arg(long, value_name = "N", value_parser = unsigned, allow_negative_numbers = true, help_heading = "Health of containers")]
+    /// Failures in a row that make a task unhealthy: it is stopped then [default: the image's, or 3]
+    #[arg(long, value_name = "N", value_parser = unsigned, allow_negative_numbers = true, help_heading = "Health")]
     pub(crate) health_retries: Option<u64>,
     /// Time after the start in which failures do not count [default: the image's, or 0s]
-    #[arg(long, value_name = "DURATION", value_parser = crate::values::duration::not_negative, allow_hyphen_values = true, help_heading = "Health of containers")]
+    #[arg(long, value_name = "DURATION", value_parser = crate::values::duration::not_negative, allow_hyphen_values = true, help_heading = "Health")]
     pub(crate) health_start_period: Option<prost_types::Duration>,
-    /// Time between two checks within that time; needs Docker Engine 25 [default: the image's, or 5s]
-    #[arg(long, value_name = "DURATION", value_parser = crate::values::duration::not_negative, allow_hyphen_values = true, help_heading = "Health of containers")]
+    /// Time between two checks within that time; containers need Docker Engine 25 [default: the image's, or 5s]
+    #[arg(long, value_name = "DURATION", value_parser = crate::values::duration::not_negative, allow_hyphen_values = true, help_heading = "Health")]
     pub(crate) health_start_interval: Option<prost_types::Duration>,
     /// Check nothing, whatever the image says
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = boolean, help_heading = "Health of containers",
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = boolean, help_heading = "Health",
         conflicts_with_all = ["health_cmd", "health_interval", "health_timeout", "health_retries", "health_start_period", "health_start_interval"])]
     pub(crate) no_healthcheck: Option<bool>,
 }
@@ -128,7 +128,7 @@ fn swappiness(text: &str) -> Result<i64, String> {
 }
 
 impl ContainerFlags {
-    /// The first flag that was given.
+    /// The first flag that was given and that processes don't have.
     pub(super) fn first(&self) -> Option<&'static str> {
         let given = [
             ("--mount", self.mount.is_some()),
@@ -151,13 +151,6 @@ impl ContainerFlags {
             ("--with-registry-auth", self.with_registry_auth.is_some()),
             ("--memory-swap", self.memory_swap.is_some()),
             ("--memory-swappiness", self.memory_swappiness.is_some()),
-            ("--health-cmd", self.health_cmd.is_some()),
-            ("--health-interval", self.health_interval.is_some()),
-            ("--health-timeout", self.health_timeout.is_some()),
-            ("--health-retries", self.health_retries.is_some()),
-            ("--health-start-period", self.health_start_period.is_some()),
-            ("--health-start-interval", self.health_start_interval.is_some()),
-            ("--no-healthcheck", self.no_healthcheck.is_some()),
         ];
         given.iter().find(|(_, given)| *given).map(|(flag, _)| *flag)
     }

@@ -7,10 +7,18 @@ use clap::{Args, ValueEnum};
 use swarm_api::extensions::Strategy;
 
 use super::container_flags::ContainerFlags;
+use super::start::StartFlags;
 use crate::values::{List, boolean, integer, share, unsigned};
 
 fn strategy(name: &str) -> Result<Strategy, String> {
     Strategy::parse(name).ok_or_else(|| "expected spread or binpack".to_owned())
+}
+
+fn namespace(name: &str) -> Result<String, String> {
+    match name {
+        "mount" | "pid" | "" => Ok(name.to_owned()),
+        _ => Err("expected mount or pid".to_owned()),
+    }
 }
 
 /// What a service's tasks are.
@@ -151,8 +159,8 @@ pub(crate) struct ServiceFlags {
     /// Preference of the kernel when memory runs out, -1000 to 1000
     #[arg(long, value_name = "N", value_parser = integer::<i64>, allow_hyphen_values = true, help_heading = "Containers only")]
     pub(crate) oom_score_adj: Option<i64>,
-    /// Most processes in a container, 0 for any number
-    #[arg(long, value_name = "N", value_parser = integer::<i64>, allow_negative_numbers = true, help_heading = "Containers only")]
+    /// Most processes and threads of a task, 0 for any number
+    #[arg(long, value_name = "N", value_parser = integer::<i64>, allow_negative_numbers = true, help_heading = "Resources and placement")]
     pub(crate) pids_limit: Option<i64>,
     /// Mount host directories, source:target; adds to those there
     #[arg(long, value_name = "LIST", help_heading = "Containers only")]
@@ -169,6 +177,17 @@ pub(crate) struct ServiceFlags {
 
     #[command(flatten)]
     pub(crate) container: ContainerFlags,
+
+    /// Namespaces of its own, mount or pid: mounts that nobody else sees, processes that see no others; replaces all
+    #[arg(long, value_name = "LIST", value_parser = namespace, value_delimiter = ',', num_args = 0..=1, help_heading = "Processes only")]
+    pub(crate) isolate: Option<Vec<String>>,
+    /// Directory of the node that is the root of the file system for the process; whom --user names is looked up on the
+    /// node
+    #[arg(long, value_name = "DIR", help_heading = "Processes only")]
+    pub(crate) root: Option<String>,
+
+    #[command(flatten)]
+    pub(crate) start: StartFlags,
 
     /// Published ports, [name]:target[/protocol][:published[/protocol]]; replaces all
     #[arg(long, value_name = "LIST", help_heading = "Network")]

@@ -9,12 +9,14 @@ mod privileges;
 mod process;
 mod references;
 mod registry;
+mod start;
 
 pub(crate) use apply::{apply, new_spec};
 pub(crate) use flags::{CreateFlags, ServiceFlags, UpdateFlags};
 pub(crate) use process::decode as decode_process;
 pub(crate) use references::{Changes, Found};
 pub(crate) use registry::credentials;
+pub(crate) use start::{command_line, dependency};
 
 #[cfg(test)]
 mod container_tests;

@@ -6,8 +6,8 @@ use swarm_api::swarmd::ProcessSpec;
 use swarm_api::swarmd::process_spec::Rlimit;
 use swarm_api::v1::GenericRuntimeSpec;
 
-use super::ServiceFlags;
-use super::container::set;
+use super::container::{health, set};
+use super::{ServiceFlags, start};
 use crate::error::{Error, Result};
 use crate::values::csv::join;
 use crate::values::ulimit;
@@ -73,7 +73,28 @@ pub(super) fn apply(process: &mut ProcessSpec, flags: &ServiceFlags) -> Result<(
     if let Some(terms) = join(flags.ulimit.as_ref()) {
         process.rlimits = terms.iter().map(|term| rlimit(term)).collect::<Result<_>>()?;
     }
-    Ok(())
+    set(&mut process.pids_limit, flags.pids_limit.as_ref());
+    set(&mut process.root, flags.root.as_ref());
+    if let Some(names) = &flags.isolate {
+        let has = |wanted: &str| names.iter().any(|name| name == wanted);
+        (process.mount_namespace, process.pid_namespace) = (has("mount"), has("pid"));
+    }
+    if flags.container.no_healthcheck == Some(true) {
+        // No image says anything else.
+        process.healthcheck = None;
+    } else {
+        health(&mut process.healthcheck, &flags.container)?;
+    }
+    if process.healthcheck.as_ref().is_some_and(|check| check.test.is_empty()) {
+        return Err(Error::usage("a process has no health check without --health-cmd"));
+    }
+    start::apply_to_process(process, &flags.start)
+}
+
+/// The first flag that was given and that only processes have.
+pub(super) fn for_processes(flags: &ServiceFlags) -> Option<&'static str> {
+    let given = [("--isolate", flags.isolate.is_some()), ("--root", flags.root.is_some())];
+    given.iter().find(|(_, given)| *given).map(|(flag, _)| *flag)
 }
 
 fn rlimit(term: &str) -> Result<Rlimit> {
@@ -94,7 +115,6 @@ fn for_containers(flags: &ServiceFlags) -> Option<&'static str> {
         ("--init", flags.init.is_some()),
         ("--read-only", flags.read_only.is_some()),
         ("--oom-score-adj", flags.oom_score_adj.is_some()),
-        ("--pids-limit", flags.pids_limit.is_some()),
         ("--bind", flags.bind.is_some()),
         ("--volume", flags.volume.is_some()),
         ("--tmpfs", flags.tmpfs.is_some()),

@@ -168,6 +168,8 @@ pub(crate) struct Found {
     pub(crate) configs: Vec<Shared<Config>>,
     /// Id of the network that was asked for.
     pub(crate) network: Option<String>,
+    /// Services that are to be waited for.
+    pub(crate) dependencies: Vec<swarm_api::extensions::Dependency>,
 }
 
 /// Owner and group are written as numbers: engines can't read an empty text.

@@ -49,7 +49,12 @@ pub(super) fn found() -> Found {
     secret.spec.annotations.name = "password".into();
     let mut config = Config { id: "cid".into(), ..Default::default() };
     config.spec.annotations.name = "settings".into();
-    Found { secrets: vec![secret.into()], configs: vec![config.into()], network: None }
+    Found {
+        secrets: vec![secret.into()],
+        configs: vec![config.into()],
+        network: None,
+        dependencies: Vec::new(),
+    }
 }
 
 pub(super) const WEB: &[&str] = &["--name", "web", "--image", "redis"];
@@ -447,8 +452,6 @@ fn processes_are_native() {
     assert_eq!(spec.task.resources.as_ref().unwrap().limits.as_ref().unwrap().memory_bytes, 64 << 20);
     let image = &["--name", "n", "--runtime", "process", "--command", "x", "--image", "redis"];
     wrong(create(image), "--image is for containers");
-    let check = &["--name", "n", "--runtime", "process", "--command", "x", "--health-cmd", "true"];
-    wrong(create(check), "--health-cmd is for containers");
     let native = create(&["--name", "n", "--runtime", "process", "--command", "x"]).unwrap();
     for words in [&["--add-capability", "ALL"], &["--add-device", "/dev/fuse"]] {
         wrong(update(native.clone(), words), "capabilities, mounts and devices are for containers");
@@ -456,6 +459,56 @@ fn processes_are_native() {
     wrong(update(native.clone(), &["--privileged"]), "--privileged is for containers");
     wrong(update(native.clone(), &["--device", "/dev/fuse"]), "--device is for containers");
     wrong(update(native, &["--gpus", "1"]), "--generic-resources gpu=N reserves some for them");
+}
+
+fn native(flags: &[&str]) -> Result<ServiceSpec> {
+    create(&[&["--name", "n", "--runtime", "process", "--command", "x"], flags].concat())
+}
+
+#[test]
+fn processes_have_health_checks_isolation_and_commands_beside_their_own() {
+    let spec = native(&[
+        "--health-cmd",
+        "test -e /ready",
+        "--health-interval",
+        "2s",
+        "--health-retries=5",
+        "--isolate",
+        "mount,pid",
+        "--root",
+        "/srv/root",
+        "--pids-limit=9",
+        "--init-task",
+        "./prepare 'a b'",
+        "--pre-stop",
+        "sync",
+    ])
+    .unwrap();
+    let there = process(&spec);
+    let check = there.healthcheck.as_ref().unwrap();
+    assert_eq!((check.test.join("|"), check.retries), ("CMD-SHELL|test -e /ready".into(), 5));
+    assert!(there.mount_namespace && there.pid_namespace);
+    assert_eq!((there.root.as_str(), there.pids_limit), ("/srv/root", 9));
+    assert_eq!(
+        (there.init_tasks[0].words.join("|"), there.pre_stop.join("|")),
+        ("./prepare|a b".into(), "sync".into())
+    );
+    let all = [
+        "--no-healthcheck",
+        "--isolate",
+        "",
+        "--root",
+        "",
+        "--init-task",
+        "",
+        "--pre-stop",
+        "",
+        "--pids-limit=0",
+    ];
+    assert_eq!(update(spec, &all).unwrap(), native(&[]).unwrap());
+    refused(&["--isolate", "net"], "expected mount or pid");
+    wrong(native(&["--health-retries=1"]), "no health check without --health-cmd");
+    wrong(update(web(&[]), &["--root", "/x"]), "--root is for native processes");
 }
 
 #[test]

@@ -2262,9 +2262,46 @@ pub struct ProcessSpec {
     pub configs: ::prost::alloc::vec::Vec<
         crate::v1::ConfigReference,
     >,
+    /// Commands that must end with exit code 0, one after the other, before the process is started. They run as it does: the
+    /// same user, environment, directory, limits and isolation.
+    #[prost(message, repeated, tag = "15")]
+    pub init_tasks: ::prost::alloc::vec::Vec<process_spec::Command>,
+    /// Runs beside the process when that is to stop, before the stop signal and within the grace period; none if empty.
+    #[prost(string, repeated, tag = "16")]
+    pub pre_stop: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Says whether the process is well. A task runs once it is, and one that is not any more is stopped and has failed.
+    #[prost(message, optional, tag = "17")]
+    pub healthcheck: ::core::option::Option<
+        crate::v1::HealthConfig,
+    >,
+    /// Mounts of its own: what it mounts, nobody else sees.
+    #[prost(bool, tag = "18")]
+    pub mount_namespace: bool,
+    /// Processes of its own: it sees no others. It has mounts of its own too.
+    #[prost(bool, tag = "19")]
+    pub pid_namespace: bool,
+    /// Directory of the host that is the process's root; it has mounts of its own too. Absolute; the host's root if empty.
+    #[prost(string, tag = "20")]
+    pub root: ::prost::alloc::string::String,
 }
 /// Nested message and enum types in `ProcessSpec`.
 pub mod process_spec {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+    pub struct Command {
+        /// Program and its arguments; never empty.
+        #[prost(string, repeated, tag = "1")]
+        pub words: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    }
+    impl ::prost::Name for Command {
+        const NAME: &'static str = "Command";
+        const PACKAGE: &'static str = "swarmd.v1";
+        fn full_name() -> ::prost::alloc::string::String {
+            "swarmd.v1.ProcessSpec.Command".into()
+        }
+        fn type_url() -> ::prost::alloc::string::String {
+            "/swarmd.v1.ProcessSpec.Command".into()
+        }
+    }
     #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
     pub struct Rlimit {
         /// As in setrlimit(2), lower case, without the RLIMIT\_ prefix: nofile, nproc, core, …
@@ -2399,6 +2436,12 @@ pub struct DryRunResponse {
     /// How long it would take if tasks started and stopped at once.
     #[prost(message, optional, tag = "16")]
     pub takes: ::core::option::Option<::prost_types::Duration>,
+    /// Tasks that would wait until other services are as they must be; most frequent first. What becomes of them then is in
+    /// the other lists.
+    #[prost(message, repeated, tag = "17")]
+    pub waits: ::prost::alloc::vec::Vec<dry_run_response::Refusal>,
+    #[prost(uint64, tag = "18")]
+    pub waiting: u64,
 }
 /// Nested message and enum types in `DryRunResponse`.
 pub mod dry_run_response {

@@ -12,6 +12,7 @@ mod service;
 mod service_defaults;
 mod service_dry_run;
 mod service_list;
+mod service_order;
 mod service_rebalance;
 mod service_rules;
 mod service_update;

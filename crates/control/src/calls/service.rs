@@ -4,7 +4,7 @@ use swarm_api::v1::service_spec::Mode;
 use swarm_api::v1::{JobStatus, Service, ServiceSpec, Version};
 use swarm_api::{Shared, id};
 
-use super::{Control, Pending, get, name_taken, service_defaults, service_rules};
+use super::{Control, Pending, get, name_taken, service_defaults, service_order, service_rules};
 use crate::error::{Error, Result};
 use crate::validate;
 
@@ -39,6 +39,7 @@ impl Control {
                 service_rules::needs_ingress(tx, spec)?;
                 service_rules::references(tx, &spec.task)?;
                 service_rules::room(tx, spec, "")?;
+                service_order::check(tx, spec)?;
                 if job {
                     let status = pending.get().job_status.get_or_insert_default();
                     status.last_execution = Some(tx.now().into());
@@ -60,7 +61,7 @@ impl Control {
     pub(crate) async fn remove_service(&self, id: &str) -> Result<()> {
         let (service, _) = self
             .update(|tx| {
-                get::<Service>(tx, "service", id)?;
+                service_order::unwaited(tx, get::<Service>(tx, "service", id)?)?;
                 Ok::<_, Error>(tx.remove::<Service>(id)?)
             })
             .await?;

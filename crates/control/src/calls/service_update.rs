@@ -7,7 +7,7 @@ use swarm_api::{Shared, StoreObject as _};
 use swarm_store::Tx;
 
 use super::service::is_job;
-use super::{Control, get, service_rules, version};
+use super::{Control, get, service_order, service_rules, version};
 use crate::error::{Error, Result};
 use crate::validate;
 
@@ -65,6 +65,7 @@ fn write(
     service_rules::room(tx, spec, id)?;
     service.meta.version = base;
     let current_version = service.spec_version;
+    let before = service.spec.clone();
     if rollback {
         let previous = service
             .previous_spec
@@ -87,6 +88,7 @@ fn write(
         service.spec_version = Some(base);
         service.update_status = None;
     }
+    service_order::check_change(tx, &before, &service.spec)?;
     service_rules::needs_ingress(tx, &service.spec)?;
     if is_job(&service.spec) {
         let now = tx.now().into();

@@ -3,6 +3,7 @@
 mod cluster;
 mod dry_run;
 mod node;
+mod order;
 mod other;
 mod refusals;
 mod secret;

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use prost_types::Duration;
-use swarm_api::extensions::{self, ContainerExtensions};
+use swarm_api::extensions::{self, ContainerExtensions, Steps};
 use swarm_api::v1::generic_resource::Resource;
 use swarm_api::v1::{ContainerSpec, HealthConfig, ResourceRequirements};
 
@@ -33,16 +33,23 @@ pub(crate) fn check(container: &ContainerSpec) -> Result<()> {
             return Err(Error::argument(format!("ContainerSpec: duplicate mount point: {}", mount.target)));
         }
     }
-    container.healthcheck.as_ref().map_or(Ok(()), health)?;
+    container.healthcheck.as_ref().map_or(Ok(()), |check| health("ContainerSpec", check))?;
     if let Some(label) = extensions::unknown(container.labels.keys()) {
         return Err(Error::argument(format!(
             "ContainerSpec: label {label:?} is not known; labels that begin with {:?} are reserved",
             extensions::PREFIX
         )));
     }
-    ContainerExtensions::read(&container.labels)
-        .map(drop)
-        .map_err(|error| Error::argument(format!("ContainerSpec: {error}")))
+    let unreadable = |error| Error::argument(format!("ContainerSpec: {error}"));
+    ContainerExtensions::read(&container.labels).map_err(unreadable)?;
+    Steps::read(&container.labels)
+        .map_err(unreadable)?
+        .init_tasks
+        .iter()
+        .filter(|task| !task.image.is_empty() && !image::is_reference(&task.image))
+        .map(|task| format!("ContainerSpec: {:?} is not a valid repository/tag of an init task", task.image))
+        .next()
+        .map_or(Ok(()), |text| Err(Error::argument(text)))
 }
 
 /// GPUs are generic resources: what the container's label names must be reserved, or no node would set any aside.
@@ -65,20 +72,19 @@ pub(super) fn gpus(container: &ContainerSpec, resources: Option<&ResourceRequire
     )))
 }
 
-fn health(config: &HealthConfig) -> Result<()> {
+/// Times and numbers of a health check; `owner` is the message that it stands in.
+pub(super) fn health(owner: &str, config: &HealthConfig) -> Result<()> {
     let at_least = |what: &str, duration: Option<&Duration>| -> Result<()> {
         let nanos = duration.map_or(Ok(0), duration::nanos)?;
         if nanos != 0 && nanos < MIN_HEALTH {
-            return Err(Error::argument(format!(
-                "ContainerSpec: {what} in HealthConfig cannot be less than 1ms"
-            )));
+            return Err(Error::argument(format!("{owner}: {what} in HealthConfig cannot be less than 1ms")));
         }
         Ok(())
     };
     at_least("Interval", config.interval.as_ref())?;
     at_least("Timeout", config.timeout.as_ref())?;
     if config.retries < 0 {
-        return Err(Error::argument("ContainerSpec: Retries in HealthConfig cannot be negative"));
+        return Err(Error::argument(format!("{owner}: Retries in HealthConfig cannot be negative")));
     }
     at_least("StartPeriod", config.start_period.as_ref())?;
     at_least("StartInterval", config.start_interval.as_ref())
@@ -121,6 +127,14 @@ mod tests {
         check_with(
             |c| _ = c.labels.insert("swarmd.nonsense".into(), "1".into()),
             "\"swarmd.nonsense\" is not known",
+        );
+        let label = |value: &'static str| {
+            move |c: &mut ContainerSpec| drop(c.labels.insert(extensions::INIT_TASKS.into(), value.into()))
+        };
+        check_with(label("x"), "label \"swarmd.init-tasks\" can't be read");
+        check_with(
+            label("[{\"image\":\"UP\",\"command\":[\"a\"]}]"),
+            "\"UP\" is not a valid repository/tag of an init task",
         );
     }
 

@@ -175,15 +175,13 @@ pub(crate) fn complete(spec: &mut ServiceSpec) {
         }
         _ => ContainerExtensions::default(),
     };
-    let of_process = process.then_some(extensions::PROCESS_CONSTRAINT);
-    let guards: Vec<&str> =
-        of_process.into_iter().chain(container.needs().map(Ability::constraint)).collect();
-    for guard in guards {
+    for guard in container.needs().map(Ability::constraint) {
         let mut present = spec.task.placement.iter().flat_map(|placement| &placement.constraints);
         if !present.any(|constraint| constraint == guard) {
             spec.task.placement.get_or_insert_default().constraints.push(guard.to_owned());
         }
     }
+    extensions::guard(&mut spec.task);
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! Native processes: the generic runtime of kind `process`.
 
 use prost::{Message as _, Name as _};
+use swarm_api::extensions;
 use swarm_api::swarmd::ProcessSpec;
 use swarm_api::v1::{
     GenericRuntimeSpec, ResourceReference, ResourceType, config_reference, secret_reference, task_spec,
@@ -111,8 +112,11 @@ fn spec(process: &ProcessSpec) -> Result<()> {
     if process.command.first().is_none_or(String::is_empty) {
         return Err(refuse("command must be provided"));
     }
-    let texts =
-        process.command.iter().chain(&process.args).chain(&process.env).chain([&process.dir, &process.user]);
+    let texts = process.command.iter().chain(&process.args).chain(&process.env).chain([
+        &process.dir,
+        &process.user,
+        &process.root,
+    ]);
     if texts.into_iter().any(|text| text.contains('\0')) {
         return Err(refuse("a text contains a NUL character"));
     }
@@ -129,6 +133,10 @@ fn spec(process: &ProcessSpec) -> Result<()> {
     if !process.stop_signal.is_empty() && !is_signal(&process.stop_signal) {
         return Err(refuse(&format!("unknown stop signal {:?}", process.stop_signal)));
     }
+    if !process.root.is_empty() && !process.root.starts_with('/') {
+        return Err(refuse(&format!("root {:?} is not absolute", process.root)));
+    }
+    beside(process)?;
     duration::optional("ProcessSpec: stop grace period", process.stop_grace_period.as_ref())?;
     for limit in &process.rlimits {
         if RLIMITS.binary_search(&limit.name.as_str()).is_err() {
@@ -139,6 +147,28 @@ fn spec(process: &ProcessSpec) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Commands beside the process's own.
+fn beside(process: &ProcessSpec) -> Result<()> {
+    let of_words = |checked: std::result::Result<(), String>| checked.map_err(|error| refuse(&error));
+    of_words(extensions::check_count(process.init_tasks.len()))?;
+    for task in &process.init_tasks {
+        of_words(extensions::check_words("init task", &task.words))?;
+    }
+    if !process.pre_stop.is_empty() {
+        of_words(extensions::check_words("pre-stop command", &process.pre_stop))?;
+    }
+    let Some(check) = &process.healthcheck else { return Ok(()) };
+    super::container::health("ProcessSpec", check)?;
+    match check.test.split_first() {
+        Some((kind, [])) if kind == "NONE" => Ok(()),
+        Some((kind, words)) if kind == "CMD" => of_words(extensions::check_words("health check", words)),
+        Some((kind, [script])) if kind == "CMD-SHELL" && !script.is_empty() && !script.contains('\0') => {
+            Ok(())
+        }
+        _ => Err(refuse("a health check is CMD and words, or CMD-SHELL and a text")),
+    }
 }
 
 /// A number from 1 to 64, or a name with or without `SIG`.
@@ -187,6 +217,23 @@ mod tests {
         check_with(|p| p.env = vec!["=x".into()], "has no name");
         check_with(|p| p.env = vec!["A={{.Nope}}".into()], "no field Nope");
         check_with(|p| p.dir = "relative".into(), "is not absolute");
+        check_with(|p| p.root = "relative".into(), "root \"relative\" is not absolute");
+        check_with(|p| p.init_tasks = vec![Default::default()], "init task names no program");
+        check_with(|p| p.init_tasks = vec![Default::default(); 33], "there are 33 init tasks; 32 may be");
+        check_with(|p| p.pre_stop = vec!["a\0".into()], "pre-stop command holds a NUL");
+        let test = |words: &[&str]| {
+            let test = words.iter().map(|word| word.to_string()).collect();
+            Some(swarm_api::v1::HealthConfig { test, ..Default::default() })
+        };
+        for bad in [&["CMD"][..], &["CMD-SHELL"], &["CMD-SHELL", "a", "b"], &["true"], &[], &["CMD", ""]] {
+            let mut process = ProcessSpec { command: vec!["sleep".into()], ..Default::default() };
+            process.healthcheck = test(bad);
+            assert!(check(&generic(&process)).is_err(), "{bad:?}");
+        }
+        check_with(
+            |p| p.healthcheck = Some(swarm_api::v1::HealthConfig { retries: -1, ..Default::default() }),
+            "Retries",
+        );
         check_with(|p| p.stop_signal = "SIGNOPE".into(), "unknown stop signal");
         check_with(|p| p.stop_signal = "65".into(), "unknown stop signal");
         check_with(

@@ -2,17 +2,21 @@
 
 use std::fs::File;
 use std::io::Write;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode, Stdio};
+use std::process::{Child, Command, ExitCode, Stdio};
 
+use nix::errno::Errno;
 use nix::sys::prctl;
 use nix::sys::resource::{getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, Signal};
-use nix::unistd::{AccessFlags, Gid, Uid, access, fchown, getppid, setgid, setgroups, setsid, setuid};
+use nix::sys::wait::{WaitStatus, waitpid};
+use nix::unistd::{
+    AccessFlags, Gid, Pid, Uid, access, dup2_stdin, fchown, getppid, setgid, setgroups, setsid, setuid,
+};
 
-use super::{SESSION_ENV, Visit};
+use super::{EXEC_ARG, Role, SESSION_ENV, Visit, isolate};
 use crate::dir::TaskDir;
 use crate::launch::{Identity, Launch, Rlimit, resource};
 
@@ -20,28 +24,45 @@ use crate::launch::{Identity, Launch, Rlimit, resource};
 const NOT_FOUND: u8 = 127;
 const NOT_EXECUTABLE: u8 = 126;
 
-/// Becomes the command. Standard input is a pipe to the shim that says why not; it is closed by success.
-pub(super) fn run(directory: &Path) -> ExitCode {
+/// Becomes the command. Standard input is a pipe that says why not; it is closed by success.
+pub(super) fn run(directory: &Path, role: Role) -> ExitCode {
     let Ok(report) = std::io::stdin().as_fd().try_clone_to_owned() else { return ExitCode::FAILURE };
-    let (code, text) = become_command(&TaskDir::new(directory));
-    // The shim is gone if this fails, and this process with it.
-    let _ = File::from(report).write_all(text.as_bytes());
-    ExitCode::from(code)
+    let dir = TaskDir::new(directory);
+    let failed = |report: OwnedFd, code: u8, text: String| {
+        // The shim is gone if this fails, and this process with it.
+        let _ = File::from(report).write_all(text.as_bytes());
+        ExitCode::from(code)
+    };
+    let launch = match dir.launch() {
+        Ok(launch) => launch,
+        Err(error) => return failed(report, NOT_EXECUTABLE, error.to_string()),
+    };
+    if role == Role::Command && launch.isolation.as_ref().is_some_and(|isolation| isolation.pid) {
+        return match begin_namespace(&dir, &launch, &report) {
+            Err(text) => failed(report, NOT_EXECUTABLE, text),
+            Ok(command) => {
+                drop(report);
+                first_of_namespace(&command)
+            }
+        };
+    }
+    let (code, text) = become_command(&dir, &launch, role, false, Some(Stdio::null()));
+    failed(report, code, text)
 }
 
 /// Becomes a command that somebody executes in the task. What is wrong is said where its output goes.
 pub(super) fn run_session(directory: &Path) -> ExitCode {
     let dir = TaskDir::new(directory);
     let (code, text) = match visit(&dir) {
-        Ok((launch, tty)) => execute(&dir, launch, tty, None),
+        Ok((launch, role, tty)) => become_command(&dir, &launch, role, tty, None),
         Err(text) => (NOT_EXECUTABLE, text),
     };
     eprintln!("swarmd: {text}");
     ExitCode::from(code)
 }
 
-/// The task's instructions with what is different for the command; whether it has a terminal.
-fn visit(dir: &TaskDir) -> Result<(Launch, bool), String> {
+/// The task's instructions with what is different for the command; what to join, and whether it has a terminal.
+fn visit(dir: &TaskDir) -> Result<(Launch, Role, bool), String> {
     let text = std::env::var(SESSION_ENV).map_err(|error| error.to_string())?;
     let visit: Visit = serde_json::from_str(&text).map_err(|error| error.to_string())?;
     let mut launch = dir.launch().map_err(|error| error.to_string())?;
@@ -52,29 +73,24 @@ fn visit(dir: &TaskDir) -> Result<(Launch, bool), String> {
     }
     launch.dir = visit.dir.or(launch.dir);
     launch.identity = visit.identity.or(launch.identity);
-    Ok((launch, visit.tty))
-}
-
-/// Returns only if it fails.
-fn become_command(dir: &TaskDir) -> (u8, String) {
-    match dir.launch() {
-        Ok(launch) => execute(dir, launch, false, Some(Stdio::null())),
-        Err(error) => (NOT_EXECUTABLE, error.to_string()),
-    }
+    Ok((launch, Role::Session(visit.process), visit.tty))
 }
 
 /// Returns only if it fails. The standard input stays as it is unless another one is given.
-fn execute(dir: &TaskDir, launch: Launch, tty: bool, stdin: Option<Stdio>) -> (u8, String) {
+fn become_command(
+    dir: &TaskDir,
+    launch: &Launch,
+    role: Role,
+    tty: bool,
+    stdin: Option<Stdio>,
+) -> (u8, String) {
     let shim = getppid();
-    match prepare(dir, &launch, tty) {
+    match prepare(dir, launch, role, tty) {
         Err(text) => (NOT_EXECUTABLE, text),
-        Ok(program) => {
+        Ok((words, program)) => {
             // After the change of the user, which would forget it.
-            if let Err(error) = prctl::set_pdeathsig(Signal::SIGKILL) {
-                return (NOT_EXECUTABLE, format!("asking to die with the supervisor: {error}"));
-            }
-            if getppid() != shim {
-                return (NOT_EXECUTABLE, "the supervisor is gone".to_owned());
+            if let Err(text) = die_with(shim) {
+                return (NOT_EXECUTABLE, text);
             }
             // The shim has some blocked, and that would be inherited.
             if let Err(error) = SigSet::empty().thread_set_mask() {
@@ -82,8 +98,8 @@ fn execute(dir: &TaskDir, launch: Launch, tty: bool, stdin: Option<Stdio>) -> (u
             }
             let mut command = Command::new(&program);
             command
-                .arg0(&launch.argv[0])
-                .args(&launch.argv[1..])
+                .arg0(&words[0])
+                .args(&words[1..])
                 .env_clear()
                 .envs(launch.env.iter().map(|(name, value)| (name, value)));
             if let Some(stdin) = stdin {
@@ -96,8 +112,53 @@ fn execute(dir: &TaskDir, launch: Launch, tty: bool, stdin: Option<Stdio>) -> (u
     }
 }
 
-fn prepare(dir: &TaskDir, launch: &Launch, tty: bool) -> Result<PathBuf, String> {
-    // A session of its own, so that the whole of it can be signalled and found.
+/// The kernel kills this process when its parent ends.
+fn die_with(parent: Pid) -> Result<(), String> {
+    prctl::set_pdeathsig(Signal::SIGKILL)
+        .map_err(|error| format!("asking to die with the supervisor: {error}"))?;
+    if getppid() != parent {
+        return Err("the supervisor is gone".to_owned());
+    }
+    Ok(())
+}
+
+/// This process is the first one of a namespace of processes: it makes the mounts, and starts another step in there that
+/// becomes the command.
+fn begin_namespace(dir: &TaskDir, launch: &Launch, report: &OwnedFd) -> Result<Child, String> {
+    die_with(getppid())?;
+    settle(launch, false)?;
+    if let Some(isolation) = &launch.isolation {
+        isolate::own_mounts(isolation)?;
+    }
+    let failed = |error: std::io::Error| format!("starting the first process of the namespace: {error}");
+    let report = report.try_clone().map_err(failed)?;
+    let mut command = Command::new("/proc/self/exe");
+    command.arg(EXEC_ARG).arg(dir.path()).arg(Role::Inner.word()).stdin(Stdio::from(report));
+    command.spawn().map_err(failed)
+}
+
+/// Takes in orphans until the command has ended; then all that is left in the namespace ends with this process.
+fn first_of_namespace(command: &Child) -> ExitCode {
+    // Its end of the pipe that says why not.
+    if let Ok(nothing) = File::open("/dev/null") {
+        let _ = dup2_stdin(nothing);
+    }
+    let command = Pid::from_raw(i32::try_from(command.id()).unwrap_or_default());
+    loop {
+        let code = match waitpid(None::<Pid>, None) {
+            Ok(WaitStatus::Exited(pid, code)) if pid == command => code,
+            Ok(WaitStatus::Signaled(pid, signal, _)) if pid == command => 128 + signal as i32,
+            Ok(_) | Err(Errno::EINTR) => continue,
+            // A real-time signal, for which the library has no name.
+            Err(Errno::EINVAL) => 255,
+            Err(_) => i32::from(NOT_EXECUTABLE),
+        };
+        return ExitCode::from(u8::try_from(code).unwrap_or(u8::MAX));
+    }
+}
+
+/// A session of its own, so that the whole of it can be signalled and found; control groups and limits.
+fn settle(launch: &Launch, tty: bool) -> Result<(), String> {
     setsid().map_err(|error| format!("creating a session: {error}"))?;
     if tty {
         take_terminal(launch.identity.as_ref()).map_err(|error| format!("taking the terminal: {error}"))?;
@@ -105,10 +166,33 @@ fn prepare(dir: &TaskDir, launch: &Launch, tty: bool) -> Result<PathBuf, String>
     if let Some(group) = &launch.group {
         group.join().map_err(|error| format!("joining the control group: {error}"))?;
     }
-    launch.rlimits.iter().try_for_each(limit)?;
-    if launch.dir.is_none() {
+    launch.rlimits.iter().try_for_each(limit)
+}
+
+fn prepare(dir: &TaskDir, launch: &Launch, role: Role, tty: bool) -> Result<(Vec<String>, PathBuf), String> {
+    let words = match role {
+        Role::Command | Role::Inner | Role::Session(_) => launch.argv.clone(),
+        Role::PreStop(_) => launch.pre_stop.clone(),
+        Role::Health(_) => launch.health.as_ref().map(|health| health.command.clone()).unwrap_or_default(),
+    };
+    if words.is_empty() {
+        return Err("there is no command".to_owned());
+    }
+    if role != Role::Inner {
+        settle(launch, tty)?;
+    }
+    let root = launch.isolation.as_ref().and_then(|isolation| isolation.root.as_deref());
+    match (role, &launch.isolation) {
+        (Role::Command, Some(isolation)) => isolate::own_mounts(isolation)?,
+        (Role::PreStop(pid) | Role::Health(pid) | Role::Session(pid), Some(_)) => isolate::join(pid)?,
+        _ => {}
+    }
+    if let (Role::Command | Role::Inner, Some(root)) = (role, root) {
+        isolate::enter_root(root)?;
+    }
+    if launch.dir.is_none() && root.is_none() {
         // While still allowed to: the state directory above it is nobody else's business.
-        std::env::set_current_dir(dir.work())
+        std::env::set_current_dir(launch.work.clone().unwrap_or_else(|| dir.work()))
             .map_err(|error| format!("changing to the task's directory: {error}"))?;
     }
     if let Some(identity) = &launch.identity {
@@ -118,7 +202,8 @@ fn prepare(dir: &TaskDir, launch: &Launch, tty: bool) -> Result<PathBuf, String>
         std::env::set_current_dir(path)
             .map_err(|error| format!("changing to the directory {path}: {error}"))?;
     }
-    find_program(launch)
+    let program = find_program(launch, &words[0]);
+    Ok((words, program))
 }
 
 /// Makes the standard input the controlling terminal, and the user's own, as a login does.
@@ -153,16 +238,15 @@ fn change_identity(identity: &Identity) -> Result<(), String> {
 }
 
 /// A name without a slash is looked for in the PATH of the command's own environment, by its own rights.
-fn find_program(launch: &Launch) -> Result<PathBuf, String> {
-    let name = &launch.argv[0];
+fn find_program(launch: &Launch, name: &str) -> PathBuf {
     if name.contains('/') {
-        return Ok(name.into());
+        return name.into();
     }
     let path = launch.env.iter().find(|(variable, _)| variable == "PATH").map_or("", |(_, value)| value);
     let candidates = path.split(':').filter(|part| !part.is_empty()).map(|part| Path::new(part).join(name));
     let executable = |file: &PathBuf| file.is_file() && access(file, AccessFlags::X_OK).is_ok();
     // Named without a directory, it will not be found: the error then says so.
-    Ok(candidates.into_iter().find(executable).unwrap_or_else(|| name.into()))
+    candidates.into_iter().find(executable).unwrap_or_else(|| name.into())
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sched::{CloneFlags, unshare};
 use nix::sys::prctl;
 use nix::sys::signal::{SigSet, Signal, killpg};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
@@ -18,7 +19,8 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, setsid};
 use swarm_agent::LogStream;
 
-use super::{EXEC_ARG, Request, Word};
+use super::health::{self, Checks};
+use super::{EXEC_ARG, Request, Role, Word, steps};
 use crate::dir::{Exit, Running, TaskDir};
 use crate::launch::{Launch, MARKER};
 use crate::log::Writer;
@@ -108,7 +110,7 @@ fn supervise(dir: &TaskDir) -> io::Result<Word> {
         }
         tell(&word);
     }
-    let exit = task.until_the_end(dir, &signals, control)?;
+    let exit = task.until_the_end(&signals, control)?;
     write_down(dir, &exit)?;
     Ok(word)
 }
@@ -130,12 +132,19 @@ fn write_down(dir: &TaskDir, exit: &Exit) -> io::Result<()> {
 }
 
 struct Task<'a> {
+    dir: &'a TaskDir,
     launch: &'a Launch,
     identity: Identity,
-    output: [(LogStream, Option<PipeReader>); 2],
+    output: Vec<(LogStream, Option<PipeReader>)>,
     log: Option<Writer>,
     /// Why the command could not be executed.
     error: Option<String>,
+    checks: Option<Checks<'a>>,
+    /// Its health check failed too often.
+    unhealthy: bool,
+    /// The pre-stop command was begun; while it runs, its number and the signal that follows.
+    pre_stopped: bool,
+    pre_stop: Option<(i32, i32)>,
     /// When it is killed.
     deadline: Option<Instant>,
     /// How the command itself ended.
@@ -145,14 +154,20 @@ struct Task<'a> {
 }
 
 /// Starts the command; the word says whether it came to be executed.
-fn start<'a>(dir: &TaskDir, launch: &'a Launch) -> io::Result<(Task<'a>, Word)> {
+fn start<'a>(dir: &'a TaskDir, launch: &'a Launch) -> io::Result<(Task<'a>, Word)> {
     let (stdout, out) = io::pipe()?;
     let (stderr, err) = io::pipe()?;
     let (mut report, reporter) = io::pipe()?;
+    if launch.isolation.as_ref().is_some_and(|isolation| isolation.pid) {
+        // The next child is the first one of it; what is started beside it later is in there too.
+        unshare(CloneFlags::CLONE_NEWPID)
+            .map_err(|error| io::Error::other(format!("making a namespace of processes: {error}")))?;
+    }
     let mut command = Command::new("/proc/self/exe");
     command
         .arg(EXEC_ARG)
         .arg(dir.path())
+        .arg(Role::Command.word())
         .env_clear()
         .env(MARKER, &launch.task_id)
         .stdin(Stdio::from(reporter))
@@ -171,11 +186,16 @@ fn start<'a>(dir: &TaskDir, launch: &'a Launch) -> io::Result<(Task<'a>, Word)> 
     report.read_to_string(&mut error)?;
     let word = if error.is_empty() { Word::Started } else { Word::Failed };
     let task = Task {
+        dir,
         launch,
         identity,
-        output: [(LogStream::Stdout, Some(stdout)), (LogStream::Stderr, Some(stderr))],
+        output: vec![(LogStream::Stdout, Some(stdout)), (LogStream::Stderr, Some(stderr))],
         log: None,
         error: (!error.is_empty()).then_some(error),
+        checks: launch.health.as_ref().filter(|_| word == Word::Started).map(Checks::new),
+        unhealthy: false,
+        pre_stopped: false,
+        pre_stop: None,
         deadline: None,
         ended: None,
         all_gone: false,
@@ -185,7 +205,8 @@ fn start<'a>(dir: &TaskDir, launch: &'a Launch) -> io::Result<(Task<'a>, Word)> 
 
 impl Task<'_> {
     /// Keeps the output and follows requests until command, leftovers and output have ended.
-    fn until_the_end(mut self, dir: &TaskDir, signals: &SignalFd, mut control: File) -> io::Result<Exit> {
+    fn until_the_end(mut self, signals: &SignalFd, mut control: File) -> io::Result<Exit> {
+        let dir = self.dir;
         let mut requests = Vec::new();
         let mut give_up = None;
         let (mut next_check, mut missing) = (Instant::now() + CHECK_EVERY, 0);
@@ -218,6 +239,10 @@ impl Task<'_> {
                     }
                 }
             };
+            let timeout = match self.check() {
+                Some(due) => timeout.min(due.saturating_duration_since(Instant::now())),
+                None => timeout,
+            };
             self.wait(signals, &control, timeout)?;
             while let Ok(Some(signal)) = signals.read_signal() {
                 if signal.ssi_signo == Signal::SIGTERM as u32 {
@@ -238,12 +263,14 @@ impl Task<'_> {
             group.remove();
         }
         exit.error = self.error;
+        exit.unhealthy = self.unhealthy;
         exit.ended_at = now();
         Ok(exit)
     }
 
     fn wait(&self, signals: &SignalFd, control: &File, timeout: Duration) -> io::Result<()> {
         let mut fds: Vec<BorrowedFd<'_>> = vec![signals.as_fd(), control.as_fd()];
+        fds.extend(self.checks.iter().filter_map(|checks| checks.output().map(AsFd::as_fd)));
         fds.extend(self.output.iter().filter_map(|(_, pipe)| pipe.as_ref().map(AsFd::as_fd)));
         let mut fds: Vec<_> = fds.into_iter().map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
         // Rounded up, so that a deadline has passed when it wakes.
@@ -277,7 +304,48 @@ impl Task<'_> {
             };
             if pid.as_raw() == self.identity.pid && self.ended.is_none() {
                 self.ended = Some(exit);
+                continue;
             }
+            let (pid, code) = (pid.as_raw(), exit.code);
+            if let Some(result) = self.checks.as_mut().and_then(|checks| checks.ended(self.dir, pid, code)) {
+                self.checked(result);
+            }
+            if let Some((_, signal)) = self.pre_stop.take_if(|(running, _)| *running == pid) {
+                if code != 0 {
+                    self.note(&format!("the pre-stop command ended with exit code {code}"));
+                }
+                self.signal(signal);
+            }
+        }
+    }
+
+    /// Checks the command's health if it is time; when it is the next time.
+    fn check(&mut self) -> Option<Instant> {
+        // Of what is to end, nobody wants to know.
+        if self.ended.is_some() || self.deadline.is_some() {
+            return None;
+        }
+        let result = self.checks.as_mut()?.tick(self.dir, self.launch, self.identity.pid);
+        self.checked(result);
+        self.checks.as_ref()?.due()
+    }
+
+    fn checked(&mut self, result: health::Result) {
+        if let health::Result::Unhealthy(why) = result
+            && self.ended.is_none()
+            && self.deadline.is_none()
+        {
+            self.unhealthy = true;
+            self.error = Some(format!("unhealthy: {why}"));
+            self.stop(self.launch.stop_signal, self.launch.stop_grace_ms);
+        }
+    }
+
+    /// Writes a line of its own into the task's log.
+    fn note(&mut self, text: &str) {
+        self.read_output();
+        if let Some(log) = &mut self.log {
+            log.push(LogStream::Stderr, format!("{text}\n").as_bytes(), SystemTime::now());
         }
     }
 
@@ -296,20 +364,36 @@ impl Task<'_> {
         }
     }
 
-    /// Asks the group to end; an earlier deadline stays.
+    /// Asks the group to end, after the pre-stop command if there is one; an earlier deadline stays.
     fn stop(&mut self, signal: i32, grace_ms: u64) {
         if self.ended.is_some() {
             return;
         }
-        if let Ok(signal) = Signal::try_from(signal) {
-            // The command is a child that has not been waited for: the number is still its own.
-            let _ = killpg(Pid::from_raw(self.identity.pid), signal);
+        if !std::mem::replace(&mut self.pre_stopped, true) && !self.launch.pre_stop.is_empty() {
+            match steps::start(self.dir, self.launch, Role::PreStop(self.identity.pid)) {
+                Ok((pid, output)) => {
+                    self.output.push((LogStream::Stderr, Some(output)));
+                    self.pre_stop = Some((pid, signal));
+                }
+                Err(error) => self.note(&format!("the pre-stop command could not be started: {error}")),
+            }
+        }
+        match &mut self.pre_stop {
+            Some((_, later)) => *later = signal,
+            None => self.signal(signal),
         }
         let deadline = Instant::now().checked_add(Duration::from_millis(grace_ms));
         self.deadline = match (self.deadline, deadline) {
             (Some(earlier), Some(deadline)) => Some(earlier.min(deadline)),
             (earlier, deadline) => earlier.or(deadline),
         };
+    }
+
+    fn signal(&self, signal: i32) {
+        if let (Ok(signal), None) = (Signal::try_from(signal), &self.ended) {
+            // The command is a child that has not been waited for: the number is still its own.
+            let _ = killpg(Pid::from_raw(self.identity.pid), signal);
+        }
     }
 
     /// Kills everything of the task: its group, its control group, and whatever became a child of this process.
@@ -351,6 +435,7 @@ impl Task<'_> {
                 }
             }
         }
+        self.output.retain(|(_, pipe)| pipe.is_some());
         if let Some(log) = &mut self.log {
             log.flush();
         }

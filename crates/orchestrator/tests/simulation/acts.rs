@@ -26,6 +26,12 @@ pub(crate) enum Act {
         which: u64,
         shape: u64,
     },
+    /// A service is to wait for another one before it starts, or for nobody.
+    Depend {
+        which: u64,
+        on: u64,
+        how: u64,
+    },
     RollBack {
         which: u64,
     },
@@ -113,7 +119,7 @@ fn step(dice: &mut Dice, n: usize) -> Step {
 
 fn act(dice: &mut Dice) -> Act {
     let which = dice.next();
-    match dice.roll(43) {
+    match dice.roll(46) {
         0..=2 => Act::CreateService { shape: dice.next() },
         3 => Act::RemoveService { which },
         4..=6 => Act::Scale { which, to: dice.roll(8) as u64 },
@@ -134,6 +140,7 @@ fn act(dice: &mut Dice) -> Act {
         38..=39 => Act::NewLeader { written: dice.roll(4) as u64 },
         40 => Act::Refuse,
         41 => Act::Rebalance { which },
+        42..=44 => Act::Depend { which, on: dice.next(), how: dice.next() },
         _ => Act::Lag,
     }
 }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use swarm_api::extensions::DEPENDS_ON;
 use swarm_api::v1::{Task, TaskState};
 use swarm_api::{Kind, Object};
 use swarm_reconcile::{Assignments, Ctx, Decision, Group, Patch, Reconciler, Settled, Write};
@@ -20,11 +21,20 @@ struct Faulty {
     /// Changes what it assigns beside its decisions.
     assign: fn(&mut Vec<Assignments>, &Tables),
     assigned: Vec<Assignments>,
+    /// What it hears of.
+    hear: fn(&Event) -> bool,
 }
 
 impl Faulty {
     fn new(inner: Box<dyn Reconciler>) -> Faulty {
-        Faulty { inner, change: |_, _, _| {}, view: |_| None, assign: |_, _| {}, assigned: Vec::new() }
+        Faulty {
+            inner,
+            change: |_, _, _| {},
+            view: |_| None,
+            assign: |_, _| {},
+            assigned: Vec::new(),
+            hear: |_| true,
+        }
     }
 }
 
@@ -36,7 +46,8 @@ impl Reconciler for Faulty {
         self.inner.init(ctx, tables);
     }
     fn observe(&mut self, ctx: &mut Ctx<'_>, events: &[Event], tables: &Tables) {
-        self.inner.observe(ctx, events, tables);
+        let heard: Vec<Event> = events.iter().filter(|event| (self.hear)(event)).cloned().collect();
+        self.inner.observe(ctx, &heard, tables);
     }
     fn decide(&mut self, ctx: &mut Ctx<'_>, tables: &Tables) -> Decision {
         let seen = (self.view)(tables);
@@ -190,7 +201,38 @@ fn chatter(r: Box<dyn Reconciler>) -> Box<dyn Reconciler> {
     })
 }
 
-const FAULTS: [(&str, Fault, &str); 9] = [
+/// Services wait for nobody.
+fn impatience(r: Box<dyn Reconciler>) -> Box<dyn Reconciler> {
+    if r.name() != "scheduler" {
+        return r;
+    }
+    let view = |tables: &Tables| {
+        let mut seen = tables.clone();
+        for service in tables.services().iter() {
+            let mut service = service.clone();
+            service.spec.annotations.labels.remove(DEPENDS_ON);
+            seen.replace(service.into()).unwrap();
+        }
+        Some(seen)
+    };
+    Box::new(Faulty { view, ..Faulty::new(r) })
+}
+
+/// Who waits for another service is not looked at again when that has changed.
+fn deafness(r: Box<dyn Reconciler>) -> Box<dyn Reconciler> {
+    if r.name() != "scheduler" {
+        return r;
+    }
+    let hear = |event: &Event| match event.object() {
+        Object::Task(task) => {
+            task.status.state() != TaskState::Running && task.status.state() != TaskState::Complete
+        }
+        _ => true,
+    };
+    Box::new(Faulty { hear, ..Faulty::new(r) })
+}
+
+const FAULTS: [(&str, Fault, &str); 11] = [
     ("twins", twins, "live tasks in"),
     ("haste", haste, "are updated at once"),
     ("omissions", omissions, "has not"),
@@ -199,6 +241,8 @@ const FAULTS: [(&str, Fault, &str); 9] = [
     ("hoarding", hoarding, "tasks are kept of"),
     ("diligence", diligence, "but"),
     ("second thoughts", second_thoughts, "became"),
+    ("impatience", impatience, "starts before its time"),
+    ("deafness", deafness, "has not come"),
     ("chatter", chatter, "although nothing changes"),
 ];
 

@@ -4,10 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use swarm_api::extensions::DEPENDS_ON;
 use swarm_api::v1::port_config::PublishMode;
+use swarm_api::v1::service_spec::Mode;
 use swarm_api::v1::update_config::FailureAction;
 use swarm_api::v1::update_status::UpdateState;
-use swarm_api::v1::{Service, Task, TaskState, UpdateConfig, node_spec, node_status};
+use swarm_api::v1::{Service, Task, TaskSpec, TaskState, UpdateConfig, Version, node_spec, node_status};
 use swarm_api::{Kind, Object, Shared};
 use swarm_placement::{all_hold, constraints_of};
 use swarm_reconcile::{Assignments, Ctx, Decision, Group, Guard, Reconciler, Settled, Write};
@@ -30,6 +32,8 @@ pub(crate) struct Log {
     pub(crate) trace: Option<Vec<String>>,
     /// Tasks that were seen RUNNING.
     pub(crate) ran: BTreeSet<String>,
+    /// What was put on nodes: of which service, of which run, and as what.
+    pub(crate) started: Vec<(String, Option<Version>, Shared<TaskSpec>)>,
 }
 
 /// What is known of a service's update from the decisions made for it.
@@ -83,7 +87,8 @@ impl Reconciler for Watched {
             trace.extend(assigned.map(|a| format!("    {}: {:?}", self.inner.name(), a)));
         }
         let checked = match self.inner.name() {
-            "scheduler" => placements(tables, &decision.groups, &self.assigned),
+            "scheduler" => placements(tables, &decision.groups, &self.assigned)
+                .and_then(|()| log.start_order(tables, &decision.groups, &self.assigned)),
             "replicated" => log.update_pace(ctx.now.mono, tables, &decision.groups),
             "jobs" => nothing_done_twice(tables, &decision.groups),
             "reaper" => nothing_running_forgotten(tables, &decision.groups),
@@ -182,7 +187,88 @@ fn is_rolling_back(service: &Service) -> bool {
     service.update_status.as_ref().is_some_and(|s| s.state() == UpdateState::RollbackStarted)
 }
 
+/// Why a service that waits for others may not start yet, as the labels and the tasks say now.
+fn not_yet(tables: &Tables, service: &Service) -> Option<String> {
+    let order = service.spec.annotations.labels.get(DEPENDS_ON)?;
+    order.split(',').find_map(|term| {
+        let (name, condition) = term.split_once(':')?;
+        // Those who wait for each other need not.
+        let mut way = BTreeSet::from([name.to_owned()]);
+        for _ in 0..tables.services().len() {
+            let next = |of: &String| {
+                let order = tables.services().get(of)?.spec.annotations.labels.get(DEPENDS_ON)?;
+                Some(
+                    order
+                        .split(',')
+                        .filter_map(|t| Some(t.split_once(':')?.0.to_owned()))
+                        .collect::<Vec<_>>(),
+                )
+            };
+            way = way.iter().flat_map(|of| next(of).unwrap_or_default()).chain(way.iter().cloned()).collect();
+        }
+        if way.contains(&service.id) {
+            return None;
+        }
+        let other = tables
+            .services()
+            .get(name)
+            .map(|s| (s.spec.mode, s.job_status.as_ref().map(|j| j.job_iteration)));
+        let Some((mode, run)) = other else { return Some(format!("{name} is not there")) };
+        let of_run: Vec<_> = tables.tasks().by_service(name).filter(|t| t.job_iteration == run).collect();
+        let places = |state: TaskState| {
+            let there = of_run.iter().filter(|t| t.status.state() == state);
+            let wanted = there.filter(|t| state == TaskState::Complete || t.desired_state() == state);
+            wanted.map(|t| place(t)).collect::<BTreeSet<_>>().len()
+        };
+        let open = of_run
+            .iter()
+            .any(|t| t.desired_state() == TaskState::Complete && t.status.state() != TaskState::Complete);
+        let live = of_run.iter().filter(|t| t.desired_state() == TaskState::Running).count();
+        let holds = match mode {
+            Some(Mode::Replicated(mode)) => {
+                mode.replicas > 0 && places(TaskState::Running) >= mode.replicas as usize
+            }
+            Some(Mode::ReplicatedJob(job)) => places(TaskState::Complete) >= job.total_completions as usize,
+            Some(Mode::GlobalJob(_)) => !open && places(TaskState::Complete) > 0,
+            _ => live > 0 && places(TaskState::Running) >= live,
+        };
+        (!holds).then(|| format!("{name} is not {condition}"))
+    })
+}
+
 impl Log {
+    /// Nothing starts before what it waits for was so. What has started once may start again.
+    fn start_order(
+        &mut self,
+        tables: &Tables,
+        groups: &[Group],
+        assigned: &[Assignments],
+    ) -> Result<(), String> {
+        let singly = groups.iter().flat_map(|g| &g.patches).filter_map(|patch| match &patch.write {
+            Write::Assign { task, .. } => Some(&**task),
+            _ => None,
+        });
+        let ids = singly.chain(assigned.iter().flat_map(|a| &*a.list).map(|a| &*a.task));
+        let tasks = ids.filter_map(|id| tables.tasks().get(id));
+        let mut fresh = Vec::new();
+        for task in tasks {
+            let what = (task.service_id.clone(), task.job_iteration, task.spec.clone());
+            let Some(service) = tables.services().get(&task.service_id) else { continue };
+            if !self.started.contains(&what)
+                && let Some(why) = not_yet(tables, service)
+            {
+                return Err(format!("{} of {} starts before its time: {why}", task.id, service.id));
+            }
+            fresh.push(what);
+        }
+        for what in fresh {
+            if !self.started.contains(&what) {
+                self.started.push(what);
+            }
+        }
+        Ok(())
+    }
+
     /// Never more places are under way than the update allows, and none is begun after a failure that is one too
     /// many.
     fn update_pace(&mut self, now: Duration, tables: &Tables, groups: &[Group]) -> Result<(), String> {

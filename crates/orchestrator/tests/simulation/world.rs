@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeSet, VecDeque};
 
-use swarm_api::extensions::{REBALANCE, REBALANCE_NOW};
+use swarm_api::extensions::{Condition, Dependency, REBALANCE, REBALANCE_NOW, StartOrder};
 use swarm_api::v1::port_config::PublishMode;
 use swarm_api::v1::restart_policy::RestartCondition;
 use swarm_api::v1::update_config::{FailureAction, UpdateOrder};
@@ -13,6 +13,7 @@ use swarm_api::v1::{
 };
 use swarm_api::{Shared, StoreObject};
 use swarm_reconcile::{Batch, Fate, Reconciler};
+use swarm_scheduler::circle;
 
 use crate::acts::{Act, Step};
 use crate::common::{Sim, millis, node, rolled_back, secs, service, wire};
@@ -86,6 +87,10 @@ fn new_service(shape: u64, number: usize) -> Service {
     reshape(&mut spec, &id, dice.next());
     new.spec = spec;
     new
+}
+
+fn order_of(service: &Service) -> StartOrder {
+    StartOrder::read(&service.spec.annotations.labels).unwrap()
 }
 
 pub(crate) fn is_job(service: &Service) -> bool {
@@ -257,10 +262,17 @@ impl<'a> World<'a> {
                 self.made += 1;
                 let new = new_service(shape, self.made);
                 self.sim.write(|tx| drop(tx.create(new.clone()).unwrap()));
+                if shape.is_multiple_of(3) {
+                    // Before the brain has seen it.
+                    self.depend(&new.id, shape >> 8, shape >> 16);
+                }
             }
             Act::CreateService { .. } => {}
             Act::RemoveService { which } => {
-                if let Some(id) = self.service(which) {
+                // As the control API, which refuses to remove what others wait for.
+                let view = self.sim.view();
+                let waited = |id: &String| view.services().iter().any(|s| order_of(s).names(id));
+                if let Some(id) = self.service(which).filter(|id| !waited(id)) {
                     self.sim.write(|tx| drop(tx.remove::<Service>(&id).unwrap()));
                 }
             }
@@ -279,6 +291,11 @@ impl<'a> World<'a> {
             Act::Reshape { which, shape } => {
                 let Some(id) = self.service(which) else { return };
                 self.sim.update_service(&id, |spec| reshape(spec, &id, shape));
+            }
+            Act::Depend { which, on, how } => {
+                if let Some(id) = self.service(which) {
+                    self.depend(&id, on, how);
+                }
             }
             Act::RollBack { which } => self.roll_back(which),
             Act::Rebalance { which } => {
@@ -348,6 +365,21 @@ impl<'a> World<'a> {
             }
             Act::Refuse => self.refuse = true,
             Act::Lag => self.sim.lag(),
+        }
+    }
+
+    /// Lets a service wait for another one. As the control API, it makes nobody wait for itself; a rollback may.
+    fn depend(&mut self, id: &str, on: u64, how: u64) {
+        let view = self.sim.view();
+        let other = nth(view.services().iter().cloned(), on).filter(|other| other.id != id);
+        let order = other.map(|other| {
+            let healthy = if how.is_multiple_of(2) { Condition::Healthy } else { Condition::Running };
+            let condition = if is_job(&other) { Condition::Completed } else { healthy };
+            StartOrder(vec![Dependency { service: other.id.clone(), condition }])
+        });
+        let order = order.unwrap_or_default();
+        if circle(&view, id, &order).is_none() {
+            self.sim.update_service(id, |spec| order.write(&mut spec.annotations.labels));
         }
     }
 
@@ -450,14 +482,24 @@ impl<'a> World<'a> {
                 n.description = described("", 1_000).description;
             });
         }
-        let services: Vec<String> =
-            self.sim.view().services().iter().map(|s| s.annotations().name.clone()).collect();
+        let view = self.sim.view();
+        let services: Vec<String> = view.services().iter().map(|s| s.annotations().name.clone()).collect();
         for id in services {
             self.sim.update_service(&id, |spec| {
                 spec.endpoint = None;
                 spec.task = TaskSpec { runtime: container("good"), ..Default::default() }.into();
                 if let Some(service_spec::Mode::ReplicatedJob(job)) = &mut spec.mode {
                     job.max_concurrent = job.max_concurrent.max(1);
+                }
+                // An automatic rollback may come to wait for somebody who is gone, and without tasks nobody is healthy.
+                let waits_in_vain = StartOrder::read(&spec.annotations.labels).unwrap().0.iter().any(|d| {
+                    let other = view.services().get(&d.service);
+                    other.is_none_or(|o| {
+                        o.spec.mode == Some(service_spec::Mode::Replicated(ReplicatedService { replicas: 0 }))
+                    })
+                });
+                if waits_in_vain {
+                    StartOrder::default().write(&mut spec.annotations.labels);
                 }
             });
         }
