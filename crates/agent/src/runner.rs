@@ -319,13 +319,13 @@ impl Progress {
     async fn next(&mut self) -> String {
         loop {
             let pull = self.waiting.as_ref().is_some_and(|text| text.starts_with("pulling "));
-            if !pull || Instant::now() >= self.next_pull {
-                if let Some(text) = self.waiting.take() {
-                    if pull {
-                        self.next_pull = Instant::now() + PROGRESS;
-                    }
-                    return text;
+            if (!pull || Instant::now() >= self.next_pull)
+                && let Some(text) = self.waiting.take()
+            {
+                if pull {
+                    self.next_pull = Instant::now() + PROGRESS;
                 }
+                return text;
             }
             let changed = match (&mut self.said, pull) {
                 (Some(said), true) => match tokio::time::timeout_at(self.next_pull, said.changed()).await {

@@ -83,8 +83,8 @@ impl Controller for Stepped {
     async fn port_status(&self) -> Option<PortStatus> {
         None
     }
-    fn progress(&self) -> watch::Receiver<String> {
-        self.words.subscribe()
+    fn progress(&self) -> Option<watch::Receiver<String>> {
+        Some(self.words.subscribe())
     }
     async fn logs(&self, _: LogOptions, _: LogSink) -> Result<(), ControllerError> {
         Ok(())
