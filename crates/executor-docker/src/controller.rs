@@ -99,17 +99,20 @@ impl DockerController {
             fresh: AtomicBool::new(false),
             unhealthy: AtomicBool::new(false),
             last: Mutex::default(),
-            progress: watch::Sender::default(),
             news,
         }
     }
 
     /// Makes sure that the image is there, and says how far that is.
     async fn ensure_image(&self) -> Result<(), ControllerError> {
+        self.pull(&self.plan.image, &self.plan.registry_auth, "preparing").await
+    }
+
+    /// Makes sure that an image is there; what is said afterwards is `then`.
+    pub(crate) async fn pull(&self, image: &str, auth: &str, then: &str) -> Result<(), ControllerError> {
         let tell = |percent| self.say(format!("pulling {percent} %"));
-        let plan = &self.plan;
-        let result = self.parts.images.ensure(&plan.image, &plan.registry_auth, tell).await;
-        self.say("preparing");
+        let result = self.parts.images.ensure(image, auth, tell).await;
+        self.say(then);
         result
     }
 

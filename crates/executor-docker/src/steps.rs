@@ -66,7 +66,7 @@ impl DockerController {
                     return Err(ControllerError::Fatal(format!("{what} failed: its container was removed")));
                 }
                 None => {
-                    self.parts.images.ensure(&step.image, &step.registry_auth).await?;
+                    self.pull(&step.image, &step.registry_auth, &format!("running {what}")).await?;
                     let mut body = step.body.clone();
                     self.add_credential(&mut body)?;
                     match self.create_container(&step.name, body).await {

