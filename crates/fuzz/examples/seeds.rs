@@ -444,6 +444,14 @@ fn words() {
             r#"["nginx","-s","quit"]"#,
         ]),
     );
+    write(
+        "container-labels",
+        &texts(&[
+            "swarmd.devices=/dev/fuse:/dev/fuse:rwm,/dev/null:/dev/nothing:r\nmine=x",
+            "swarmd.privileged=1",
+            "swarmd.gpus=gpu\nswarmd.devices=/dev/sda:rw",
+        ]),
+    );
     write("generic-resources", &texts(&["gpu=3", "gpu=uuid1,gpu=uuid2,disk=5", "a=1,b=x"]));
     let spec = ProcessSpec {
         command: vec!["/bin/sh".into(), "-c".into()],

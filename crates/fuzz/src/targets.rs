@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use prost::Message as _;
-use swarm_api::extensions::{DEPENDS_ON, INIT_TASKS, PRE_STOP, StartOrder, Steps};
+use swarm_api::extensions::{ContainerExtensions, DEPENDS_ON, INIT_TASKS, PRE_STOP, StartOrder, Steps};
 use swarm_api::v1::{
     Config, ConfigSpec, LogMessage, Node, NodeDescription, PublishLogsMessage, Snapshot, StoreSnapshot, Task,
 };
@@ -57,6 +57,7 @@ pub const TARGETS: &[Target] = &[
     target("constraint", constraint_expression),
     target("generic-resources", generic_resources),
     target("labels", labels),
+    target("container-labels", container_labels),
     target("process-spec", swarm_executor_process::fuzz::process_spec),
     // From the disk.
     target("log-record", swarm_raft::fuzz::record),
@@ -269,11 +270,25 @@ fn generic_resources(text: &[u8]) -> bool {
     if let (Ok(described), Ok(asked)) = (&described, &asked) {
         let mut ledger = Ledger::default();
         ledger.describe(described);
-        let request = Request::new(asked);
-        let claimed = ledger.claim(&request);
-        ledger.release(&claimed.unwrap_or_default());
+        // By number, and by name what is there.
+        for request in [asked, described] {
+            let claimed = ledger.claim(&Request::new(request));
+            ledger.release(&claimed.unwrap_or_default());
+        }
     }
     described.is_ok()
+}
+
+/// What containers are given: a label a line. What is understood is written as it is read.
+fn container_labels(text: &[u8]) -> bool {
+    let Ok(text) = std::str::from_utf8(text) else { return false };
+    let pairs = text.lines().filter_map(|line| line.split_once('='));
+    let labels: BTreeMap<String, String> = pairs.map(|(k, v)| (k.to_owned(), v.to_owned())).collect();
+    let Ok(given) = ContainerExtensions::read(&labels) else { return false };
+    let mut written = BTreeMap::new();
+    given.write(&mut written);
+    assert_eq!(ContainerExtensions::read(&written).as_ref(), Ok(&given));
+    given.needs().next().is_some()
 }
 
 fn process_words(text: &[u8]) -> bool {
