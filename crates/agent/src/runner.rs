@@ -19,6 +19,8 @@ const RETRY: Duration = Duration::from_secs(1);
 const LONGEST_RETRY: Duration = Duration::from_secs(8);
 /// Time without an error after which an earlier one is not reported any more.
 const QUIET: Duration = Duration::from_secs(2);
+/// How often a controller is asked what holds it up.
+const LOOK: Duration = Duration::from_secs(2);
 /// Longest time that a controller may take to say what runs.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -198,6 +200,13 @@ impl Runner {
                     };
                     if interrupted == Interrupted::Closed || !same() {
                         return Err(interrupted);
+                    }
+                }
+                () = tokio::time::sleep(LOOK), if operation != Operation::Wait => {
+                    let mut status = self.status.clone();
+                    if let Some(hindrance) = self.controller.hindrance() {
+                        status.err = hindrance;
+                        self.advance(status).await?;
                     }
                 }
                 () = tokio::time::sleep(QUIET), if trouble => {

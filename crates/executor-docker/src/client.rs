@@ -10,9 +10,11 @@ use hyper_util::client::legacy::connect::{Connect, HttpConnector};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use parking_lot::RwLock;
 use tokio::sync::Semaphore;
+use tokio::time::Instant;
 
 use crate::error::{self, Error};
 use crate::facts::{Api, EngineFacts};
+use crate::waiting::{self, Waiting};
 
 /// Where an engine listens unless told otherwise.
 pub const DEFAULT_ADDRESS: &str = "unix:///var/run/docker.sock";
@@ -32,6 +34,8 @@ pub(crate) struct Engine {
     pub(crate) address: String,
     /// Creations and starts that run at the same time: an engine slows down when it is given more.
     pub(crate) heavy: Semaphore,
+    /// Requests without an answer.
+    waiting: Arc<Waiting>,
     /// As of the last time that it was asked for its description.
     facts: RwLock<EngineFacts>,
 }
@@ -40,7 +44,7 @@ impl Engine {
     /// Connects, and settles on the newest version of the interface that both sides know.
     pub(crate) async fn connect(address: &str, parallelism: usize) -> Result<Arc<Engine>, Error> {
         let address = if address.is_empty() { DEFAULT_ADDRESS } else { address };
-        let docker = open(address)?;
+        let (docker, waiting) = open(address)?;
         let unreachable = |reason| Error::Unreachable { address: address.to_owned(), reason };
         let docker = match tokio::time::timeout(FIRST_ANSWER, docker.negotiate_version()).await {
             Ok(Ok(docker)) => docker,
@@ -51,6 +55,7 @@ impl Engine {
             docker,
             address: address.to_owned(),
             heavy: Semaphore::new(parallelism.max(1)),
+            waiting,
             facts: RwLock::new(EngineFacts::newest()),
         };
         match tokio::time::timeout(FIRST_ANSWER, engine.info()).await {
@@ -73,6 +78,15 @@ impl Engine {
         EngineFacts { api: self.api(), ..self.facts.read().clone() }
     }
 
+    /// What to tell users whose request (its path has one of these words) has no answer for long, or who wait while the
+    /// engine answers nobody.
+    pub(crate) fn hindrance(&self, words: &[&str]) -> Option<String> {
+        self.waiting.is_late(words, Instant::now()).then(|| {
+            let (address, patience) = (&self.address, waiting::PATIENCE.as_secs());
+            format!("the Docker Engine at {address} has not answered for more than {patience} s")
+        })
+    }
+
     fn api(&self) -> Api {
         let version = self.docker.client_version();
         (version.major_version, version.minor_version)
@@ -85,7 +99,7 @@ impl Engine {
 }
 
 /// A handle for an address; connects to nothing yet.
-fn open(address: &str) -> Result<Docker, Error> {
+fn open(address: &str) -> Result<(Docker, Arc<Waiting>), Error> {
     let bad = |reason: &str| Error::BadAddress { address: address.to_owned(), reason: reason.to_owned() };
     match address.split_once("://") {
         None if address.starts_with('/') => unix(address),
@@ -103,13 +117,13 @@ fn open(address: &str) -> Result<Docker, Error> {
     .map_err(|error| bad(&error::chain(&error)))
 }
 
-fn unix(path: &str) -> Result<Docker, bollard::errors::Error> {
+fn unix(path: &str) -> Result<(Docker, Arc<Waiting>), bollard::errors::Error> {
     // The connector finds the socket's path in the place of the host, in hexadecimal.
     pooled(hyperlocal::UnixConnector, &format!("unix://{}", hex::encode(path)))
 }
 
 /// The library's own transports open a connection per request; this one keeps them.
-fn pooled<C>(connector: C, address: &str) -> Result<Docker, bollard::errors::Error>
+fn pooled<C>(connector: C, address: &str) -> Result<(Docker, Arc<Waiting>), bollard::errors::Error>
 where
     C: Connect + Clone + Send + Sync + 'static,
 {
@@ -118,12 +132,27 @@ where
         .pool_idle_timeout(IDLE_TIMEOUT)
         .pool_max_idle_per_host(IDLE_CONNECTIONS)
         .build(connector);
+    let waiting = Arc::<Waiting>::default();
+    let noted = waiting.clone();
     let transport = move |mut request: BollardRequest| {
         url_safe_credentials(&mut request);
-        let client = client.clone();
-        async move { client.request(request).await.map_err(bollard::errors::Error::from) }
+        let (client, waiting) = (client.clone(), noted.clone());
+        async move {
+            let asked = waiting.ask(request.uri(), Instant::now());
+            let answer = client.request(request).await;
+            if answer.is_ok() {
+                asked.answered(Instant::now());
+            }
+            answer.map_err(bollard::errors::Error::from)
+        }
     };
-    Docker::connect_with_custom_transport(transport, Some(address), TIMEOUT.as_secs(), API_DEFAULT_VERSION)
+    let docker = Docker::connect_with_custom_transport(
+        transport,
+        Some(address),
+        TIMEOUT.as_secs(),
+        API_DEFAULT_VERSION,
+    )?;
+    Ok((docker, waiting))
 }
 
 /// Engines want the URL-safe alphabet of base64 in this header, the library writes the standard one.

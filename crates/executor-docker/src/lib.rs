@@ -8,7 +8,7 @@
 //! - `files`: secrets and configs as files in memory; `networks`: networks that a node makes for the cluster.
 //! - `image`: whether and how an image is pulled, once for all tasks that want it.
 //! - `events`: one event stream for all containers. Events are hints only: who is told looks at the container.
-//! - `client`: the connection; `error`: what an engine's answer means for a task.
+//! - `client`: the connection; `waiting`: requests that the engine has not answered; `error`: what an engine's answer means for a task.
 
 mod client;
 mod controller;
@@ -24,6 +24,7 @@ mod networks;
 mod observed;
 mod ports;
 mod spec;
+mod waiting;
 
 pub use client::DEFAULT_ADDRESS;
 pub use error::Error;
