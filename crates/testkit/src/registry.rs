@@ -15,6 +15,7 @@ use hyper_util::server::conn::auto;
 use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 const MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
@@ -25,7 +26,8 @@ const LAYER: &str = "application/vnd.docker.image.rootfs.diff.tar";
 pub struct Registry {
     address: SocketAddr,
     shared: Arc<Shared>,
-    _tasks: JoinSet<()>,
+    /// They end with it.
+    tasks: JoinSet<()>,
 }
 
 #[derive(Default)]
@@ -37,6 +39,8 @@ struct Shared {
     manifests: Mutex<BTreeMap<String, Bytes>>,
     /// Manifests asked for by tag or digest, with GET or HEAD.
     resolved: AtomicUsize,
+    /// Requests for layers wait.
+    held: watch::Sender<bool>,
     refused: AtomicUsize,
 }
 
@@ -46,12 +50,30 @@ impl Registry {
     /// # Errors
     /// If no port is free.
     pub async fn start(authorization: Option<String>) -> Result<Registry> {
-        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        Registry::start_on(std::net::TcpListener::bind("127.0.0.1:0")?, authorization)
+    }
+
+    /// The same on a socket that listens already, perhaps in another network.
+    ///
+    /// # Errors
+    /// If the socket can't be used.
+    pub fn start_on(listener: std::net::TcpListener, authorization: Option<String>) -> Result<Registry> {
         let address = listener.local_addr()?;
         let shared = Arc::new(Shared { authorization, ..Shared::default() });
-        let mut tasks = JoinSet::new();
-        let state = shared.clone();
-        tasks.spawn(async move {
+        let mut registry = Registry { address, shared, tasks: JoinSet::new() };
+        registry.serve(listener)?;
+        Ok(registry)
+    }
+
+    /// Serves on a further socket; its images' names stay those of the first one.
+    ///
+    /// # Errors
+    /// If the socket can't be used.
+    pub fn serve(&mut self, listener: std::net::TcpListener) -> Result<()> {
+        listener.set_nonblocking(true)?;
+        let listener = TcpListener::from_std(listener)?;
+        let state = self.shared.clone();
+        self.tasks.spawn(async move {
             let mut connections = JoinSet::new();
             loop {
                 tokio::select! {
@@ -62,7 +84,15 @@ impl Registry {
                             let service = hyper_util::service::TowerToHyperService::new(tower::service_fn(
                                 move |request| {
                                     let answer = state.answer(&request);
-                                    async move { Ok::<_, Infallible>(answer) }
+                                    let mut held = state.held.subscribe();
+                                    let waits = request.uri().path().contains("/blobs/");
+                                    async move {
+                                        if waits {
+                                            // The sender is as old as the registry.
+                                            let _ = held.wait_for(|held| !held).await;
+                                        }
+                                        Ok::<_, Infallible>(answer)
+                                    }
                                 },
                             ));
                             // An engine that hangs up is no error of the test.
@@ -75,7 +105,7 @@ impl Registry {
                 }
             }
         });
-        Ok(Registry { address, shared, _tasks: tasks })
+        Ok(())
     }
 
     /// `127.0.0.1:port`, the first part of its images' names.
@@ -116,6 +146,11 @@ impl Registry {
     /// How often an image was asked for by its tag or digest.
     pub fn resolved(&self) -> usize {
         self.shared.resolved.load(Ordering::SeqCst)
+    }
+
+    /// From now on pulls of images begin and don't end, or go on.
+    pub fn hold(&self, hold: bool) {
+        self.shared.held.send_replace(hold);
     }
 
     /// Requests without the right credentials.
