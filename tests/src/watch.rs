@@ -85,6 +85,11 @@ impl Picture {
         status.map_or((UpdateState::Unknown, ""), |status| (status.state(), &status.message))
     }
 
+    /// A node, if it changed since the watch began.
+    pub fn node(&self, node: &str) -> Option<&Shared<Node>> {
+        self.nodes.get(node)
+    }
+
     /// The node is to be empty.
     pub fn is_drained(&self, node: &str) -> bool {
         let node = self.nodes.get(node);

@@ -74,6 +74,12 @@ pub trait Controller: Send + Sync {
     /// Frees everything that was made for the task, running or not. Succeeds if there is nothing.
     async fn remove(&self) -> Result<(), ControllerError>;
 
+    /// Why the call that is under way takes so long, where that is somebody else's doing; users find it in the task's
+    /// status. `None` if nothing is known to be wrong.
+    fn hindrance(&self) -> Option<String> {
+        None
+    }
+
     /// Identity, process id and exit code of what runs, or ran; `None` if there is nothing.
     async fn container_status(&self) -> Option<ContainerStatus>;
 

@@ -23,6 +23,8 @@ const QUIET: Duration = Duration::from_secs(2);
 /// Time before it is first told how far a preparation is, and between two such words: each is a write in the cluster's state.
 const FIRST_PROGRESS: Duration = Duration::from_secs(2);
 const PROGRESS: Duration = Duration::from_secs(5);
+/// How often a controller is asked what holds it up.
+const LOOK: Duration = Duration::from_secs(2);
 /// Longest time that a controller may take to say what runs.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -218,6 +220,13 @@ impl Runner {
                     status.err.clear();
                     self.observe(&mut status, &Ok(())).await;
                     self.advance(status).await?;
+                }
+                () = tokio::time::sleep(LOOK), if operation != Operation::Wait => {
+                    let mut status = self.status.clone();
+                    if let Some(hindrance) = self.controller.hindrance() {
+                        status.err = hindrance;
+                        self.advance(status).await?;
+                    }
                 }
                 () = tokio::time::sleep(QUIET), if trouble => {
                     let mut status = self.status.clone();

@@ -321,6 +321,7 @@ async fn reports(mut client: Client, session_id: &str, reporter: &Reporter) -> N
 async fn send(client: &mut Client, session_id: &str, mut batch: Batch<'_>) -> Result<(), SessionError> {
     match call(client, session_id, &batch).await {
         Ok(()) => {
+            tracing::debug!(statuses = batch.updates.len(), "statuses delivered");
             batch.delivered();
             Ok(())
         }

@@ -60,7 +60,7 @@ impl Worker {
             tasks: HashMap::new(),
             removing: HashMap::new(),
             tracker: TaskTracker::new(),
-            swept: false,
+            sweep: Sweep::Unasked,
             left: false,
             warned_of_volumes: false,
         };
@@ -105,9 +105,19 @@ struct State {
     /// Removals under way, by task; each ends by itself or by its token.
     removing: HashMap<String, Removal>,
     tracker: TaskTracker,
-    swept: bool,
+    sweep: Sweep,
     left: bool,
     warned_of_volumes: bool,
+}
+
+/// The removal of what earlier runs left behind.
+enum Sweep {
+    /// Nobody has said yet what belongs here.
+    Unasked,
+    /// To be begun with the next look.
+    Due,
+    Running(Removal),
+    Done,
 }
 
 struct Removal {
@@ -221,6 +231,9 @@ impl State {
             known.dedup();
             changes.removed = known;
         }
+        if !changes.tasks.is_empty() {
+            self.give_up_sweep().await;
+        }
         if !changes.tasks.is_empty() || !changes.removed.is_empty() {
             self.context.database.assign(changes.tasks.clone(), changes.removed.clone()).await?;
         }
@@ -233,18 +246,48 @@ impl State {
         if changes.volumes && !std::mem::replace(&mut self.warned_of_volumes, true) {
             tracing::warn!("volumes update ignored; executor does not support volumes");
         }
-        if complete && !self.swept {
-            // Only now is known what belongs here. New tasks wait: a sweep must not take them for leftovers.
-            let mut known = self.context.database.ids();
-            known.extend(self.removing.keys().cloned());
-            let executors = self.executors.clone();
-            self.swept = tokio::select! {
-                biased;
-                () = self.close.cancelled() => false,
-                swept = executors.sweep(&known) => swept,
-            };
+        if complete && matches!(self.sweep, Sweep::Unasked) {
+            // Only now is known what belongs here.
+            self.sweep = Sweep::Due;
+        }
+        if matches!(self.sweep, Sweep::Due) {
+            self.begin_sweep();
         }
         Ok(())
+    }
+
+    /// Removes leftovers beside everything else, for as long as it takes: who runs other tasks does not wait for an engine
+    /// that does not answer.
+    fn begin_sweep(&mut self) {
+        let mut known = self.context.database.ids();
+        known.extend(self.removing.keys().cloned());
+        let (executors, cancel) = (self.executors.clone(), self.close.child_token());
+        let token = cancel.clone();
+        let task = self.tracker.spawn(async move {
+            let sweep = async {
+                while !executors.sweep(&known).await {
+                    tokio::time::sleep(LONGEST_REMOVAL_RETRY).await;
+                }
+            };
+            tokio::select! {
+                biased;
+                () = token.cancelled() => {}
+                () = sweep => {}
+            }
+        });
+        self.sweep = Sweep::Running(Removal { cancel, task });
+    }
+
+    /// A sweep must not take new tasks for leftovers: one that has not ended is given up for one that knows them.
+    async fn give_up_sweep(&mut self) {
+        let Sweep::Running(running) = &mut self.sweep else { return };
+        if running.task.is_finished() {
+            self.sweep = Sweep::Done;
+        } else {
+            running.cancel.cancel();
+            let _ = (&mut running.task).await; // it has ended, one way or another
+            self.sweep = Sweep::Due;
+        }
     }
 
     async fn assign(&mut self, task: Shared<Task>) {

@@ -14,9 +14,11 @@ use hyper_util::client::legacy::connect::{Connect, HttpConnector};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use parking_lot::RwLock;
 use tokio::sync::Semaphore;
+use tokio::time::Instant;
 
 use crate::error::{self, Error};
 use crate::facts::{Api, EngineFacts};
+use crate::waiting::{self, Waiting};
 
 /// Where an engine listens unless told otherwise.
 pub const DEFAULT_ADDRESS: &str = "unix:///var/run/docker.sock";
@@ -44,6 +46,8 @@ pub(crate) struct Engine {
     pub(crate) address: String,
     /// Creations and starts that run at the same time: an engine slows down when it is given more.
     pub(crate) heavy: Semaphore,
+    /// Requests without an answer.
+    waiting: Arc<Waiting>,
     /// As of the last time that it was asked for its description.
     facts: RwLock<EngineFacts>,
 }
@@ -52,7 +56,7 @@ impl Engine {
     /// Connects, and settles on the newest version of the interface that both sides know.
     pub(crate) async fn connect(address: &str, parallelism: usize) -> Result<Arc<Engine>, Error> {
         let address = if address.is_empty() { DEFAULT_ADDRESS } else { address };
-        let (docker, raw) = open(address)?;
+        let (docker, raw, waiting) = open(address)?;
         let unreachable = |reason| Error::Unreachable { address: address.to_owned(), reason };
         let docker = match tokio::time::timeout(FIRST_ANSWER, docker.negotiate_version()).await {
             Ok(Ok(docker)) => docker,
@@ -64,6 +68,7 @@ impl Engine {
             raw,
             address: address.to_owned(),
             heavy: Semaphore::new(parallelism.max(1)),
+            waiting,
             facts: RwLock::new(EngineFacts::newest()),
         };
         match tokio::time::timeout(FIRST_ANSWER, engine.info()).await {
@@ -111,6 +116,13 @@ impl Engine {
         let message = message.as_ref().and_then(|value| value.get("message")?.as_str());
         let message = message.map_or_else(|| String::from_utf8_lossy(&text).into_owned(), str::to_owned);
         Err(ApiError::DockerResponseServerError { status_code, message })
+    /// What to tell users whose request (its path has one of these words) has no answer for long, or who wait while the
+    /// engine answers nobody.
+    pub(crate) fn hindrance(&self, words: &[&str]) -> Option<String> {
+        self.waiting.is_late(words, Instant::now()).then(|| {
+            let (address, patience) = (&self.address, waiting::PATIENCE.as_secs());
+            format!("the Docker Engine at {address} has not answered for more than {patience} s")
+        })
     }
 
     fn api(&self) -> Api {
@@ -124,8 +136,11 @@ impl Engine {
     }
 }
 
+/// A handle, the way to connections that an engine gives over, and what the engine has not answered.
+type Opened = (Docker, (Raw, String), Arc<Waiting>);
+
 /// A handle for an address; connects to nothing yet.
-fn open(address: &str) -> Result<(Docker, (Raw, String)), Error> {
+fn open(address: &str) -> Result<Opened, Error> {
     let bad = |reason: &str| Error::BadAddress { address: address.to_owned(), reason: reason.to_owned() };
     match address.split_once("://") {
         None if address.starts_with('/') => unix(address),
@@ -143,13 +158,13 @@ fn open(address: &str) -> Result<(Docker, (Raw, String)), Error> {
     .map_err(|error| bad(&error::chain(&error)))
 }
 
-fn unix(path: &str) -> Result<(Docker, (Raw, String)), ApiError> {
+fn unix(path: &str) -> Result<Opened, ApiError> {
     // The connector finds the socket's path in the place of the host, in hexadecimal.
     pooled(hyperlocal::UnixConnector, &format!("unix://{}", hex::encode(path)))
 }
 
 /// The library's own transports open a connection per request; this one keeps them.
-fn pooled<C>(connector: C, address: &str) -> Result<(Docker, (Raw, String)), ApiError>
+fn pooled<C>(connector: C, address: &str) -> Result<Opened, ApiError>
 where
     C: Connect + Clone + Send + Sync + 'static,
 {
@@ -163,15 +178,24 @@ where
         let raw = raw.clone();
         Box::pin(async move { raw.request(request).await.map_err(ApiError::from) })
     });
+    let waiting = Arc::<Waiting>::default();
+    let noted = waiting.clone();
     let transport = move |mut request: BollardRequest| {
         url_safe_credentials(&mut request);
-        let client = client.clone();
-        async move { client.request(request).await.map_err(ApiError::from) }
+        let (client, waiting) = (client.clone(), noted.clone());
+        async move {
+            let asked = waiting.ask(request.uri(), Instant::now());
+            let answer = client.request(request).await;
+            if answer.is_ok() {
+                asked.answered(Instant::now());
+            }
+            answer.map_err(ApiError::from)
+        }
     };
     let timeout = TIMEOUT.as_secs();
     let docker =
         Docker::connect_with_custom_transport(transport, Some(address), timeout, API_DEFAULT_VERSION)?;
-    Ok((docker, (raw, address.to_owned())))
+    Ok((docker, (raw, address.to_owned()), waiting))
 }
 
 /// Engines want the URL-safe alphabet of base64 in this header, the library writes the standard one.

@@ -478,6 +478,10 @@ impl Controller for DockerController {
         Ok(())
     }
 
+    fn hindrance(&self) -> Option<String> {
+        self.parts.engine.hindrance(&[&self.plan.name, &self.plan.image])
+    }
+
     async fn container_status(&self) -> Option<ContainerStatus> {
         let seen = self.current().await.ok()??.seen;
         Some(ContainerStatus {

@@ -1,8 +1,8 @@
 //! One event stream for all containers of a node.
 //!
 //! An event says "look again", nothing more. So it does no harm that the engine replays old events to a new
-//! stream, and it is repaired when some are lost: after each reconnection, and once in a while, everybody whose
-//! container does not run is told to look.
+//! stream, and it is repaired when some are lost: after each reconnection everybody is told to look, and once in a while
+//! everybody whose container does not run.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -160,6 +160,8 @@ impl Events {
                 },
                 _ = check.tick() => {
                     match running(engine, &own).await {
+                        // A container may also have become healthy meanwhile, and nobody says so twice.
+                        Ok(_) if *lost => self.wake_all_but(&HashSet::new()),
                         Ok(running) => self.wake_all_but(&running),
                         Err(error) => return error::chain(&error),
                     }

@@ -9,7 +9,8 @@
 //! - `image`: whether and how an image is pulled, once for all tasks that want it; `pull_progress`: how far that is.
 //! - `events`: one event stream for all containers. Events are hints only: who is told looks at the container.
 //! - `session`: commands in a container, and its own input and output; `stats`: what it uses.
-//! - `client`: the connection; `error`: what an engine's answer means for a task.
+//! - `client`: the connection; `waiting`: requests that the engine has not answered; `error`: what an engine's answer means for
+//!   a task.
 
 mod client;
 mod controller;
@@ -31,6 +32,7 @@ mod session;
 mod spec;
 mod stats;
 mod steps;
+mod waiting;
 
 pub use client::DEFAULT_ADDRESS;
 pub use error::Error;

@@ -1,5 +1,6 @@
 //! Real daemons on this host: managers and workers, each a process with its own state directory.
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
@@ -69,6 +70,8 @@ pub struct Daemon {
     pub name: String,
     /// More flags, from the next start on.
     pub extra: Vec<String>,
+    /// Words before its own, from the next start on: a program that becomes the daemon, somewhere else.
+    pub within: Vec<String>,
     state: PathBuf,
     args: Vec<String>,
     child: Option<Child>,
@@ -77,6 +80,12 @@ pub struct Daemon {
 }
 
 impl Daemon {
+    /// One of no cluster of ours, with a state directory of its own in `dir`. Not started yet; what it leaves behind is
+    /// the caller's to end (`teardown`).
+    pub fn alone(dir: &Path, name: &str, args: &[&str]) -> Daemon {
+        daemon(dir, Engine::Docker, name, args)
+    }
+
     /// Starts the process (again), with the same state directory and flags, and waits until it is ready.
     pub async fn start(&mut self) -> Result<()> {
         self.spawn()?;
@@ -88,8 +97,10 @@ impl Daemon {
         ensure!(self.child.is_none(), "{} is running already", self.name);
         self.run_begins = self.log().len();
         let log = File::options().create(true).append(true).open(self.log_path())?;
-        let mut command = Command::new(program("swarmd")?);
-        command.arg("--state-dir").arg(&self.state).args(["--hostname", &self.name]);
+        let mut words: Vec<OsString> = self.within.iter().map(OsString::from).collect();
+        words.push(program("swarmd")?.into());
+        let mut command = Command::new(&words[0]);
+        command.args(&words[1..]).arg("--state-dir").arg(&self.state).args(["--hostname", &self.name]);
         command.args(&self.args).args(&self.extra);
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         self.child = Some(command.spawn()?);
@@ -289,12 +300,28 @@ impl Cluster {
 
     /// Adds a worker and waits until it is ready.
     pub async fn add_worker(&mut self) -> Result<()> {
-        let name = format!("worker-{}", self.workers.len() + 1);
-        let token = self.worker_token().await?;
-        let worker = self.joining(&name, &token)?;
+        let worker = self.new_worker().await?;
         // Among the workers even if it does not start: what it left behind is ended with the rest.
         self.workers.push(worker);
         self.workers.last_mut().context("it was just added")?.start().await
+    }
+
+    /// Adds a worker that runs containers in this engine, and waits until it is ready. What it leaves in an engine that
+    /// is not this host's own ends with that.
+    /// `within` is as in [`Daemon::within`].
+    pub async fn add_worker_of(&mut self, engine: &str, within: Vec<String>) -> Result<()> {
+        let mut worker = self.new_worker().await?;
+        worker.args.retain(|word| !matches!(word.as_str(), "--engine-addr" | "none"));
+        worker.args.extend(["--engine-addr".to_owned(), engine.to_owned()]);
+        worker.within = within;
+        self.workers.push(worker);
+        self.workers.last_mut().context("it was just added")?.start().await
+    }
+
+    async fn new_worker(&mut self) -> Result<Daemon> {
+        let name = format!("worker-{}", self.workers.len() + 1);
+        let token = self.worker_token().await?;
+        self.joining(&name, &token)
     }
 
     /// A daemon of this cluster's directory that was not started yet.
@@ -466,6 +493,7 @@ fn daemon(dir: &Path, engine: Engine, name: &str, args: &[&str]) -> Daemon {
     Daemon {
         name: name.to_owned(),
         extra: Vec::new(),
+        within: Vec::new(),
         state: dir.join(name),
         args,
         child: None,

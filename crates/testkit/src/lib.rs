@@ -5,6 +5,7 @@
 //! - [`image`]: a tiny image, made here and imported into the engine.
 //! - [`lab`]: hosts as containers, which can be killed, frozen, cut off and moved.
 //! - [`linear`]: concurrent clients, and a check that what they were told is linearizable.
+//! - [`private_engine`]: a Docker Engine of a test's own, which may be killed and made a manager.
 //! - [`proxy`]: a socket in front of another one, that can be cut.
 //! - [`quorum`]: what tests ask of several managers.
 //! - [`registry`]: a registry of images on this host.
@@ -18,6 +19,7 @@ pub mod fake_engine;
 pub mod image;
 pub mod lab;
 pub mod linear;
+pub mod private_engine;
 pub mod proxy;
 pub mod quorum;
 pub mod registry;

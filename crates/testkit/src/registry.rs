@@ -36,7 +36,8 @@ const PAUSE: Duration = Duration::from_millis(50);
 pub struct Registry {
     address: SocketAddr,
     shared: Arc<Shared>,
-    _tasks: JoinSet<()>,
+    /// They end with it.
+    tasks: JoinSet<()>,
 }
 
 #[derive(Default)]
@@ -61,12 +62,30 @@ impl Registry {
     /// # Errors
     /// If no port is free.
     pub async fn start(authorization: Option<String>) -> Result<Registry> {
-        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        Registry::start_on(std::net::TcpListener::bind("127.0.0.1:0")?, authorization)
+    }
+
+    /// The same on a socket that listens already, perhaps in another network.
+    ///
+    /// # Errors
+    /// If the socket can't be used.
+    pub fn start_on(listener: std::net::TcpListener, authorization: Option<String>) -> Result<Registry> {
         let address = listener.local_addr()?;
         let shared = Arc::new(Shared { authorization, ..Shared::default() });
-        let mut tasks = JoinSet::new();
-        let state = shared.clone();
-        tasks.spawn(async move {
+        let mut registry = Registry { address, shared, tasks: JoinSet::new() };
+        registry.serve(listener)?;
+        Ok(registry)
+    }
+
+    /// Serves on a further socket; its images' names stay those of the first one.
+    ///
+    /// # Errors
+    /// If the socket can't be used.
+    pub fn serve(&mut self, listener: std::net::TcpListener) -> Result<()> {
+        listener.set_nonblocking(true)?;
+        let listener = TcpListener::from_std(listener)?;
+        let state = self.shared.clone();
+        self.tasks.spawn(async move {
             let mut connections = JoinSet::new();
             loop {
                 tokio::select! {
@@ -90,7 +109,7 @@ impl Registry {
                 }
             }
         });
-        Ok(Registry { address, shared, _tasks: tasks })
+        Ok(())
     }
 
     /// `127.0.0.1:port`, the first part of its images' names.

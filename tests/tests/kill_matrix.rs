@@ -1,0 +1,344 @@
+//! Whatever is killed, whatever a task was doing: afterwards the manager's states are what runs, no task ran twice, and
+//! none is forgotten.
+//!
+//! Each test has tasks in every state that an agent takes them through (pulling, waiting for their health, running,
+//! being stopped, being removed), kills one thing, lets everything go on that was held up, and brings back what was killed.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use bollard::Docker;
+use bollard::models::ContainerSummaryStateEnum;
+use bollard::query_parameters::{KillContainerOptionsBuilder, ListContainersOptionsBuilder};
+use swarm_api::v1::{ListTasksRequest, Task, TaskState, node_spec};
+use swarm_api::{Shared, id};
+use swarm_testkit::daemon::{Cluster, Engine};
+use swarm_testkit::private_engine::{Character, PrivateEngine};
+use swarm_testkit::proxy::{Proxy, Treatment};
+use swarm_testkit::registry::Registry;
+use swarm_testkit::wait::until;
+use swarm_tests::{SOON, all_different, processes_with, scale, set_availability};
+use tempfile::TempDir;
+
+/// From the return of what was killed until everything is settled: the agent's longest pause between sessions (8 s), the
+/// longest one between attempts at an operation (8 s) and the restart delay of these services (none); the rest is for a
+/// slow machine.
+const SETTLED: Duration = Duration::from_secs(45);
+
+/// What is killed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Victim {
+    /// The agent's process. Containers and native tasks go on.
+    Daemon,
+    /// The engine, which ends its containers when it comes back.
+    Engine,
+    /// The engine, whose containers go on.
+    EngineAlone,
+    /// Every container that has been started.
+    Containers,
+    /// The host: daemon, engine, containers and native tasks at once.
+    Host,
+}
+
+struct World {
+    cluster: Cluster,
+    proxy: Proxy,
+    registry: Registry,
+    engine: PrivateEngine,
+    docker: Docker,
+    /// Seen by containers as `/gate`: they wait for files in it and note their starts.
+    gate: TempDir,
+    /// In the environment of native tasks.
+    mark: String,
+    services: BTreeMap<&'static str, String>,
+}
+
+/// A task's start, noted by itself.
+const NOTE: &str = "echo $TASK >> /gate/started";
+const REST: &str = "trap 'exit 0' TERM; while :; do sleep 1000 & wait $!; done";
+
+impl World {
+    async fn start(victim: Victim) -> Result<World> {
+        let character = if victim == Victim::EngineAlone { Character::LiveRestore } else { Character::Usual };
+        let engine = PrivateEngine::start(character).await?;
+        let docker = engine.client().await?;
+        let proxy = Proxy::new(&engine.socket())?;
+        let registry = Registry::start_on(engine.listen("127.0.0.1:0")?, None)?;
+        let mut cluster = Cluster::start(Engine::None, 0).await?;
+        set_availability(&mut cluster, "manager", node_spec::Availability::Drain).await?;
+        let address = format!("unix://{}", proxy.path().display());
+        let within = if victim == Victim::Host { engine.host()? } else { Vec::new() };
+        cluster.add_worker_of(&address, within).await?;
+        let gate = tempfile::tempdir()?;
+        let mark = format!("MARK={}", id::random());
+        Ok(World { cluster, proxy, registry, engine, docker, gate, mark, services: BTreeMap::new() })
+    }
+
+    fn create(&mut self, name: &'static str, image: &str, flags: &[&str], script: &str) -> Result<()> {
+        let gate = format!("type=bind,source={},target=/gate", self.gate.path().display());
+        let script = format!("{NOTE}; {script}");
+        let head = ["service", "create", "--name", name, "--image", image, "--mount", &gate];
+        let env = ["--env", "TASK={{.Task.ID}}", "--restart-delay", "0s"];
+        let words = [&head[..], &env, flags, &["--command", "sh,-c", "--args", &script]].concat();
+        let id = self.cluster.ctl_ok(&words)?.trim().to_owned();
+        self.services.insert(name, id);
+        Ok(())
+    }
+
+    /// A task in every state.
+    async fn populate(&mut self) -> Result<()> {
+        let image = swarm_testkit::image::busybox(&self.docker).await?;
+        self.registry.push("slow", "1", swarm_testkit::image::busybox_layer()?, &["sh"])?;
+        self.registry.hold(true);
+        let slow = format!("{}/slow:1", self.registry.address());
+        let soon = ["--stop-grace-period", "1s"];
+        self.create("pulled", &slow, &soon, REST)?;
+        let health = ["--health-cmd", "test -e /gate/healthy", "--health-interval", "200ms"];
+        let health = [&health[..], &["--health-retries", "1000"], &soon].concat();
+        self.create("healthy", &image, &health, REST)?;
+        self.create("runs", &image, &[&["--replicas", "2"], &soon[..]].concat(), REST)?;
+        let stubborn = "trap 'touch /gate/asked; until test -e /gate/stop; do sleep 0.05; done; exit 0' TERM; \
+                        while :; do sleep 1000 & wait $!; done";
+        self.create("stopped", &image, &["--stop-grace-period", "300s"], stubborn)?;
+        self.create("removed", &image, &soon, REST)?;
+        let script = format!("echo $TASK >> {}/started; exec sleep 1000000", self.gate.path().display());
+        let native =
+            ["service", "create", "--name", "native", "--runtime", "process", "--restart-delay", "0s"];
+        let env = ["--env", &self.mark, "--env", "TASK={{.Task.ID}}", "--", "/bin/sh", "-c", &script];
+        let native = self.cluster.ctl_ok(&[&native[..], &env].concat())?.trim().to_owned();
+        self.services.insert("native", native);
+
+        for (name, state, count) in [
+            ("pulled", TaskState::Preparing, 1),
+            ("healthy", TaskState::Starting, 1),
+            ("runs", TaskState::Running, 2),
+            ("stopped", TaskState::Running, 1),
+            ("removed", TaskState::Running, 1),
+            ("native", TaskState::Running, 1),
+        ] {
+            self.in_state(name, state, count).await?;
+        }
+        until("the pull to have begun", SOON, || async {
+            ensure!(self.registry.resolved() > 0);
+            Ok(())
+        })
+        .await?;
+        // One is being stopped, and takes its time; of another one the container is being removed.
+        self.proxy.treat(&[("DELETE", "/containers/", Treatment::Hold)]);
+        let stopped = self.services["stopped"].clone();
+        scale(&mut self.cluster, &stopped, 0).await?;
+        self.cluster.ctl_ok(&["service", "remove", "removed"])?;
+        until("a task to be asked to stop, and another one to be removed", SOON, || async {
+            ensure!(self.gate.path().join("asked").exists(), "nobody was asked");
+            let asked = |line: &String| line.starts_with("DELETE") && line.contains("/containers/removed.1.");
+            ensure!(self.proxy.requests().iter().any(asked), "nothing is removed");
+            Ok(())
+        })
+        .await
+    }
+
+    async fn in_state(&self, service: &str, state: TaskState, count: usize) -> Result<()> {
+        until(&format!("{service} to be {}", state.name()), SOON, || async {
+            let tasks = self.tasks(service).await?;
+            let there = tasks.iter().filter(|task| task.status.state() == state).count();
+            ensure!(there == count, "{:?}", tasks.iter().map(|task| brief(task)).collect::<Vec<_>>());
+            Ok(())
+        })
+        .await
+    }
+
+    async fn all_tasks(&self) -> Result<Vec<Shared<Task>>> {
+        let mut control = self.cluster.control.clone();
+        Ok(control.list_tasks(ListTasksRequest::default()).await?.into_inner().tasks)
+    }
+
+    async fn tasks(&self, service: &str) -> Result<Vec<Shared<Task>>> {
+        let id = &self.services[service];
+        let mut all = self.all_tasks().await?;
+        all.retain(|task| task.service_id == *id);
+        Ok(all)
+    }
+
+    async fn kill(&mut self, victim: Victim) -> Result<()> {
+        match victim {
+            Victim::Daemon => self.cluster.workers[0].kill(),
+            Victim::Engine | Victim::EngineAlone => self.engine.kill().await,
+            Victim::Host => {
+                self.engine.power_off().await?;
+                self.cluster.workers[0].ended(SOON).await.map(drop)
+            }
+            Victim::Containers => {
+                for (container, ..) in self.containers().await?.into_iter().filter(|(.., runs)| *runs) {
+                    let kill = KillContainerOptionsBuilder::new().signal("SIGKILL").build();
+                    self.docker.kill_container(&container, Some(kill)).await?;
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Lets everything go on that is held up.
+    fn open(&self) -> Result<()> {
+        self.registry.hold(false);
+        self.proxy.treat(&[]);
+        for file in ["healthy", "stop"] {
+            std::fs::write(self.gate.path().join(file), "")?;
+        }
+        Ok(())
+    }
+
+    async fn bring_back(&mut self, victim: Victim) -> Result<()> {
+        match victim {
+            Victim::Daemon => self.cluster.workers[0].start().await,
+            Victim::Engine | Victim::EngineAlone => self.engine.restart().await,
+            Victim::Host => {
+                self.engine.restart().await?;
+                // A host that starts has a new network, and the registry is still in it.
+                self.registry.serve(self.engine.listen(&self.registry.address())?)?;
+                self.cluster.workers[0].within = self.engine.host()?;
+                self.cluster.workers[0].start().await
+            }
+            Victim::Containers => Ok(()),
+        }
+    }
+
+    /// Every container: its id, its task's id, and whether it runs.
+    async fn containers(&self) -> Result<Vec<(String, String, bool)>> {
+        let options = ListContainersOptionsBuilder::new().all(true).build();
+        let all = self.docker.list_containers(Some(options)).await?;
+        let container = |summary: bollard::models::ContainerSummary| {
+            let task = summary.labels.unwrap_or_default().remove("com.docker.swarm.task.id")?;
+            Some((summary.id?, task, summary.state == Some(ContainerSummaryStateEnum::RUNNING)))
+        };
+        Ok(all.into_iter().filter_map(container).collect())
+    }
+
+    /// The starts that tasks have noted.
+    fn starts(&self) -> Result<Vec<String>> {
+        let text = std::fs::read_to_string(self.gate.path().join("started"))?;
+        Ok(text.lines().map(str::to_owned).collect())
+    }
+
+    /// What the manager says is what is there.
+    async fn agrees(&self, victim: Victim) -> Result<()> {
+        let mut expected = BTreeSet::new();
+        for (service, count) in [("pulled", 1), ("healthy", 1), ("runs", 2), ("native", 1)] {
+            let tasks = self.tasks(service).await?;
+            let live = tasks.iter().filter(|task| task.status.state() <= TaskState::Running).count();
+            let up: Vec<&str> =
+                tasks.iter().filter(|task| runs(service, task, victim)).map(|t| &*t.id).collect();
+            ensure!(
+                up.len() == count && live == count,
+                "{service}: {:?}",
+                tasks.iter().map(|task| brief(task)).collect::<Vec<_>>()
+            );
+            if service != "native" {
+                expected.extend(up.into_iter().map(str::to_owned));
+            }
+        }
+        for service in ["stopped", "removed"] {
+            let tasks = self.tasks(service).await?;
+            ensure!(
+                tasks.is_empty(),
+                "{service}: {:?}",
+                tasks.iter().map(|task| brief(task)).collect::<Vec<_>>()
+            );
+        }
+        let all = self.all_tasks().await?;
+        let known: BTreeMap<&str, &Task> = all.iter().map(|task| (task.id.as_str(), &**task)).collect();
+        let containers = self.containers().await?;
+        let mut running = BTreeSet::new();
+        for (container, task, runs) in &containers {
+            let task = known.get(task.as_str()).with_context(|| {
+                format!("the container {container} of the task {task}, which nobody knows, was forgotten")
+            })?;
+            let up = expected.contains(&task.id);
+            ensure!(up == *runs, "its container runs: {runs}, and the manager says {}", brief(task));
+            if *runs {
+                ensure!(running.insert(task.id.as_str()), "{} runs twice", task.id);
+            }
+        }
+        ensure!(
+            running == expected.iter().map(String::as_str).collect(),
+            "{running:?} run, the manager says {expected:?}"
+        );
+        let native = processes_with(&self.mark).len();
+        ensure!(native == 1, "{native} native tasks run");
+        Ok(())
+    }
+}
+
+/// The manager says that it runs and is to. An engine of version 20.10 that comes back to running containers does not
+/// look after their health any more: there a task that waits for it may wait on.
+fn runs(service: &str, task: &Task, victim: Victim) -> bool {
+    let waits = victim == Victim::EngineAlone && service == "healthy";
+    let state = task.status.state();
+    let runs = state == TaskState::Running || waits && state == TaskState::Starting;
+    runs && task.desired_state() == TaskState::Running
+}
+
+fn brief(task: &Task) -> String {
+    let (is, desired) = (task.status.state().name(), task.desired_state().name());
+    format!("{} {is}→{desired} {} {}", task.id, task.status.message, task.status.err)
+}
+
+async fn kill(world: &mut World, victim: Victim) -> Result<()> {
+    world.populate().await?;
+    let mut before = BTreeMap::new();
+    for service in ["pulled", "healthy", "runs", "native"] {
+        let tasks = world.tasks(service).await?;
+        before.insert(service, tasks.iter().map(|task| task.id.clone()).collect::<BTreeSet<_>>());
+    }
+    world.kill(victim).await?;
+    world.open()?;
+    world.bring_back(victim).await?;
+    let begin = Instant::now();
+    until("states and what runs to agree", SETTLED, || world.agrees(victim)).await?;
+    println!("{victim:?}: settled after {:.1?}", begin.elapsed());
+    all_different(world.starts()?).context("a task ran twice")?;
+    // What was not hurt is what it was before.
+    let unhurt: &[&str] = match victim {
+        Victim::Daemon | Victim::EngineAlone => &["pulled", "healthy", "runs", "native"],
+        Victim::Engine | Victim::Containers => &["pulled", "native"],
+        Victim::Host => &["pulled"],
+    };
+    for service in unhurt {
+        let tasks = world.tasks(service).await?;
+        let now: BTreeSet<_> =
+            tasks.iter().filter(|task| runs(service, task, victim)).map(|task| task.id.clone()).collect();
+        ensure!(now == before[service], "{service}: {now:?} were {:?}", before[service]);
+    }
+    Ok(())
+}
+
+async fn survives(victim: Victim) -> Result<()> {
+    let mut world = World::start(victim).await?;
+    let result = kill(&mut world, victim).await;
+    result.with_context(|| format!("{}\nthe engine:\n{}", world.cluster.logs(), world.engine.log()))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn docker_tasks_in_every_state_survive_their_daemon() -> Result<()> {
+    survives(Victim::Daemon).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn docker_tasks_in_every_state_are_replaced_or_go_on_after_their_engine_died() -> Result<()> {
+    survives(Victim::Engine).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn docker_containers_that_outlive_their_engine_are_found_again() -> Result<()> {
+    survives(Victim::EngineAlone).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn docker_containers_that_are_killed_in_any_state_are_replaced() -> Result<()> {
+    survives(Victim::Containers).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn docker_tasks_in_every_state_are_replaced_or_go_on_after_their_host_died() -> Result<()> {
+    survives(Victim::Host).await
+}
