@@ -116,6 +116,8 @@ impl Engine {
         let message = message.as_ref().and_then(|value| value.get("message")?.as_str());
         let message = message.map_or_else(|| String::from_utf8_lossy(&text).into_owned(), str::to_owned);
         Err(ApiError::DockerResponseServerError { status_code, message })
+    }
+
     /// What to tell users whose request (its path has one of these words) has no answer for long, or who wait while the
     /// engine answers nobody.
     pub(crate) fn hindrance(&self, words: &[&str]) -> Option<String> {
