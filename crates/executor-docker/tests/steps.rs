@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use bollard::query_parameters::{InspectContainerOptions, RemoveVolumeOptions};
 use common::{Lab, controller, output, within, words};
-use swarm_agent::{Controller, ControllerError, Executor};
+use swarm_agent::{Controller, ControllerError};
 use swarm_api::extensions::{InitTask, Steps};
 use swarm_api::v1::{ContainerSpec, HealthConfig, Mount, Task, mount};
 use swarm_testkit::wait::until;

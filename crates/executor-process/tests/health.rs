@@ -6,7 +6,7 @@ mod common;
 use std::time::Duration;
 
 use common::{LONG, Lab, fatal, output, processes_of, shell, start, wait_for, within};
-use swarm_agent::{Controller, ControllerError};
+use swarm_agent::ControllerError;
 use swarm_api::swarmd::ProcessSpec;
 use swarm_api::v1::HealthConfig;
 use swarm_testkit::wait::until;

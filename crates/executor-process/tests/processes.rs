@@ -6,23 +6,13 @@ mod common;
 
 use std::collections::BTreeSet;
 use std::path::Path;
-use std::sync::Arc;
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::{Pid, Uid};
-use prost::{Message, Name};
-use swarm_agent::{
-    Controller, ControllerError, Dependencies, DependencyError, Executor, LogLine, LogOptions, LogSink,
-    LogStream,
-};
+use nix::unistd::Uid;
+use swarm_agent::{ControllerError, Executor, LogOptions, LogStream};
 use swarm_api::swarmd::{ProcessSpec, process_spec::Rlimit};
-use swarm_api::v1::{
-    Annotations, Config, GenericRuntimeSpec, Node, ResourceRequirements, Resources, Secret, Task, TaskSpec,
-    task_spec,
-};
-use swarm_api::{Shared, id};
-use swarm_executor_process::ProcessExecutor;
+use swarm_api::v1::{Node, ResourceRequirements, Resources};
 use swarm_testkit::wait::until;
 
 use common::*;

@@ -154,7 +154,8 @@ async fn the_pre_stop_command_runs_beside_the_process_before_the_signal() {
     lines.retain(|line| line != "Terminated"); // what some shells say of their children
     let expected = ["up", "told", "the pre-stop command ended with exit code 4", "pre-1"];
     let (mut sorted, mut wanted) = (lines.clone(), expected.to_vec());
-    (sorted.sort(), wanted.sort_unstable());
+    sorted.sort();
+    wanted.sort_unstable();
     assert_eq!(sorted, wanted, "{lines:?}");
     let at = |line: &str| lines.iter().position(|l| l == line).unwrap();
     assert!(at("told") < at("pre-1"), "{lines:?}");

@@ -400,4 +400,32 @@ Tasks: 2 placed.
             "Dry run of service web, from the state at index 7: nothing is written.\n\nTasks: 0 placed.\n"
         );
     }
+
+    #[test]
+    fn those_who_wait_for_other_services_are_shown_and_are_not_refused() {
+        let answer = DryRunResponse {
+            index: 7,
+            placed: 3,
+            waiting: 3,
+            waits: vec![Refusal {
+                reason: "waiting for service db (0 of 1 task healthy)".into(),
+                tasks: 3,
+                slots: vec![Range { first: 1, last: 3 }],
+                node_ids: vec![],
+            }],
+            ..Default::default()
+        };
+        assert_eq!(
+            page(&web(), &answer, &Names::default()),
+            "Dry run of service web, from the state at index 7: nothing is written.
+
+Waits    Slots or nodes  Why
+-----    --------------  ---
+3 tasks  1-3             waiting for service db (0 of 1 task healthy)
+
+Tasks: 3 placed, 3 waiting for other services first.
+What becomes of tasks that wait is shown as if what they wait for were there.
+"
+        );
+    }
 }
