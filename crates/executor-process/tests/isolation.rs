@@ -13,6 +13,7 @@ use swarm_api::Shared;
 use swarm_api::swarmd::ProcessSpec;
 use swarm_api::swarmd::process_spec::Command;
 use swarm_api::v1::{Config, FileTarget, HealthConfig, Secret, SecretReference, Task, secret_reference};
+use swarm_testkit::visit::Visit;
 
 /// A root with a shell and its tools; the shell is linked statically.
 fn root(lab: &Lab) -> PathBuf {
@@ -20,7 +21,9 @@ fn root(lab: &Lab) -> PathBuf {
     std::fs::create_dir_all(root.join("bin")).unwrap();
     let busybox = swarm_testkit::image::busybox_path().unwrap();
     std::fs::copy(busybox, root.join("bin/busybox")).unwrap();
-    for tool in ["sh", "cat", "ls", "sleep", "pwd", "id", "touch", "echo", "kill", "readlink", "mount"] {
+    for tool in
+        ["sh", "cat", "ls", "sleep", "pwd", "id", "touch", "echo", "kill", "readlink", "mount", "grep"]
+    {
         let _ = std::os::unix::fs::symlink("busybox", root.join("bin").join(tool));
     }
     std::fs::write(root.join("mark"), "inside\n").unwrap();
@@ -149,6 +152,25 @@ async fn what_runs_beside_a_process_is_in_its_root_and_among_its_processes() {
     let seen = std::fs::read_to_string(root(&lab).join("processes")).unwrap();
     let pids = seen.lines().filter(|name| name.parse::<u32>().is_ok()).count();
     assert!((2..8).contains(&pids), "its own processes only: {seen}");
+    lab.done().await;
+}
+
+#[tokio::test]
+async fn a_command_that_somebody_executes_is_in_the_root_and_among_the_processes() {
+    let lab = Lab::new();
+    let spec = ProcessSpec { pid_namespace: true, ..in_root(&lab, "exec sleep 1000") };
+    let task = lab.controller(&lab.task(&spec));
+    start(task.as_ref()).await;
+    let script = "cat /mark; ls /proc | grep -c '^[0-9]'; readlink /proc/self/exe; kill -9 2; exit 5";
+    let options = swarm_testkit::visit::shell(script);
+    let (result, written) = within(Visit::exec(&task, options).end()).await.unwrap();
+    assert_eq!(result, Ok(5), "{}", written.errors());
+    let text = written.text();
+    let lines: Vec<&str> = text.lines().collect();
+    assert_eq!((lines[0], lines[2]), ("inside", "/bin/busybox"), "{text}");
+    assert!((2..8).contains(&lines[1].parse::<usize>().unwrap()), "{text}");
+    // The task's command is the second process there.
+    assert_eq!(within(task.wait()).await, exit(137));
     lab.done().await;
 }
 

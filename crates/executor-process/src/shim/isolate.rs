@@ -59,6 +59,14 @@ pub(super) fn join(pid: i32) -> Result<(), String> {
     setns(namespace, CloneFlags::CLONE_NEWNS).map_err(|error| format!("entering the task's mounts: {error}"))
 }
 
+/// Lets the children of this process, which has one thread, be among another one's processes.
+pub(super) fn join_processes(pid: i32) -> Result<(), String> {
+    let path = format!("/proc/{pid}/ns/pid");
+    let namespace = File::open(&path).map_err(|error| format!("opening {path}: {error}"))?;
+    setns(namespace, CloneFlags::CLONE_NEWPID)
+        .map_err(|error| format!("entering the task's processes: {error}"))
+}
+
 fn proc_at(path: &Path) -> Result<(), String> {
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
     mount(Some("proc"), path, Some("proc"), flags, NOTHING)

@@ -16,7 +16,8 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, dup2_stderr, dup2_stdin, dup2_stdout, getppid, setsid};
 
-use super::{SESSION_ENV, SESSION_EXEC_ARG, Visit};
+use super::{SESSION_ENV, SESSION_EXEC_ARG, Visit, isolate};
+use crate::dir::TaskDir;
 use crate::procfs;
 
 /// Time between the signal that a lost terminal would send and the kill.
@@ -51,6 +52,10 @@ fn supervise(directory: &Path) -> io::Result<u8> {
     let _ = setsid();
     let _ = prctl::set_name(c"swarmd-session");
     prctl::set_child_subreaper(true)?;
+    // A number there means what it means to the task.
+    if TaskDir::new(directory).launch()?.isolation.is_some_and(|isolation| isolation.pid) {
+        isolate::join_processes(visit.process).map_err(io::Error::other)?;
+    }
     let child = Command::new("/proc/self/exe").arg(SESSION_EXEC_ARG).arg(directory).spawn()?;
     let pid = Pid::from_raw(i32::try_from(child.id()).map_err(io::Error::other)?);
     // Only the command holds the ends of its pipes and its terminal from here on.
