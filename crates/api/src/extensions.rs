@@ -238,9 +238,9 @@ pub fn check_service(labels: &BTreeMap<String, String>) -> Result<(), String> {
     PlacementPolicy::read(labels).map(drop)
 }
 
-/// Labels of containers that are ours and that this version understands; [`ContainerExtensions`] and [`Steps`] read them.
+/// Labels of containers that are ours and that this version understands, sorted; [`ContainerExtensions`] and [`Steps`] read them.
 pub const KNOWN: &[&str] =
-    &[container::DEVICES, container::GPUS, container::PRIVILEGED, INIT_TASKS, PRE_STOP];
+    &[container::DEVICES, container::GPUS, INIT_TASKS, PRE_STOP, container::PRIVILEGED];
 
 /// The first label that has our prefix and that this version does not understand.
 pub fn unknown<'a>(labels: impl IntoIterator<Item = &'a String>) -> Option<&'a str> {
