@@ -71,7 +71,7 @@ async fn privileges(cluster: &mut Cluster) -> Result<()> {
     let host = container.host_config.context("no host configuration")?;
     ensure!(host.privileged == Some(true), "{host:?}");
     let page = cluster.ctl_ok(&["node", "inspect", "worker-1"])?;
-    ensure!(page.contains("devices, gpus, privileged"), "{page}");
+    ensure!(has_abilities(&page, &["devices", "gpus", "privileged"]), "{page}");
 
     // Without privileges it goes anywhere.
     cluster.ctl_ok(&[
@@ -89,6 +89,14 @@ async fn privileges(cluster: &mut Cluster) -> Result<()> {
     ensure!(!page.contains("rivileged"), "{page}");
     cluster.ctl_ok(&["service", "remove", "web"])?;
     Ok(())
+}
+
+/// Whether `node inspect` shows these abilities, among others.
+fn has_abilities(page: &str, abilities: &[&str]) -> bool {
+    let line = page.lines().find(|line| line.trim_start().starts_with("Abilities"));
+    let shown: Vec<&str> =
+        line.and_then(|l| l.split_once(": ")).map_or(Vec::new(), |(_, l)| l.split(", ").collect());
+    abilities.iter().all(|ability| shown.contains(ability))
 }
 
 async fn devices(cluster: &mut Cluster) -> Result<()> {
@@ -177,9 +185,10 @@ async fn resources(cluster: &mut Cluster, host: &std::path::Path) -> Result<()> 
     // A GPU that its driver shows, a file with more, and what was given.
     offers(cluster, &["fpga=2", "tpu=a", "gpu=GPU-1"]).await?;
     let page = cluster.ctl_ok(&["node", "inspect", "manager"])?;
-    for text in ["fpga", "GPU-1", "Runtimes", "container, process", "devices, gpus"] {
+    for text in ["fpga", "GPU-1", "Runtimes", "container, process"] {
         ensure!(page.contains(text), "{text} is not in {page}");
     }
+    ensure!(has_abilities(&page, &["devices", "gpus"]), "{page}");
     let image = busybox(&docker().await?).await?;
     let create = ["service", "create", "--name", "learn", "--image", &image, "--restart-condition", "none"];
     let gpus = ["--gpus", "device=GPU-2", "--", "sleep", "1000"];
@@ -284,7 +293,7 @@ async fn progress(cluster: &mut Cluster, registry: &Registry) -> Result<()> {
     };
     let task = one_task(cluster, &service, "the task to say how far the pull is", pulling).await?;
     let list = cluster.ctl_ok(&["task", "ls"])?;
-    ensure!(list.contains("PREPARING (pulling "), "{list}");
+    ensure!(list.contains("PREPARING ") && list.contains(" (pulling "), "{list}");
     registry.hold(false);
     let task_id = task.id.clone();
     let running = |t: &Task| t.id == task_id && t.status.state() == TaskState::Running;
