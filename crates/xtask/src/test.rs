@@ -85,6 +85,7 @@ fn install(no_docker: bool) -> Result<()> {
         // What the hosts of the tests' lab are made of.
         let files = [
             ("busybox-static", "/bin/busybox"),
+            ("iproute2", "/usr/sbin/ip"),
             ("nftables", "/usr/sbin/nft"),
             ("libfaketime", "/usr/share/doc/libfaketime"),
         ];
