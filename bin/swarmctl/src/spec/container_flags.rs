@@ -45,7 +45,7 @@ pub(crate) struct ContainerFlags {
     /// Kernel parameters of the container, name=value; replaces all
     #[arg(long, value_name = "LIST")]
     pub(crate) sysctl: Option<Vec<List>>,
-    /// Devices of the node, HOST[:CONTAINER[:rwm]]; replaces all
+    /// Devices of the node, HOST, HOST:CONTAINER or HOST:CONTAINER:rwm; replaces all
     #[arg(long, value_name = "LIST")]
     pub(crate) device: Option<Vec<List>>,
     /// Give containers all privileges, on nodes whose daemon allows it (--allow-privileged)

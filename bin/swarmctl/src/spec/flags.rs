@@ -334,7 +334,7 @@ pub(crate) struct UpdateFlags {
     /// Take configs from the tasks, by name
     #[arg(long, value_name = "LIST", help_heading = "What runs")]
     pub(crate) rm_config: Option<Vec<List>>,
-    /// Give more devices of the node to the containers, HOST[:CONTAINER[:rwm]]
+    /// Give more devices of the node to the containers, HOST, HOST:CONTAINER or HOST:CONTAINER:rwm
     #[arg(long, visible_alias = "device-add", value_name = "LIST", help_heading = "Containers only")]
     pub(crate) add_device: Option<Vec<List>>,
     /// Take devices from the containers, by their paths on the node or in the container
