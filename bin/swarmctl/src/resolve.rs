@@ -79,9 +79,23 @@ resolver!(
 );
 resolver!(
     /// A task by id, full name or the beginning of its id.
-    task: Task, "task", get_task |task_id| GetTaskRequest { task_id },
+    task_itself: Task, "task", get_task |task_id| GetTaskRequest { task_id },
     list_tasks ListTasksRequest list_tasks_request, task, tasks
 );
+/// A task by id, full name or the beginning of its id, else the one in a slot that is to run: `web.1`, as lists have it.
+pub(crate) async fn task(control: &mut ControlClient<Channel>, given: &str) -> Result<Shared<Task>> {
+    let not_found = match task_itself(control, given).await {
+        Err(error @ Error::NotFound { .. }) => error,
+        result => return result,
+    };
+    let in_slot = given.rsplit_once('.').and_then(|(_, slot)| slot.parse::<u64>().ok());
+    let Some(slot) = in_slot else { return Err(not_found) };
+    let filters =
+        list_tasks_request::Filters { name_prefixes: vec![format!("{given}.")], ..Default::default() };
+    let mut tasks = control.list_tasks(ListTasksRequest { filters: Some(filters) }).await?.into_inner().tasks;
+    tasks.retain(|task| task.slot == slot && task.desired_state <= TaskState::Complete as i32);
+    single("task", given, "slot", tasks, |task| &task.id)?.ok_or(not_found)
+}
 resolver!(
     /// A cluster by id, name or the beginning of its id.
     cluster: Cluster, "cluster", get_cluster |cluster_id| GetClusterRequest { cluster_id },

@@ -318,11 +318,16 @@ fn tasks_that_wait_say_why() {
     task.desired_state = TaskState::Running as i32;
     task.status.state = TaskState::Pending as i32;
     task.status.err = "no suitable node (1 node not available)".into();
+    let before = Task { id: "s1".into(), desired_state: TaskState::Shutdown as i32, ..task.clone() };
     swarm.put(task);
-    for words in [&["task", "ls"][..], &["service", "inspect", "web"], &["task", "inspect", "t"]] {
+    swarm.put(before);
+    let by_slot = ["task", "inspect", "web.1"];
+    for words in [&["task", "ls"][..], &["service", "inspect", "web"], &["task", "inspect", "t"], &by_slot] {
         let text = swarm.ok(words);
         assert!(text.contains("no suitable node (1 node not available)"), "{words:?}: {text}");
     }
+    assert!(swarm.ok(&by_slot).contains(": t1\n"), "the one that is to run");
+    swarm.fails(&["task", "inspect", "web.2"], 1, "task \"web.2\" not found");
     assert!(swarm.ok(&["task", "ls"]).contains("web.1"));
     assert!(!swarm.ok(&["task", "ls", "-n"]).contains("web.1"));
     assert_eq!(swarm.ok(&["task", "rm", "t1"]), "t1\n");
