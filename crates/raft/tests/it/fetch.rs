@@ -143,7 +143,8 @@ async fn who_comes_when_the_entries_are_gone_gets_a_snapshot() {
     let (listener, origin) = joiner.join(&a).await;
     let b = joiner.start(listener, origin, Some(fetched));
     same(&[&a, &b]).await;
-    assert_eq!(received(&b), 1);
+    // A leader that hears nothing of the first one for long sends another.
+    assert!(received(&b) >= 1);
     a.manager.write("afterwards").await;
     same(&[&a, &b]).await;
 }
@@ -171,7 +172,7 @@ async fn whoever_does_not_lead_says_who_does_and_others_do_not_know_the_call() {
     let (listener, origin) = joiner.join(&a).await;
     let b = joiner.start(listener, origin, None);
     same(&[&a, &b]).await;
-    assert_eq!(received(&b), 1, "the old way");
+    assert!(received(&b) >= 1, "the old way");
 }
 
 #[tokio::test(flavor = "multi_thread")]
