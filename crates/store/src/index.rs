@@ -4,8 +4,10 @@
 
 use std::borrow::Cow;
 
+use swarm_api::extensions::{Dependency, StartOrder};
 use swarm_api::v1::{
-    Cluster, Config, Extension, Network, Node, Resource, Secret, Service, Task, TaskSpec, Volume, task_spec,
+    Cluster, Config, Extension, Network, Node, PortConfig, Resource, Secret, Service, Task, TaskSpec, Volume,
+    task_spec,
 };
 use swarm_api::{Shared, naming};
 
@@ -32,6 +34,8 @@ pub(crate) mod ix {
     pub(crate) const DRIVER: u8 = 16;
     /// Objects whose names begin alike; see [`Indexed::stem`](crate::Indexed::stem).
     pub(crate) const STEM: u8 = 17;
+    pub(crate) const WAITS_FOR: u8 = 18;
+    pub(crate) const PORT: u8 = 19;
 }
 
 /// A key of an object.
@@ -153,6 +157,18 @@ fn references(spec: &TaskSpec, emit: &mut Emit<'_>) {
     }
 }
 
+/// Names of the services that must be up before this one's tasks start.
+pub(crate) fn waits_for(service: &Service) -> Vec<Dependency> {
+    StartOrder::read(&service.spec.annotations.labels).unwrap_or_default().0
+}
+
+/// The ports that a service asks for and those that it was given, as far as they have numbers.
+pub(crate) fn published_ports(service: &Service) -> impl Iterator<Item = &PortConfig> {
+    let wanted = service.spec.endpoint.iter().flat_map(|endpoint| &endpoint.ports);
+    let given = service.endpoint.iter().flat_map(|endpoint| &endpoint.ports);
+    wanted.chain(given).filter(|port| port.published_port != 0)
+}
+
 /// The networks that a service names.
 pub(crate) fn service_networks(service: &Service) -> &[swarm_api::v1::NetworkAttachmentConfig] {
     let task = &service.spec.task.networks;
@@ -191,6 +207,12 @@ impl Indexed for Service {
         references(&self.spec.task, emit);
         for network in service_networks(self) {
             emit(Key::of(text(ix::NETWORK, &network.target)));
+        }
+        for dependency in waits_for(self) {
+            emit(Key::of(text(ix::WAITS_FOR, &lower(&dependency.service))));
+        }
+        for port in published_ports(self) {
+            emit(Key::of(number(ix::PORT, port.published_port.into())));
         }
     }
 }

@@ -6,7 +6,7 @@ use swarm_api::v1::{
 use swarm_api::{Shared, naming};
 
 use crate::Table;
-use crate::index::{ix, number, pair, service_networks, text};
+use crate::index::{ix, lower, number, pair, published_ports, service_networks, text, waits_for};
 
 fn has_runtime(spec: &TaskSpec, runtime: &str) -> bool {
     naming::runtime(spec.runtime.as_ref()).as_deref() == Some(runtime)
@@ -102,6 +102,17 @@ impl Table<Service> {
     pub fn by_config(&self, config_id: &str) -> impl Iterator<Item = &Shared<Service>> + use<'_> {
         let id = config_id.to_owned();
         self.by(text(ix::CONFIG, config_id), move |s| has_config(&s.spec.task, &id))
+    }
+    /// Services that wait for the one of this name before they start; case does not matter.
+    pub fn by_awaited(&self, name: &str) -> impl Iterator<Item = &Shared<Service>> + use<'_> {
+        let name = lower(name).into_owned();
+        let key = text(ix::WAITS_FOR, &name);
+        self.by(key, move |s| waits_for(s).iter().any(|dependency| *lower(&dependency.service) == *name))
+    }
+    /// Services that publish a port of this number, whatever the protocol: asked for, or given to them.
+    pub fn by_published_port(&self, port: u32) -> impl Iterator<Item = &Shared<Service>> + use<'_> {
+        let key = number(ix::PORT, port.into());
+        self.by(key, move |s| published_ports(s).any(|published| published.published_port == port))
     }
 }
 

@@ -67,11 +67,7 @@ fn order_of(spec: &ServiceSpec) -> Result<StartOrder> {
 /// Nobody waits for the service: it may go.
 pub(super) fn unwaited(tables: &Tables, service: &Service) -> Result<()> {
     let name = &service.spec.annotations.name;
-    let others = tables.services().iter().filter(|other| other.id != service.id);
-    let waiting = others.filter(|other| {
-        let order = StartOrder::read(&other.spec.annotations.labels).unwrap_or_default();
-        order.0.iter().any(|dependency| dependency.service.eq_ignore_ascii_case(name))
-    });
+    let waiting = tables.services().by_awaited(name).filter(|other| other.id != service.id);
     let names: Vec<&str> = waiting.map(|other| other.annotations().name.as_str()).collect();
     let who = match names[..] {
         [] => return Ok(()),

@@ -34,14 +34,12 @@ pub(super) fn networks(tables: &Tables, task: &TaskSpec) -> Result<()> {
 /// being updated.
 pub(super) fn ports(tables: &Tables, endpoint: Option<&EndpointSpec>, own: &str) -> Result<()> {
     let Some(endpoint) = endpoint else { return Ok(()) };
-    if endpoint.ports.iter().all(|port| port.published_port == 0) {
-        return Ok(());
-    }
-    for other in tables.services().iter().filter(|other| other.id != own) {
-        let wanted = other.spec.endpoint.iter().flat_map(|e| &e.ports);
-        let given = other.endpoint.iter().flat_map(|e| &e.ports);
-        for taken in wanted.chain(given).filter(|port| port.published_port != 0) {
-            for port in &endpoint.ports {
+    for port in endpoint.ports.iter().filter(|port| port.published_port != 0) {
+        let others = tables.services().by_published_port(port.published_port);
+        for other in others.filter(|other| other.id != own) {
+            let wanted = other.spec.endpoint.iter().flat_map(|e| &e.ports);
+            let given = other.endpoint.iter().flat_map(|e| &e.ports);
+            for taken in wanted.chain(given) {
                 conflict(port, taken, other)?;
             }
         }

@@ -3,6 +3,7 @@
 
 use futures::executor::block_on;
 use proptest::prelude::*;
+use swarm_api::extensions::{DEPENDS_ON, StartOrder};
 use swarm_api::v1::*;
 use swarm_api::{Kind, Object, StoreObject, naming};
 use swarm_store::{Error, Event, Received, Store, Tables, Tx, diff};
@@ -47,6 +48,10 @@ fn reference(n: u8) -> String {
 
 fn references(x: u8, n: u8) -> impl Iterator<Item = String> {
     (0..x % 3).map(move |k| reference(n + k))
+}
+
+fn port(n: u8) -> PortConfig {
+    PortConfig { published_port: u32::from(n % 5), protocol: i32::from(n % 2), ..Default::default() }
 }
 
 fn annotations(op: &Op) -> Annotations {
@@ -100,6 +105,15 @@ fn build(op: &Op) -> Object {
             let mut service = Service { id, ..Default::default() };
             service.spec.annotations = annotations.into();
             service.spec.task = task_spec(op).into();
+            if op.y % 3 == 0 {
+                let awaited = name(op.x);
+                let value =
+                    if awaited.is_empty() { "not a list".to_owned() } else { format!("{awaited}:running") };
+                service.spec.annotations.labels.insert(DEPENDS_ON.to_owned(), value);
+            }
+            let ports = |n: u8| (0..n % 3).map(move |k| port(n + k)).collect();
+            service.spec.endpoint = Some(EndpointSpec { ports: ports(op.x), ..Default::default() });
+            service.endpoint = Some(Endpoint { ports: ports(op.z), ..Default::default() });
             if op.name % 2 == 0 {
                 #[allow(deprecated)]
                 service
@@ -436,6 +450,21 @@ fn check_others(tables: &Tables, model: &Model) {
         assert_eq!(ids(tables.volumes().by_group(&r)), volumes(&|v| v.spec.group == r));
         let driver = volumes(&|v| v.spec.driver.as_ref().is_some_and(|d| d.name == r));
         assert_eq!(ids(tables.volumes().by_driver(&r)), driver);
+    }
+    for n in 0..10 {
+        let awaited = name(n).to_lowercase();
+        let waits = |s: &Service| {
+            let order = StartOrder::read(&s.spec.annotations.labels).unwrap_or_default().0;
+            order.iter().any(|dependency| dependency.service.to_lowercase() == awaited)
+        };
+        assert_eq!(ids(tables.services().by_awaited(&name(n))), services(&waits));
+    }
+    for port in 1..5 {
+        let publishes = |s: &Service| {
+            let wanted = s.spec.endpoint.iter().flat_map(|e| &e.ports);
+            wanted.chain(s.endpoint.iter().flat_map(|e| &e.ports)).any(|p| p.published_port == port)
+        };
+        assert_eq!(ids(tables.services().by_published_port(port)), services(&publishes));
     }
     for runtime in ["container", "process"] {
         let has = |s: &Service| naming::runtime(s.spec.task.runtime.as_ref()).as_deref() == Some(runtime);
