@@ -5,6 +5,7 @@
 //! - [`swarmd`]: messages of our own package.
 //! - [`Shared`]: the reference-counted, copy-on-write wrapper around objects of the store inside messages.
 //! - [`authorization`]: who may call which method, generated from the contract's method options.
+//! - [`codec`]: how messages become bytes of calls.
 //! - [`extensions`]: what goes beyond the contract, in labels.
 //! - [`log_lines`]: messages with log lines, left as they are on the wire.
 //! - [`id`]: random identifiers of objects. [`defaults`]: numbers that both sides assume. [`naming`]: names of tasks.
@@ -14,6 +15,7 @@
 //! when a peer left them out.
 
 pub mod authorization;
+pub mod codec;
 pub mod defaults;
 pub mod duration;
 pub mod extensions;

@@ -150,6 +150,7 @@ pub fn generate(root: &Path) -> Result<BTreeMap<PathBuf, String>> {
         .build_client(true)
         .build_server(true)
         .build_transport(false)
+        .codec_path("crate::codec::SmallCalls")
         .out_dir(&out)
         .compile_fds_with_config(set, config)?;
 

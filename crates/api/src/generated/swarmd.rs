@@ -157,7 +157,7 @@ pub mod recovery_client {
                         format!("Service was not ready: {}", e.into()),
                     )
                 })?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::codec::SmallCalls::default();
             let path = http::uri::PathAndQuery::from_static(
                 "/swarmd.v1.Recovery/Backup",
             );
@@ -300,7 +300,7 @@ pub mod recovery_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = BackupSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::codec::SmallCalls::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
                                 accept_compression_encodings,
@@ -634,7 +634,7 @@ pub mod images_client {
                         format!("Service was not ready: {}", e.into()),
                     )
                 })?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::codec::SmallCalls::default();
             let path = http::uri::PathAndQuery::from_static("/swarmd.v1.Images/Pull");
             let mut req = request.into_request();
             req.extensions_mut().insert(GrpcMethod::new("swarmd.v1.Images", "Pull"));
@@ -778,7 +778,7 @@ pub mod images_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = PullSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::codec::SmallCalls::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
                                 accept_compression_encodings,
@@ -930,7 +930,7 @@ pub mod pull_broker_client {
                         format!("Service was not ready: {}", e.into()),
                     )
                 })?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::codec::SmallCalls::default();
             let path = http::uri::PathAndQuery::from_static(
                 "/swarmd.v1.PullBroker/Listen",
             );
@@ -956,7 +956,7 @@ pub mod pull_broker_client {
                         format!("Service was not ready: {}", e.into()),
                     )
                 })?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::codec::SmallCalls::default();
             let path = http::uri::PathAndQuery::from_static(
                 "/swarmd.v1.PullBroker/Report",
             );
@@ -1109,7 +1109,7 @@ pub mod pull_broker_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = ListenSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::codec::SmallCalls::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
                                 accept_compression_encodings,
@@ -1152,7 +1152,7 @@ pub mod pull_broker_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = ReportSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::codec::SmallCalls::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
                                 accept_compression_encodings,
@@ -1331,7 +1331,7 @@ pub mod lock_client {
                         format!("Service was not ready: {}", e.into()),
                     )
                 })?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::codec::SmallCalls::default();
             let path = http::uri::PathAndQuery::from_static("/swarmd.v1.Lock/Unlock");
             let mut req = request.into_request();
             req.extensions_mut().insert(GrpcMethod::new("swarmd.v1.Lock", "Unlock"));
@@ -1464,7 +1464,7 @@ pub mod lock_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = UnlockSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::codec::SmallCalls::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
                                 accept_compression_encodings,
@@ -1788,7 +1788,7 @@ pub mod peers_client {
                         format!("Service was not ready: {}", e.into()),
                     )
                 })?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::codec::SmallCalls::default();
             let path = http::uri::PathAndQuery::from_static("/swarmd.v1.Peers/Attend");
             let mut req = request.into_request();
             req.extensions_mut().insert(GrpcMethod::new("swarmd.v1.Peers", "Attend"));
@@ -1807,7 +1807,7 @@ pub mod peers_client {
                         format!("Service was not ready: {}", e.into()),
                     )
                 })?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::codec::SmallCalls::default();
             let path = http::uri::PathAndQuery::from_static("/swarmd.v1.Peers/Doubt");
             let mut req = request.into_request();
             req.extensions_mut().insert(GrpcMethod::new("swarmd.v1.Peers", "Doubt"));
@@ -1830,7 +1830,7 @@ pub mod peers_client {
                         format!("Service was not ready: {}", e.into()),
                     )
                 })?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::codec::SmallCalls::default();
             let path = http::uri::PathAndQuery::from_static("/swarmd.v1.Peers/Relay");
             let mut req = request.into_streaming_request();
             req.extensions_mut().insert(GrpcMethod::new("swarmd.v1.Peers", "Relay"));
@@ -1853,7 +1853,7 @@ pub mod peers_client {
                         format!("Service was not ready: {}", e.into()),
                     )
                 })?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::codec::SmallCalls::default();
             let path = http::uri::PathAndQuery::from_static("/swarmd.v1.Peers/Fetch");
             let mut req = request.into_request();
             req.extensions_mut().insert(GrpcMethod::new("swarmd.v1.Peers", "Fetch"));
@@ -2021,7 +2021,7 @@ pub mod peers_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = AttendSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::codec::SmallCalls::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
                                 accept_compression_encodings,
@@ -2064,7 +2064,7 @@ pub mod peers_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = DoubtSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::codec::SmallCalls::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
                                 accept_compression_encodings,
@@ -2112,7 +2112,7 @@ pub mod peers_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = RelaySvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::codec::SmallCalls::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
                                 accept_compression_encodings,
@@ -2158,7 +2158,7 @@ pub mod peers_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = FetchSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::codec::SmallCalls::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
                                 accept_compression_encodings,
@@ -2744,7 +2744,7 @@ pub mod services_client {
                         format!("Service was not ready: {}", e.into()),
                     )
                 })?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::codec::SmallCalls::default();
             let path = http::uri::PathAndQuery::from_static(
                 "/swarmd.v1.Services/Rebalance",
             );
@@ -2769,7 +2769,7 @@ pub mod services_client {
                         format!("Service was not ready: {}", e.into()),
                     )
                 })?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::codec::SmallCalls::default();
             let path = http::uri::PathAndQuery::from_static(
                 "/swarmd.v1.Services/DryRun",
             );
@@ -2918,7 +2918,7 @@ pub mod services_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = RebalanceSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::codec::SmallCalls::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
                                 accept_compression_encodings,
@@ -2961,7 +2961,7 @@ pub mod services_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = DryRunSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::codec::SmallCalls::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
                                 accept_compression_encodings,
@@ -3507,7 +3507,7 @@ pub mod tasks_client {
                         format!("Service was not ready: {}", e.into()),
                     )
                 })?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::codec::SmallCalls::default();
             let path = http::uri::PathAndQuery::from_static("/swarmd.v1.Tasks/Open");
             let mut req = request.into_streaming_request();
             req.extensions_mut().insert(GrpcMethod::new("swarmd.v1.Tasks", "Open"));
@@ -3650,7 +3650,7 @@ pub mod tasks_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = OpenSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::codec::SmallCalls::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
                                 accept_compression_encodings,
@@ -3802,7 +3802,7 @@ pub mod task_sessions_client {
                         format!("Service was not ready: {}", e.into()),
                     )
                 })?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::codec::SmallCalls::default();
             let path = http::uri::PathAndQuery::from_static(
                 "/swarmd.v1.TaskSessions/Listen",
             );
@@ -3827,7 +3827,7 @@ pub mod task_sessions_client {
                         format!("Service was not ready: {}", e.into()),
                     )
                 })?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::codec::SmallCalls::default();
             let path = http::uri::PathAndQuery::from_static(
                 "/swarmd.v1.TaskSessions/Serve",
             );
@@ -3982,7 +3982,7 @@ pub mod task_sessions_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = ListenSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::codec::SmallCalls::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
                                 accept_compression_encodings,
@@ -4030,7 +4030,7 @@ pub mod task_sessions_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = ServeSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::codec::SmallCalls::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
                                 accept_compression_encodings,

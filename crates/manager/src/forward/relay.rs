@@ -154,9 +154,14 @@ impl Relay {
         loop {
             let failure = match self.find(rule).await {
                 Err(status) => return Ok(status.into_http()),
+                // The answer to a change is given as it is, so nothing has to be kept for another attempt.
+                Ok(Route::Here { .. }) if !rule.read => {
+                    let body = Body::new(Full::new(message));
+                    return self.serve(inner, Request::from_parts(parts, body)).await;
+                }
                 Ok(Route::Here { term }) => {
                     let response = self.serve(inner.clone(), rebuild(parts.clone())).await?;
-                    if !rule.read || self.leader.leading() == Some(term) {
+                    if self.leader.leading() == Some(term) {
                         return Ok(response);
                     }
                     Status::unavailable("this manager lost leadership while it read")
