@@ -71,11 +71,15 @@ pub(crate) struct Inbox {
 /// How long the raft thread waits for more proposals once it has the first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Gather {
+    /// So many are expected.
+    pub(crate) expected: usize,
     /// Enough to go on at once.
     pub(crate) enough: usize,
     /// Longest wait.
     pub(crate) at_most: Duration,
-    /// Longest wait in which no proposal comes.
+    /// Longest wait in which no proposal comes, as long as expected ones are missing.
+    pub(crate) patience: Duration,
+    /// The same once all that are expected are there.
     pub(crate) gap: Duration,
 }
 
@@ -146,11 +150,12 @@ impl Inbox {
                 break;
             }
         }
-        if let Some(Gather { enough, at_most, gap }) = gather {
+        if let Some(Gather { expected, enough, at_most, patience, gap }) = gather {
             let until = Instant::now() + at_most;
             while state.batch.only_proposals() && state.batch.proposals.len() < enough {
                 let before = state.batch.proposals.len();
-                state.wake_at = Some(enough);
+                let (next, gap) = if before < expected { (expected, patience) } else { (enough, gap) };
+                state.wake_at = Some(next);
                 let now = Instant::now();
                 if now >= until {
                     break;
@@ -209,10 +214,13 @@ mod tests {
     fn gathering_ends_when_nobody_comes_or_time_is_up() {
         let inbox = Inbox::default();
         let short = Duration::from_millis(1);
-        for (at_most, gap) in [(HOUR, short), (short, HOUR)] {
+        // Nobody more is expected; somebody is; nobody counts who comes that late.
+        for (expected, at_most, patience, gap) in
+            [(1, HOUR, HOUR, short), (2, HOUR, short, HOUR), (2, short, HOUR, HOUR), (1, short, HOUR, HOUR)]
+        {
             inbox.propose(TICKET, Bytes::new()).unwrap();
             let mut batch = Batch::default();
-            inbox.take(None, Some(Gather { enough: 2, at_most, gap }), &mut batch);
+            inbox.take(None, Some(Gather { expected, enough: 3, at_most, patience, gap }), &mut batch);
             assert_eq!(batch.proposals.len(), 1);
         }
     }
@@ -236,7 +244,7 @@ mod tests {
     #[test]
     fn gathering_ends_when_there_is_enough_or_something_else_to_do() {
         let inbox = Inbox::default();
-        let gather = Some(Gather { enough: 2, at_most: HOUR, gap: HOUR });
+        let gather = Some(Gather { expected: 1, enough: 2, at_most: HOUR, patience: HOUR, gap: HOUR });
         let mut batch = Batch::default();
         inbox.propose(TICKET, Bytes::new()).unwrap();
         inbox.propose(TICKET, Bytes::new()).unwrap();

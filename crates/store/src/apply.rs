@@ -14,7 +14,7 @@ impl StateMachine for Store {
     fn apply(&self, index: u64, data: Bytes, own: Option<Ticket>) -> Result<(), ApplyError> {
         let mut state = self.state.lock();
         if let Some(ticket) = own
-            && let Some(wakes) = state.commit_own(index, ticket)
+            && let (1, wakes) = state.commit_all(std::iter::once((index, ticket)))
         {
             drop(state);
             wakes.send();
@@ -51,6 +51,24 @@ impl StateMachine for Store {
             wakes.send();
         }
         result
+    }
+
+    fn apply_own(&self, entries: Vec<(u64, Bytes, Ticket)>) -> Vec<ApplyError> {
+        let mut errors = Vec::new();
+        let mut left = &entries[..];
+        while !left.is_empty() {
+            let mut state = self.state.lock();
+            let (committed, wakes) =
+                state.commit_all(left.iter().map(|(index, _, ticket)| (*index, *ticket)));
+            drop(state);
+            wakes.send();
+            left = &left[committed..];
+            if let Some(((index, data, ticket), rest)) = left.split_first() {
+                errors.extend(self.apply(*index, data.clone(), Some(*ticket)).err());
+                left = rest;
+            }
+        }
+        errors
     }
 
     fn apply_all(&self, entries: Vec<(u64, Bytes)>) -> Vec<ApplyError> {

@@ -75,6 +75,13 @@ pub trait StateMachine: Send + Sync + 'static {
     /// term.
     fn apply(&self, index: u64, data: Bytes, own: Option<Ticket>) -> Result<(), ApplyError>;
 
+    /// Applies committed entries with data that this process proposed in the current term, in log order, and returns what
+    /// could not be applied. Their callers hear of it together: those that write again at once come back together too.
+    fn apply_own(&self, entries: Vec<(u64, Bytes, Ticket)>) -> Vec<ApplyError> {
+        let applied = entries.into_iter().map(|(index, data, own)| self.apply(index, data, Some(own)));
+        applied.filter_map(Result::err).collect()
+    }
+
     /// Applies committed entries with data that this process did not propose in the current term, in log order, and
     /// returns what could not be applied. Between them nobody need see the state, which is what makes this the
     /// faster way to apply many.

@@ -249,18 +249,28 @@ impl State {
         self.discard(0, &Fate::Failed(Error::LostLeadership))
     }
 
-    /// Commits the oldest transaction in flight, if the ticket is its own and it still fits.
-    pub(crate) fn commit_own(&mut self, index: u64, ticket: Ticket) -> Option<Wakes> {
-        if self.pending.front().is_none_or(|p| p.ticket != ticket || p.unfit.is_some()) {
-            return None;
+    /// Commits the oldest transactions in flight as these entries, as long as the tickets are their own and they still
+    /// fit. Returns how many.
+    pub(crate) fn commit_all(&mut self, entries: impl Iterator<Item = (u64, Ticket)>) -> (usize, Wakes) {
+        let (mut wakes, mut commits) = (Wakes::default(), Vec::new());
+        let mut view = self.view();
+        for (index, ticket) in entries {
+            let own = |pending: &mut Pending| pending.ticket == ticket && pending.unfit.is_none();
+            let Some(pending) = self.pending.pop_front_if(own) else { break };
+            self.committed_stamp = pending.stamp;
+            view = view.after(pending.tables, index);
+            commits.push(Commit { index, events: pending.events, view: view.clone() });
+            self.end_draining();
+            wakes.add(pending.waiters, &Fate::Committed(index));
         }
-        let pending = self.pending.pop_front()?;
-        self.committed_stamp = pending.stamp;
-        self.publish(index, pending.tables, pending.events);
-        self.end_draining();
-        let mut wakes = Wakes::default();
-        wakes.add(pending.waiters, &Fate::Committed(index));
-        Some(wakes)
+        let committed = commits.len();
+        if committed > 0 {
+            self.current.store(Arc::new(view));
+        }
+        if let Some(followers) = &self.followers {
+            commits.into_iter().for_each(|commit| followers.send(commit));
+        }
+        (committed, wakes)
     }
 
     /// Takes a transaction out of those in flight because its entry was applied from its bytes.

@@ -9,7 +9,7 @@ use raft::{Ready, StateRole};
 use raft_proto::eraftpb::{Entry, EntryType, Message, MessageType, Snapshot};
 use swarm_api::raftpb;
 use swarm_api::v1::StoreSnapshot;
-use swarm_store::StateMachine;
+use swarm_store::{StateMachine, Ticket};
 
 use super::changes::for_library;
 use super::turn::Turns;
@@ -156,28 +156,26 @@ impl Turns {
 
     pub(super) fn apply(&mut self, entries: Vec<Entry>) {
         let Some(last) = entries.last().map(|e| e.index) else { return };
-        let mut own = 0;
-        let mut foreign = Vec::new();
+        let mut writers = 0;
+        let (mut own, mut foreign) = (Vec::new(), Vec::new());
         reach(Point::Applying);
         for entry in entries {
             let index = entry.index;
             self.compaction.applied(entry.data.len());
-            let normal = entry.entry_type() == EntryType::EntryNormal && !entry.data.is_empty();
-            let ticket = if normal { self.proposals.applied(index, entry.term) } else { None };
-            if normal && ticket.is_none() {
-                foreign.push((index, entry.data));
+            if entry.entry_type() == EntryType::EntryNormal && !entry.data.is_empty() {
+                if let Some(ticket) = self.proposals.applied(index, entry.term) {
+                    self.apply_foreign(&mut foreign);
+                    writers += 1;
+                    own.push((index, entry.data, ticket));
+                } else {
+                    self.apply_own(&mut own);
+                    foreign.push((index, entry.data));
+                }
                 continue;
             }
+            self.apply_own(&mut own);
             self.apply_foreign(&mut foreign);
             match entry.entry_type() {
-                EntryType::EntryNormal if normal => {
-                    own += 1;
-                    add(&self.shared.counters.proposals, 1);
-                    if let Err(error) = self.machine.apply(index, entry.data, ticket) {
-                        self.diverge(&error);
-                    }
-                    reach(Point::Applied);
-                }
                 EntryType::EntryNormal => self.machine.advance(index),
                 EntryType::EntryConfChange => {
                     self.apply_change(&entry);
@@ -189,11 +187,23 @@ impl Turns {
                 }
             }
         }
+        self.apply_own(&mut own);
         self.apply_foreign(&mut foreign);
-        if own > 0 {
-            self.writers = [own, self.writers[0]];
+        if writers > 0 {
+            self.writers = [writers, self.writers[0]];
         }
         self.shared.applied.store(last, Ordering::Release);
+    }
+
+    fn apply_own(&mut self, entries: &mut Vec<(u64, Bytes, Ticket)>) {
+        if entries.is_empty() {
+            return;
+        }
+        add(&self.shared.counters.proposals, entries.len() as u64);
+        for error in self.machine.apply_own(std::mem::take(entries)) {
+            self.diverge(&error);
+        }
+        reach(Point::Applied);
     }
 
     fn apply_foreign(&mut self, entries: &mut Vec<(u64, Bytes)>) {

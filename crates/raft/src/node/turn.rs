@@ -37,8 +37,12 @@ const MAX_IN_FLIGHT: usize = 256;
 const MAX_APPLY_BYTES: u64 = 8 * 1024 * 1024;
 /// Longest wait for further proposals when several writers are at work; see [`Turns::gather`].
 const GATHER: Duration = Duration::from_millis(3);
-/// Longest wait for the next of them.
+/// Longest wait for the next of them, as long as fewer are there than were just answered.
+const GATHER_PATIENCE: Duration = Duration::from_micros(600);
+/// Longest wait for the next beyond those.
 const GATHER_GAP: Duration = Duration::from_micros(150);
+/// From so many writers on the processor is what they wait for, and a wait for one of them takes nothing from the others.
+const MANY: usize = 8;
 
 /// How long others may not know how far the log is committed. Most often the next entry tells them in that time, and spares
 /// them a message each, and the leader their answers (decision 0083).
@@ -198,9 +202,11 @@ impl Turns {
     /// will be back in a moment; as long as one after the other comes, waiting for the next costs them little, and
     /// saves a turn with its sync. A lone writer never waits.
     fn gather(&self) -> Option<Gather> {
-        let recent = self.writers[0].max(self.writers[1]);
-        let enough = recent + recent / 2;
-        (self.leads && recent >= 4).then_some(Gather { enough, at_most: GATHER, gap: GATHER_GAP })
+        let expected = self.writers[0].max(self.writers[1]);
+        let patience = if expected < MANY { GATHER_GAP } else { GATHER_PATIENCE };
+        let enough = expected + expected / 2;
+        let gather = Gather { expected, enough, at_most: GATHER, patience, gap: GATHER_GAP };
+        (self.leads && expected >= 4).then_some(gather)
     }
 
     /// Does everything that follows from what was stepped.
