@@ -13,6 +13,9 @@ use tokio::sync::oneshot;
 
 use crate::{Error, Lost, Proposer, StateMachine, Store, Ticket};
 
+/// Proposals that are applied together at most.
+const TOGETHER: usize = 3;
+
 enum Op {
     Propose(Ticket, Bytes),
     Foreign(Bytes),
@@ -214,6 +217,7 @@ impl Shared {
     fn run(&self, op: Op, index: u64, machine: &dyn StateMachine) {
         match op {
             Op::Propose(ticket, data) => {
+                let mut synced = Vec::new();
                 {
                     let mut state = self.state.lock();
                     if ticket.epoch <= state.dead || !state.leader {
@@ -225,9 +229,18 @@ impl Shared {
                         drop(state);
                         return machine.lost(ticket, Lost::Dropped);
                     }
+                    synced.push((index + 1, data, ticket));
+                    // As raft writes what has come meanwhile in one sync.
+                    while synced.len() < TOGETHER && !state.held {
+                        let next = state.ops.pop_front_if(
+                            |op| matches!(op, Op::Propose(next, _) if next.epoch == ticket.epoch),
+                        );
+                        let Some(Op::Propose(ticket, data)) = next else { break };
+                        synced.push((index + 1 + synced.len() as u64, data, ticket));
+                    }
+                    state.log.extend(synced.iter().map(|(_, data, _)| data.clone()));
                 }
-                self.append(data.clone());
-                let _ = machine.apply(index + 1, data, Some(ticket));
+                machine.apply_own(synced);
             }
             Op::Foreign(data) => {
                 self.append(data.clone());

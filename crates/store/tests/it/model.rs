@@ -113,7 +113,7 @@ fn build(op: &Op) -> Object {
             }
             let ports = |n: u8| (0..n % 3).map(move |k| port(n + k)).collect();
             service.spec.endpoint = Some(EndpointSpec { ports: ports(op.x), ..Default::default() });
-            service.endpoint = Some(Endpoint { ports: ports(op.z), ..Default::default() });
+            service.endpoint = Some(Endpoint { ports: ports(op.z), ..Default::default() }.into());
             if op.name % 2 == 0 {
                 #[allow(deprecated)]
                 service

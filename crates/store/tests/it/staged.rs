@@ -6,7 +6,7 @@ use bytes::Bytes;
 use prost::Message as _;
 use swarm_api::v1::{InternalRaftRequest, Service, StoreAction, StoreActionKind};
 use swarm_store::testing::LoopbackProposer;
-use swarm_store::{Error, StateMachine as _, Store};
+use swarm_store::{Error, Received, StateMachine as _, Store};
 
 use crate::support::{Started, count, counter, create_service, service};
 
@@ -34,6 +34,36 @@ async fn many_transactions_are_in_flight_and_each_sees_those_before_it() {
         assert_eq!((counted, committed.index), (n as u64 + 2, first.1.index + 1 + n as u64));
     }
     assert_eq!(counter(&store, "c"), 50);
+}
+
+/// As raft tells of the entries of one sync: everyone is answered, and whoever follows hears of each by itself.
+#[tokio::test]
+async fn what_is_committed_together_is_told_one_by_one() {
+    let (store, raft) = LoopbackProposer::store();
+    let (_, mut commits) = store.view_and_subscribe();
+    raft.hold();
+    let updates: Vec<_> = (0..3).map(|_| Started::new(store.update(|tx| count(tx, "c")))).collect();
+    raft.wait_for_queue(3);
+    // One of somebody else comes in between, and what is in flight is put on top of it.
+    let other = swarm_api::Object::from(swarm_api::Shared::new(service("s1", "web")));
+    let action =
+        StoreAction { action: StoreActionKind::StoreActionCreate as i32, target: Some(other.to_target()) };
+    raft.foreign(InternalRaftRequest { id: 1, action: vec![action] }.encode_to_vec().into());
+    raft.settle();
+    raft.release();
+    let mut last = 0;
+    for update in updates {
+        last = update.done().await.unwrap().1.index;
+    }
+    assert_eq!(store.view().index(), last);
+    let mut seen = Vec::new();
+    while let Some(Received::Commit(commit)) = commits.try_next() {
+        let counted = commit.view.get::<Service>("c").map_or(0, |c| c.spec.task.force_update);
+        seen.push((commit.index, commit.view.index(), commit.events.len(), counted));
+        assert!(commit.view.get::<Service>("s1").is_some());
+    }
+    let expected: Vec<_> = (0..4).map(|n| (last - 3 + n, last - 3 + n, 1, n)).collect();
+    assert_eq!(seen, expected);
 }
 
 #[tokio::test]
