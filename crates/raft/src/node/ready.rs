@@ -190,7 +190,8 @@ impl Turns {
         self.apply_own(&mut own);
         self.apply_foreign(&mut foreign);
         if writers > 0 {
-            self.writers = [writers, self.writers[0]];
+            self.writers.rotate_right(1);
+            self.writers[0] = writers;
         }
         self.shared.applied.store(last, Ordering::Release);
     }

@@ -41,8 +41,10 @@ const GATHER: Duration = Duration::from_millis(3);
 const GATHER_PATIENCE: Duration = Duration::from_micros(600);
 /// Longest wait for the next beyond those.
 const GATHER_GAP: Duration = Duration::from_micros(150);
-/// From so many writers on the processor is what they wait for, and a wait for one of them takes nothing from the others.
-const MANY: usize = 8;
+/// From so many on it is the processor that writers wait for, and a wait for one of them takes nothing from the others.
+const MANY: usize = 12;
+/// Turns that are looked back on.
+const REMEMBERED: usize = 8;
 
 /// How long others may not know how far the log is committed. Most often the next entry tells them in that time, and spares
 /// them a message each, and the leader their answers (decision 0083).
@@ -107,8 +109,8 @@ pub(super) struct Turns {
     /// How far the others were told that the log is committed, and when they will be told more.
     pub(super) commit_told: u64,
     tell_commit_at: Option<Instant>,
-    /// Proposals that were committed in the last two turns that had any.
-    pub(super) writers: [usize; 2],
+    /// Proposals that were committed in the last turns that had any, the newest first.
+    pub(super) writers: [usize; REMEMBERED],
 }
 
 impl Turns {
@@ -160,7 +162,7 @@ impl Turns {
             next_tick: ticks.interval.map(|interval| Instant::now() + interval),
             commit_told: 0,
             tell_commit_at: None,
-            writers: [0; 2],
+            writers: [0; REMEMBERED],
         };
         turns.shared.applied.store(applied, Ordering::Release);
         turns.publish_membership();
@@ -202,8 +204,12 @@ impl Turns {
     /// will be back in a moment; as long as one after the other comes, waiting for the next costs them little, and
     /// saves a turn with its sync. A lone writer never waits.
     fn gather(&self) -> Option<Gather> {
-        let expected = self.writers[0].max(self.writers[1]);
-        let patience = if expected < MANY { GATHER_GAP } else { GATHER_PATIENCE };
+        let most = |turns: &[usize]| turns.iter().copied().max().unwrap_or_default();
+        // Where they are many, a turn that had few was short of processor time, not of writers.
+        let (expected, patience) = match most(&self.writers) {
+            many @ MANY.. => (many, GATHER_PATIENCE),
+            _ => (most(&self.writers[..2]), GATHER_GAP),
+        };
         let enough = expected + expected / 2;
         let gather = Gather { expected, enough, at_most: GATHER, patience, gap: GATHER_GAP };
         (self.leads && expected >= 4).then_some(gather)
