@@ -8,13 +8,13 @@ use parking_lot::Mutex;
 use swarm_api::Object;
 use swarm_api::log_lines::Seen;
 use swarm_api::v1::{SubscriptionMessage, Task, node_status};
+use swarm_brokers::Inbox;
 use swarm_store::{Event, View};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
 use crate::error::{reason, status};
-use crate::inbox::Inbox;
 use crate::mail::Mail;
 use crate::selection::Selection;
 
@@ -25,12 +25,14 @@ const GRACE: Duration = Duration::from_secs(10);
 /// Calls of a node that may break one after the other, without a line, before it is given up.
 const MAX_BROKEN: u32 = 5;
 
+/// Open ListenSubscriptions calls by node. A node that reconnects has two for a while.
+type Listeners = HashMap<String, Vec<(u64, Arc<Inbox<SubscriptionMessage>>)>>;
+
 /// See the module's documentation.
 #[derive(Debug, Default)]
 pub(crate) struct Book {
     subscriptions: HashMap<String, Subscription>,
-    /// Open ListenSubscriptions calls by node. A node that reconnects has two for a while.
-    listeners: HashMap<String, Vec<(u64, Arc<Inbox>)>>,
+    listeners: Listeners,
     numbers: u64,
 }
 
@@ -209,7 +211,7 @@ impl Book {
     }
 
     /// A node listens: it is told of every subscription that it is still to work for.
-    pub(crate) fn listen(&mut self, node_id: &str) -> (u64, Arc<Inbox>) {
+    pub(crate) fn listen(&mut self, node_id: &str) -> (u64, Arc<Inbox<SubscriptionMessage>>) {
         let (number, inbox) = (self.number(), Arc::new(Inbox::default()));
         for subscription in self.subscriptions.values_mut() {
             let follow = subscription.follow;
@@ -352,7 +354,7 @@ impl Book {
 /// Makes a node part of a subscription, unless it is.
 fn add(
     subscription: &mut Subscription,
-    listeners: &HashMap<String, Vec<(u64, Arc<Inbox>)>>,
+    listeners: &Listeners,
     node_id: &str,
     later: bool,
     view: &View,
@@ -375,11 +377,7 @@ fn add(
 }
 
 /// Tells a node in all calls in which it listens; `false` if it does not listen.
-fn tell(
-    listeners: &HashMap<String, Vec<(u64, Arc<Inbox>)>>,
-    node_id: &str,
-    message: &SubscriptionMessage,
-) -> bool {
+fn tell(listeners: &Listeners, node_id: &str, message: &SubscriptionMessage) -> bool {
     let open = listeners.get(node_id).map(Vec::as_slice).unwrap_or_default();
     for (_, inbox) in open {
         inbox.put(message.clone());

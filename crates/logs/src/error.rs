@@ -1,15 +1,4 @@
-//! Errors, and their codes and texts on the wire, which clients and agents of other makes match on.
-
-/// Why the broker does not run.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// [`Broker::run`](crate::Broker::run) was called while another call of it is under way.
-    #[error("broker is already running")]
-    AlreadyRunning,
-    /// The store was closed.
-    #[error("the store is closed")]
-    StoreClosed,
-}
+//! Codes and texts of errors on the wire, which clients and agents of other makes match on.
 
 /// What stands before the reasons for which lines are missing.
 const INCOMPLETE: &str =

@@ -5,7 +5,7 @@
 //!   the request's extensions ([`CallerNode`](swarm_dispatcher::CallerNode)).
 //!
 //! Inside: `selection` says whose lines are wanted, `book` knows every subscription and how far each of its nodes is,
-//! `inbox` holds what an agent was not told yet, `mail` what a subscriber has not taken yet.
+//! [`Inbox`](swarm_brokers::Inbox) holds what an agent was not told yet, `mail` what a subscriber has not taken yet.
 //!
 //! **Invariant.** Nothing here grows with what is written: [`ROOM`] bytes wait for a subscriber, and who has more to
 //! say to it waits with its call, which is on a connection of its own (decision 0087).
@@ -13,7 +13,6 @@
 mod book;
 mod broker;
 mod error;
-mod inbox;
 mod mail;
 mod publication;
 mod selection;
@@ -21,6 +20,6 @@ mod service;
 mod subscriber;
 
 pub use broker::Broker;
-pub use error::Error;
 pub use mail::ROOM;
 pub use service::{LogBrokerService, LogsService};
+pub use swarm_brokers::Error;

@@ -10,13 +10,13 @@ use swarm_api::v1::{
     ListenSubscriptionsRequest, PublishLogsMessage, PublishLogsResponse, SubscribeLogsMessage,
     SubscribeLogsRequest, SubscriptionMessage,
 };
+use swarm_brokers::Inbox;
 use swarm_dispatcher::CallerNode;
 use tokio::time::Instant;
 use tonic::{Request, Response, Status};
 
 use crate::broker::{Broker, Term};
 use crate::error::status;
-use crate::inbox::Inbox;
 use crate::publication::Publication;
 use crate::subscriber::Subscriber;
 
@@ -78,7 +78,7 @@ struct Listening {
     term: Arc<Term>,
     node_id: String,
     number: u64,
-    inbox: Arc<Inbox>,
+    inbox: Arc<Inbox<SubscriptionMessage>>,
 }
 
 impl Drop for Listening {

@@ -6,12 +6,12 @@ use std::time::Duration;
 
 use swarm_api::swarmd::pull_state::Phase;
 use swarm_api::swarmd::{PullOrder, PullState, PullUpdate};
+use swarm_brokers::Inbox;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 use tonic::Status;
 
 use crate::error::{reason, status};
-use crate::inbox::Inbox;
 
 /// Most orders that are open at the same time.
 pub(crate) const MOST_ORDERS: usize = 16;
@@ -34,7 +34,7 @@ pub(crate) struct Book {
 #[derive(Debug)]
 struct Listener {
     number: u64,
-    inbox: Arc<Inbox>,
+    inbox: Arc<Inbox<PullOrder>>,
 }
 
 #[derive(Debug)]
@@ -73,7 +73,7 @@ fn unavailable(reason: &str) -> PullState {
 
 impl Order {
     /// A node has come: it is told, unless it has ended already.
-    fn tell(&mut self, node_id: &str, inbox: &Inbox, now: Instant) {
+    fn tell(&mut self, node_id: &str, inbox: &Inbox<PullOrder>, now: Instant) {
         if let Some(progress) = self.nodes.get_mut(node_id).filter(|p| !has_ended(p.state.phase())) {
             progress.deadline = Some((now + SILENCE, reason::SILENT));
             inbox.put(self.order.clone());
@@ -149,7 +149,7 @@ impl Book {
     }
 
     /// A node listens, in place of an earlier call of it. It is told of every order that it has not done yet.
-    pub(crate) fn listen(&mut self, node_id: &str, now: Instant) -> (u64, Arc<Inbox>) {
+    pub(crate) fn listen(&mut self, node_id: &str, now: Instant) -> (u64, Arc<Inbox<PullOrder>>) {
         let (number, inbox) = (self.next, Arc::new(Inbox::default()));
         self.next += 1;
         self.orders.values_mut().for_each(|order| order.tell(node_id, &inbox, now));

@@ -2,52 +2,49 @@
 
 use std::sync::Arc;
 
-use arc_swap::ArcSwapOption;
-use parking_lot::{Mutex, MutexGuard};
-use swarm_store::Store;
+use swarm_api::Kind;
+use swarm_brokers::{Error, Terms};
+use swarm_store::{Commit, Store, View};
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
 use crate::book::Book;
-use crate::error::{Error, status};
+use crate::error::status;
 use crate::service::{ImagesService, PullBrokerService};
 
 /// The pull broker of one manager.
+#[derive(Debug)]
 pub struct Broker {
-    store: Arc<Store>,
-    term: ArcSwapOption<Term>,
+    terms: Terms<Book>,
 }
 
-impl std::fmt::Debug for Broker {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Broker").field("running", &self.term.load().is_some()).finish_non_exhaustive()
-    }
-}
+pub(crate) type Term = swarm_brokers::Term<Book>;
 
-/// What lives from becoming leader to ceasing to be.
-pub(crate) struct Term {
-    book: Mutex<Book>,
-    closed: CancellationToken,
-}
+/// An order is for the nodes that matched when it was opened: commits don't matter.
+impl swarm_brokers::Book for Book {
+    const KINDS: &'static [Kind] = &[];
 
-impl Term {
-    pub(crate) fn book(&self) -> MutexGuard<'_, Book> {
-        self.book.lock()
+    fn not_running() -> Status {
+        status::not_running()
     }
 
-    pub(crate) async fn closed(&self) {
-        self.closed.cancelled().await;
+    fn ended() -> Status {
+        status::leader_lost()
     }
 
-    pub(crate) fn is_closed(&self) -> bool {
-        self.closed.is_cancelled()
+    fn route(&mut self, _: &Commit) {}
+
+    fn catch_up(&mut self, _: &View) {}
+
+    fn close_all(&mut self) {
+        self.wake_all();
     }
 }
 
 impl Broker {
     /// A broker that is not running: every call of its services is refused.
     pub fn new(store: Arc<Store>) -> Arc<Broker> {
-        Arc::new(Broker { store, term: ArcSwapOption::empty() })
+        Arc::new(Broker { terms: Terms::new(store) })
     }
 
     /// The service for those who want images pulled. It may be registered once and for all, and answers while
@@ -61,12 +58,8 @@ impl Broker {
         PullBrokerService::new(self.clone())
     }
 
-    pub(crate) fn store(&self) -> &Store {
-        &self.store
-    }
-
     pub(crate) fn term(&self) -> Result<Arc<Term>, Status> {
-        self.term.load_full().ok_or_else(status::not_running)
+        self.terms.current()
     }
 
     /// Serves until `cancel`, which is to be cancelled as soon as leadership is lost. When this returns, every call has
@@ -75,27 +68,6 @@ impl Broker {
     /// # Errors
     /// [`Error::AlreadyRunning`].
     pub async fn run(&self, cancel: CancellationToken) -> Result<(), Error> {
-        let term = Arc::new(Term { book: Mutex::default(), closed: CancellationToken::new() });
-        if self.term.compare_and_swap(&None::<Arc<Term>>, Some(term.clone())).is_some() {
-            return Err(Error::AlreadyRunning);
-        }
-        // Whatever ends this future, dropping it included, ends the term.
-        let _running = Running { broker: self, term: &term };
-        cancel.cancelled().await;
-        Ok(())
-    }
-}
-
-/// Ends the term when it goes out of scope.
-struct Running<'a> {
-    broker: &'a Broker,
-    term: &'a Term,
-}
-
-impl Drop for Running<'_> {
-    fn drop(&mut self) {
-        self.broker.term.store(None);
-        self.term.closed.cancel();
-        self.term.book().wake_all();
+        self.terms.run(cancel).await
     }
 }

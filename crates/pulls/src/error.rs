@@ -1,12 +1,4 @@
-//! Errors, and what callers are told.
-
-/// Why the broker does not run.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// [`Broker::run`](crate::Broker::run) was called while another call of it is under way.
-    #[error("broker is already running")]
-    AlreadyRunning,
-}
+//! What callers are told of errors.
 
 /// What is wrong with a node, for operators.
 pub(crate) mod reason {

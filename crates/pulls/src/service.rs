@@ -11,6 +11,7 @@ use swarm_api::swarmd::pull_broker_server::{PullBroker, PullBrokerServer};
 use swarm_api::swarmd::{
     PullListenRequest, PullOrder, PullReport, PullReportResponse, PullRequest, PullUpdate,
 };
+use swarm_brokers::Inbox;
 use swarm_dispatcher::CallerNode;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
@@ -18,7 +19,6 @@ use tonic::{Request, Response, Status};
 
 use crate::broker::{Broker, Term};
 use crate::error::status;
-use crate::inbox::Inbox;
 use crate::selection::select;
 
 /// Longest name of an image, and longest credentials, in bytes.
@@ -112,11 +112,11 @@ impl Images for ImagesService {
         if !swarm_control::is_image_reference(&image) {
             return Err(status::bad_image(&image));
         }
-        let nodes = select(&self.broker.store().view(), &constraints)?;
+        let nodes = select(&term.store().view(), &constraints)?;
         let id = id::random();
         tracing::info!(image, nodes = nodes.len(), "image is to be pulled ahead of tasks");
         let order = PullOrder { id: id.clone(), image, registry_auth, close: false };
-        let changed = term.book().open(order, nodes, Instant::now())?;
+        let changed = term.with(|book| book.open(order, nodes, Instant::now()))?;
         let waiting = Waiting { term, id, changed, updates: VecDeque::new(), over: false };
         let messages = stream::unfold(waiting, |mut waiting| async move {
             let message = waiting.next().await?;
@@ -148,7 +148,7 @@ struct Listening {
     term: Arc<Term>,
     node_id: String,
     number: u64,
-    inbox: Arc<Inbox>,
+    inbox: Arc<Inbox<PullOrder>>,
 }
 
 impl Drop for Listening {
@@ -166,7 +166,7 @@ impl PullBroker for PullBrokerService {
         request: Request<PullListenRequest>,
     ) -> Result<Response<Self::ListenStream>, Status> {
         let (term, node_id) = (self.broker.term()?, CallerNode::of(&request)?.id);
-        let (number, inbox) = term.book().listen(&node_id, Instant::now());
+        let (number, inbox) = term.with(|book| Ok(book.listen(&node_id, Instant::now())))?;
         let listening = Listening { term, node_id, number, inbox };
         let orders = stream::unfold(listening, |listening| async move {
             let order = tokio::select! {

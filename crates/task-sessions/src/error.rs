@@ -1,15 +1,4 @@
-//! Errors, and what those who call are answered.
-
-/// Why the broker does not run.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// [`Broker::run`](crate::Broker::run) was called while another call of it is under way.
-    #[error("broker of task sessions is already running")]
-    AlreadyRunning,
-    /// The store was closed.
-    #[error("the store is closed")]
-    StoreClosed,
-}
+//! What those who call are answered when something is wrong.
 
 /// Answers.
 pub(crate) mod status {

@@ -22,5 +22,5 @@ mod target;
 pub use book::{MAX_OF_NODE, MAX_SESSIONS};
 pub use broker::Broker;
 pub use caller::LOCAL_PEER;
-pub use error::Error;
 pub use service::{TaskSessionsService, TasksService};
+pub use swarm_brokers::Error;
