@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use futures::future::join_all;
-use swarm_api::extensions::{Ability, EXEC_ABILITY, PREFIX};
+use swarm_api::extensions::{EXEC_ABILITY, Feature, PREFIX};
 use swarm_api::v1::{EngineDescription, NodeDescription, NodeTlsInfo, Platform, Resources};
 use tokio::sync::watch;
 
@@ -75,8 +75,8 @@ impl Describer {
         let (mut resources, mut architecture, mut os) = (None, None, None);
         engine.labels.insert(runtime_label("container"), "0".into());
         engine.labels.insert(EXEC_ABILITY.into(), u8::from(self.exec).to_string());
-        for ability in Ability::ALL {
-            engine.labels.insert(ability.label().into(), "0".into());
+        for feature in Feature::ALL {
+            engine.labels.insert(feature.label().into(), "0".into());
         }
         for (executor, answer) in self.executors.iter().zip(&self.last) {
             let Some(answer) = answer else { continue };
@@ -92,11 +92,8 @@ impl Describer {
             for runtime in executor.runtimes() {
                 engine.labels.insert(runtime_label(&runtime), "1".into());
             }
-            for ability in &answer.abilities {
-                engine.labels.insert(ability.label().into(), "1".into());
-            }
-            for feature in executor.features() {
-                engine.labels.insert(feature.ability(), "1".into());
+            for feature in &answer.features {
+                engine.labels.insert(feature.label().into(), "1".into());
             }
         }
         engine.plugins.sort_by(|a, b| (&a.r#type, &a.name).cmp(&(&b.r#type, &b.name)));

@@ -7,7 +7,7 @@ use std::time::SystemTime;
 use async_trait::async_trait;
 use bytes::Bytes;
 use swarm_api::Shared;
-use swarm_api::extensions::{Ability, Feature};
+use swarm_api::extensions::Feature;
 use swarm_api::v1::{
     Config, ContainerStatus, EncryptionKey, Node, PluginDescription, PortStatus, Resources, Secret, Task,
 };
@@ -187,8 +187,8 @@ pub struct ExecutorDescription {
     pub engine_labels: BTreeMap<String, String>,
     /// Plug-ins of the engine.
     pub plugins: Vec<PluginDescription>,
-    /// What it can beyond the contract.
-    pub abilities: BTreeSet<Ability>,
+    /// What it can do for tasks beyond the contract.
+    pub features: BTreeSet<Feature>,
     /// Platform and resources as the engine sees them; `None` leaves it to the daemon.
     pub resources: Option<Resources>,
     /// Architecture, in the engine's words (`x86_64`).
@@ -202,11 +202,6 @@ pub struct ExecutorDescription {
 pub trait Executor: Send + Sync {
     /// The runtimes it takes: `container`, or kinds of generic runtimes such as `process`.
     fn runtimes(&self) -> Vec<String>;
-
-    /// What it can do for tasks beyond running them.
-    fn features(&self) -> Vec<Feature> {
-        Vec::new()
-    }
 
     /// What the node should say of itself. An error (an engine that does not answer) leaves the last
     /// description in force.

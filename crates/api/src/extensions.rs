@@ -13,7 +13,7 @@ mod steps;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-pub use container::{Ability, ContainerExtensions, Device};
+pub use container::{ContainerExtensions, Device};
 pub use features::{Feature, guard};
 pub use start_order::{Condition, DEPENDS_ON, Dependency, StartOrder};
 pub use steps::{INIT_TASKS, InitTask, MOST_INIT_TASKS, PRE_STOP, Steps, check_count, check_words};

@@ -62,7 +62,7 @@ pub(crate) fn describe(info: SystemInfo, managed_plugins: Vec<Plugin>) -> Execut
         Some(GenericResource { resource: Some(resource) })
     });
     ExecutorDescription {
-        abilities: Default::default(),
+        features: Default::default(),
         engine_version: info.server_version.unwrap_or_default(),
         engine_labels: labels,
         plugins: plugins.into_iter().map(|(r#type, name)| PluginDescription { r#type, name }).collect(),

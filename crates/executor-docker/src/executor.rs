@@ -10,7 +10,7 @@ use swarm_agent::memory::{MemoryDir, MemoryRoot};
 use swarm_agent::template::Context;
 use swarm_agent::{Controller, ControllerError, Dependencies, Executor, ExecutorDescription};
 use swarm_api::Shared;
-use swarm_api::extensions::{Ability, Feature};
+use swarm_api::extensions::Feature;
 use swarm_api::v1::{EncryptionKey, Node, Task};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -97,11 +97,12 @@ impl DockerExecutor {
         self
     }
 
-    /// What it can beyond the contract.
-    fn abilities(&self) -> BTreeSet<Ability> {
-        let gpus = spec::knows_gpus(&self.parts.engine.facts()).then_some(Ability::Gpus);
-        let privileged = self.allow_privileged.then_some(Ability::Privileged);
-        [Ability::Devices].into_iter().chain(gpus).chain(privileged).collect()
+    /// What it can do for tasks beyond the contract.
+    fn features(&self) -> BTreeSet<Feature> {
+        let gpus = spec::knows_gpus(&self.parts.engine.facts()).then_some(Feature::Gpus);
+        let privileged = self.allow_privileged.then_some(Feature::Privileged);
+        let always = [Feature::Devices, Feature::InitTasks, Feature::PreStop];
+        always.into_iter().chain(gpus).chain(privileged).collect()
     }
 
     /// Stops listening and pulling. Containers go on.
@@ -134,10 +135,6 @@ impl Executor for DockerExecutor {
         vec!["container".to_owned()]
     }
 
-    fn features(&self) -> Vec<Feature> {
-        vec![Feature::InitTasks, Feature::PreStop]
-    }
-
     async fn describe(&self) -> Result<ExecutorDescription, ControllerError> {
         let engine = &self.parts.engine;
         let failed = |error| error::of_step("asking the engine for its description", &engine.address, &error);
@@ -146,7 +143,7 @@ impl Executor for DockerExecutor {
             tracing::warn!(reason = error::chain(&error), "can't list the engine's plug-ins");
             Vec::new()
         });
-        Ok(ExecutorDescription { abilities: self.abilities(), ..describe(info, plugins) })
+        Ok(ExecutorDescription { features: self.features(), ..describe(info, plugins) })
     }
 
     async fn pull_image(

@@ -10,7 +10,7 @@ use common::{Given, within};
 use serde_json::{Value, json};
 use swarm_agent::{Controller, ControllerError, Executor};
 use swarm_api::Shared;
-use swarm_api::extensions::Ability;
+use swarm_api::extensions::Feature;
 use swarm_api::v1::container_spec::Isolation;
 use swarm_api::v1::generic_resource::Resource;
 use swarm_api::v1::mount::bind_options::Propagation;
@@ -302,8 +302,11 @@ fn given(labels: &[(&str, &str)]) -> ContainerSpec {
 async fn privileges_devices_and_gpus_are_asked_for() {
     let engine = FakeEngine::start(Character::default()).unwrap();
     let executor = executor(&engine).await.with_privileged(true);
-    let abilities = executor.describe().await.unwrap().abilities;
-    assert_eq!(abilities.into_iter().collect::<Vec<_>>(), Ability::ALL);
+    let features = executor.describe().await.unwrap().features;
+    assert_eq!(
+        features.into_iter().collect::<Vec<_>>(),
+        [Feature::Devices, Feature::Gpus, Feature::Privileged, Feature::InitTasks, Feature::PreStop]
+    );
     for (assigned, expected) in [
         (&[("gpu", "GPU-1"), ("gpu", "nvidia2"), ("fpga", "x")][..], json!({"DeviceIDs": ["GPU-1", "2"]})),
         (&[("gpu", "2")], json!({"Count": 2})),
@@ -354,12 +357,12 @@ async fn a_node_checks_for_itself_what_it_gives() {
         "the task wants GPUs, and no generic resource of kind \"gpu\" was assigned to it"
     );
     assert!(refused(&[("swarmd.devices", "fuse")]).contains("the path on the host must be absolute"));
-    let abilities = strict.describe().await.unwrap().abilities;
-    assert_eq!(abilities.into_iter().collect::<Vec<_>>(), [Ability::Devices, Ability::Gpus]);
+    let features = strict.describe().await.unwrap().features;
+    assert!(features.contains(&Feature::Gpus) && !features.contains(&Feature::Privileged), "{features:?}");
     strict.close().await;
     let old = FakeEngine::start(Character { api: "1.39", version: "18.09.1", ..Default::default() }).unwrap();
     let old = executor(&old).await;
-    assert!(!old.describe().await.unwrap().abilities.contains(&Ability::Gpus), "it is too old for them");
+    assert!(!old.describe().await.unwrap().features.contains(&Feature::Gpus), "it is too old for them");
     old.close().await;
 }
 

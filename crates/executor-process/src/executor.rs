@@ -1,6 +1,6 @@
 //! Native processes as an executor.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -131,17 +131,13 @@ impl Executor for ProcessExecutor {
         vec![launch::RUNTIME.to_owned()]
     }
 
-    fn features(&self) -> Vec<Feature> {
-        let mut features = vec![Feature::InitTasks, Feature::PreStop, Feature::ProcessHealth];
-        if nix::unistd::Uid::effective().is_root() {
-            features.push(Feature::ProcessIsolation);
-        }
-        features
-    }
-
     async fn describe(&self) -> Result<ExecutorDescription, ControllerError> {
+        let mut features = BTreeSet::from([Feature::InitTasks, Feature::PreStop, Feature::ProcessHealth]);
+        if nix::unistd::Uid::effective().is_root() {
+            features.insert(Feature::ProcessIsolation);
+        }
         // The host itself is described by the daemon.
-        Ok(ExecutorDescription::default())
+        Ok(ExecutorDescription { features, ..Default::default() })
     }
 
     async fn configure(&self, node: &Shared<Node>) -> Result<(), ControllerError> {

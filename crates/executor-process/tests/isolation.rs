@@ -10,6 +10,7 @@ use std::sync::Arc;
 use common::{Lab, exit, fatal, output, processes_of, shell, start, until_lines, until_processes, within};
 use swarm_agent::{Dependencies, DependencyError, Executor};
 use swarm_api::Shared;
+use swarm_api::extensions::Feature;
 use swarm_api::swarmd::ProcessSpec;
 use swarm_api::swarmd::process_spec::Command;
 use swarm_api::v1::{Config, FileTarget, HealthConfig, Secret, SecretReference, Task, secret_reference};
@@ -239,7 +240,8 @@ fn a_daemon_that_is_not_root_refuses_isolation() {
         nix::unistd::setgid(nix::unistd::Gid::from_raw(65534)).unwrap();
         nix::unistd::setuid(nix::unistd::Uid::from_raw(65534)).unwrap();
         let lab = Lab::new();
-        let names: Vec<String> = lab.executor.features().iter().map(|feature| feature.ability()).collect();
+        let features = futures::executor::block_on(lab.executor.describe()).unwrap().features;
+        let names: Vec<&str> = features.into_iter().map(Feature::label).collect();
         assert_eq!(names, ["swarmd.init-tasks", "swarmd.pre-stop", "swarmd.process-health"]);
         let specs: [fn(&mut ProcessSpec); 3] =
             [|p| p.mount_namespace = true, |p| p.pid_namespace = true, |p| p.root = "/".into()];

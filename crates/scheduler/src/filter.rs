@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use swarm_api::extensions::{self, Ability};
+use swarm_api::extensions::{self, Feature};
 use swarm_api::naming;
 use swarm_api::v1::{Mount, Node, Platform, Task, mount, task_spec};
 use swarm_placement::{Constraint, Demand, Key, NodeInfo, all_hold, constraints_of};
@@ -163,18 +163,16 @@ impl Fixed {
         }
     }
 
-    /// What is said of a node on which not all constraints hold. Those that our extensions come with say it in their words,
+    /// What is said of a node on which not all constraints hold. Those of what containers are given say it in their words,
     /// unless another one does not hold either.
     fn broken_constraint(&self, node: &Node) -> Verdict {
-        let ability = |constraint: &Constraint| match constraint.key() {
-            Key::EngineLabel(label) => Ability::of_label(label),
+        let words = |constraint: &Constraint| match constraint.key() {
+            Key::EngineLabel(label) => Feature::of_label(label).and_then(without),
             _ => None,
         };
-        let mut broken = self.constraints.iter().filter(|constraint| !constraint.holds(node)).map(ability);
+        let mut broken = self.constraints.iter().filter(|constraint| !constraint.holds(node)).map(words);
         match (broken.next(), broken.all(|other| other.is_some())) {
-            (Some(Some(Ability::Devices)), true) => Verdict::Devices,
-            (Some(Some(Ability::Gpus)), true) => Verdict::Gpus,
-            (Some(Some(Ability::Privileged)), true) => Verdict::Privileged,
+            (Some(Some(verdict)), true) => verdict,
             _ => Verdict::Constraints,
         }
     }
@@ -211,6 +209,16 @@ impl Fixed {
         self.platforms
             .iter()
             .any(|(os, arch)| (os.is_empty() || *os == node_os) && (arch.is_empty() || *arch == node_arch))
+    }
+}
+
+/// What is said of a node that lacks a feature, if there are words for that one.
+fn without(feature: Feature) -> Option<Verdict> {
+    match feature {
+        Feature::Devices => Some(Verdict::Devices),
+        Feature::Gpus => Some(Verdict::Gpus),
+        Feature::Privileged => Some(Verdict::Privileged),
+        Feature::InitTasks | Feature::PreStop | Feature::ProcessHealth | Feature::ProcessIsolation => None,
     }
 }
 

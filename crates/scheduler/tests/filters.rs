@@ -342,24 +342,25 @@ fn processes_go_only_to_nodes_that_say_they_can() {
 
 #[test]
 fn what_containers_are_given_beyond_the_contract_is_asked_of_the_node_in_words() {
-    use extensions::Ability;
-    let wants = |ability: Ability| {
-        move |t: &mut Task| placement(&mut t.spec).constraints.push(ability.constraint().into())
+    use extensions::Feature;
+    let wants = |feature: Feature| {
+        move |t: &mut Task| placement(&mut t.spec).constraints.push(feature.constraint().into())
     };
-    for (ability, text) in [
-        (Ability::Devices, "devices can't be given to containers on 1 node"),
-        (Ability::Gpus, "GPUs can't be given to containers on 1 node"),
-        (Ability::Privileged, "privileged containers not allowed on 1 node"),
+    for (feature, text) in [
+        (Feature::Devices, "devices can't be given to containers on 1 node"),
+        (Feature::Gpus, "GPUs can't be given to containers on 1 node"),
+        (Feature::Privileged, "privileged containers not allowed on 1 node"),
     ] {
-        check(|_| {}, wants(ability), text);
-        check(move |n| engine_label(n, ability.label(), "0"), wants(ability), text);
-        check(move |n| engine_label(n, ability.label(), "1"), wants(ability), "");
+        check(|_| {}, wants(feature), text);
+        check(move |n| engine_label(n, feature.label(), "0"), wants(feature), text);
+        check(move |n| engine_label(n, feature.label(), "1"), wants(feature), "");
     }
     let and_more = |t: &mut Task| {
-        wants(Ability::Privileged)(t);
+        wants(Feature::Privileged)(t);
         placement(&mut t.spec).constraints.push("node.labels.zone==a".into());
     };
     check(|_| {}, and_more, "scheduling constraints not satisfied on 1 node");
+    check(|_| {}, wants(Feature::PreStop), "scheduling constraints not satisfied on 1 node");
     check(
         |n| _ = n.spec.annotations.labels.insert("zone".into(), "a".into()),
         and_more,

@@ -199,7 +199,7 @@ fn processes_have_files_too_and_everybody_can_see_which() {
 
 #[test]
 fn devices_and_privileges_are_given_changed_and_taken_away() {
-    use swarm_api::extensions::{Ability, ContainerExtensions};
+    use swarm_api::extensions::{ContainerExtensions, Feature};
     let given = |spec: &_| {
         let read = ContainerExtensions::read(&container(spec).labels).unwrap();
         (read.devices.iter().map(ToString::to_string).collect::<Vec<_>>(), read.privileged)
@@ -209,7 +209,7 @@ fn devices_and_privileges_are_given_changed_and_taken_away() {
     let fuse = "/dev/fuse:/dev/fuse:rwm".to_owned();
     assert_eq!(given(&spec), (vec![fuse.clone(), "/dev/null:/dev/zero:r".into()], true));
     // As the manager would have it.
-    let constraints = [Ability::Devices, Ability::Privileged].map(|ability| ability.constraint().to_owned());
+    let constraints = [Feature::Devices, Feature::Privileged].map(|feature| feature.constraint().to_owned());
     spec.task.placement.get_or_insert_default().constraints = constraints.to_vec();
     // Labels of containers are others.
     let spec = update(spec, &["--container-label", "b=2"]).unwrap();
@@ -221,7 +221,7 @@ fn devices_and_privileges_are_given_changed_and_taken_away() {
     assert_eq!(given(&spec), (vec![], true));
     let constraints =
         |spec: &swarm_api::v1::ServiceSpec| spec.task.placement.as_ref().unwrap().constraints.clone();
-    assert_eq!(constraints(&spec), [Ability::Privileged.constraint()]);
+    assert_eq!(constraints(&spec), [Feature::Privileged.constraint()]);
     let spec = update(spec, &["--privileged=false"]).unwrap();
     assert_eq!(given(&spec), (vec![], false));
     assert_eq!((constraints(&spec).len(), container(&spec).labels.len()), (0, 1));

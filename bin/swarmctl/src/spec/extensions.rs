@@ -1,7 +1,9 @@
 //! Flags for what containers are given beyond the contract: devices, all privileges, GPUs.
 
+use std::collections::BTreeMap;
+
 use swarm_api::extensions::container::check_devices;
-use swarm_api::extensions::{Ability, ContainerExtensions, Device};
+use swarm_api::extensions::{ContainerExtensions, Device, Feature};
 use swarm_api::v1::generic_resource::Resource;
 use swarm_api::v1::{GenericResource, ServiceSpec, task_spec};
 use swarm_placement::generic;
@@ -66,15 +68,16 @@ pub(super) fn apply(
     if now == before.extensions {
         return Ok(());
     }
-    if let Some(task_spec::Runtime::Container(container)) = &mut spec.task.runtime {
-        now.write(&mut container.labels);
-    }
-    // Managers add the constraints of what is there; those of what is gone would keep tasks from nodes without a reason.
-    let gone: Vec<&str> = before
-        .extensions
-        .needs()
-        .filter(|ability| !now.needs().any(|needed| needed == *ability))
-        .map(Ability::constraint)
+    let Some(task_spec::Runtime::Container(container)) = &mut spec.task.runtime else { return Ok(()) };
+    let mut former = BTreeMap::new();
+    before.extensions.write(&mut former);
+    now.write(&mut container.labels);
+    // Our managers do that too; with others, the constraints of what is gone would keep tasks from nodes without a reason.
+    let gone: Vec<&str> = former
+        .keys()
+        .filter(|label| !container.labels.contains_key(*label))
+        .filter_map(|label| Feature::of_label(label))
+        .map(Feature::constraint)
         .collect();
     if let Some(placement) = spec.task.placement.as_mut().filter(|_| !gone.is_empty()) {
         placement.constraints.retain(|constraint| !gone.contains(&constraint.as_str()));

@@ -107,8 +107,8 @@ impl Executor for Stepped {
         vec![extensions::CONTAINER_RUNTIME.to_owned()]
     }
     async fn describe(&self) -> Result<ExecutorDescription, ControllerError> {
-        let abilities = [extensions::Ability::Devices].into();
-        Ok(ExecutorDescription { abilities, ..Default::default() })
+        let features = [extensions::Feature::Devices].into();
+        Ok(ExecutorDescription { features, ..Default::default() })
     }
     async fn configure(&self, _: &Shared<Node>) -> Result<(), ControllerError> {
         Ok(())

@@ -1,6 +1,5 @@
 //! What containers are given beyond the contract: devices of their node, all privileges, GPUs. It stands in labels of the
-//! container, so that it is part of what a task is, and each comes with the constraint that keeps the task where it can be
-//! had.
+//! container, so that it is part of what a task is, and each is a [`Feature`](super::Feature) that a node must have.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -20,45 +19,6 @@ pub const GPU_KIND: &str = "gpu";
 
 /// Most devices of one container.
 const MOST_DEVICES: usize = 64;
-
-/// An ability of nodes that something of a container needs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Ability {
-    /// Its engine gives devices of the host to containers.
-    Devices,
-    /// Its engine knows how to ask for GPUs. That the node has any is another matter.
-    Gpus,
-    /// Its operator allows containers that have all privileges.
-    Privileged,
-}
-
-impl Ability {
-    /// All of them.
-    pub const ALL: [Ability; 3] = [Ability::Devices, Ability::Gpus, Ability::Privileged];
-
-    /// Engine label of nodes: `1` on those that have it, `0` or absent on others.
-    pub const fn label(self) -> &'static str {
-        match self {
-            Ability::Devices => "swarmd.devices",
-            Ability::Gpus => "swarmd.gpus",
-            Ability::Privileged => "swarmd.privileged",
-        }
-    }
-
-    /// The constraint that keeps tasks on nodes that have it.
-    pub const fn constraint(self) -> &'static str {
-        match self {
-            Ability::Devices => "engine.labels.swarmd.devices==1",
-            Ability::Gpus => "engine.labels.swarmd.gpus==1",
-            Ability::Privileged => "engine.labels.swarmd.privileged==1",
-        }
-    }
-
-    /// The ability that an engine label speaks of.
-    pub fn of_label(label: &str) -> Option<Ability> {
-        Ability::ALL.into_iter().find(|ability| ability.label() == label)
-    }
-}
 
 /// A device of the host in a container.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -179,12 +139,6 @@ impl ContainerExtensions {
             labels.insert(GPUS.to_owned(), kind.clone());
         }
     }
-
-    /// What a node must have for it.
-    pub fn needs(&self) -> impl Iterator<Item = Ability> + use<> {
-        let needed = [!self.devices.is_empty(), self.gpus.is_some(), self.privileged];
-        Ability::ALL.into_iter().zip(needed).filter(|(_, needed)| *needed).map(|(ability, _)| ability)
-    }
 }
 
 /// No path of a container is there twice, and they are not too many.
@@ -260,9 +214,7 @@ mod tests {
             (PRIVILEGED, "1"),
         ];
         assert_eq!(written, labels(&expected));
-        assert_eq!(ContainerExtensions::read(&written), Ok(all.clone()));
-        assert_eq!(all.needs().collect::<Vec<_>>(), Ability::ALL);
-        assert_eq!(ContainerExtensions::default().needs().count(), 0);
+        assert_eq!(ContainerExtensions::read(&written), Ok(all));
         ContainerExtensions::default().write(&mut written);
         assert_eq!(written, labels(&[("mine", "x")]));
     }
@@ -282,14 +234,5 @@ mod tests {
         let many: Vec<String> = (0..=MOST_DEVICES).map(|n| format!("/dev/a:/dev/b{n}")).collect();
         let error = ContainerExtensions::read(&labels(&[(DEVICES, &many.join(","))])).unwrap_err();
         assert!(error.contains("65 devices are more than the 64"), "{error}");
-    }
-
-    #[test]
-    fn each_ability_has_its_label_and_constraint() {
-        for ability in Ability::ALL {
-            assert_eq!(ability.constraint(), format!("engine.labels.{}==1", ability.label()));
-            assert_eq!(Ability::of_label(ability.label()), Some(ability));
-        }
-        assert_eq!(Ability::of_label("swarmd.runtime.process"), None);
     }
 }

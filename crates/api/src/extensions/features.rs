@@ -1,10 +1,12 @@
 //! What a node must be able to do for a task, and the constraints that keep the task on nodes that can.
 //!
-//! A node announces each feature as the engine label `swarmd.<feature>` with the value `1`.
+//! A node announces each feature as an engine label with the value `1`. A container asks for one by a label of the same
+//! name.
 
 use prost::Message as _;
 
-use super::{INIT_TASKS, PRE_STOP, PREFIX, PROCESS_CONSTRAINT, PROCESS_RUNTIME};
+use super::container::{DEVICES, GPUS, PRIVILEGED};
+use super::{INIT_TASKS, PRE_STOP, PROCESS_CONSTRAINT, PROCESS_RUNTIME};
 use crate::Shared;
 use crate::swarmd::ProcessSpec;
 use crate::v1::{TaskSpec, task_spec};
@@ -12,6 +14,12 @@ use crate::v1::{TaskSpec, task_spec};
 /// Something that only some nodes can do for a task.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Feature {
+    /// Devices of the host in containers.
+    Devices,
+    /// GPUs are asked of the engine. That the node has any is another matter.
+    Gpus,
+    /// Containers that have all privileges, which the node's operator allows.
+    Privileged,
     /// Commands before the start.
     InitTasks,
     /// A command before the stop signal.
@@ -24,39 +32,60 @@ pub enum Feature {
 
 impl Feature {
     /// All of them.
-    pub const ALL: [Feature; 4] =
-        [Feature::InitTasks, Feature::PreStop, Feature::ProcessHealth, Feature::ProcessIsolation];
+    pub const ALL: [Feature; 7] = [
+        Feature::Devices,
+        Feature::Gpus,
+        Feature::Privileged,
+        Feature::InitTasks,
+        Feature::PreStop,
+        Feature::ProcessHealth,
+        Feature::ProcessIsolation,
+    ];
 
-    fn name(self) -> &'static str {
+    /// Engine label of nodes: `1` on those that have it, `0` or absent on others.
+    pub const fn label(self) -> &'static str {
         match self {
-            Feature::InitTasks => "init-tasks",
-            Feature::PreStop => "pre-stop",
-            Feature::ProcessHealth => "process-health",
-            Feature::ProcessIsolation => "process-isolation",
+            Feature::Devices => DEVICES,
+            Feature::Gpus => GPUS,
+            Feature::Privileged => PRIVILEGED,
+            Feature::InitTasks => INIT_TASKS,
+            Feature::PreStop => PRE_STOP,
+            Feature::ProcessHealth => "swarmd.process-health",
+            Feature::ProcessIsolation => "swarmd.process-isolation",
         }
     }
 
-    /// The engine label of nodes that have it.
-    pub fn ability(self) -> String {
-        format!("{PREFIX}{}", self.name())
+    /// The constraint that keeps tasks on nodes that have it.
+    pub const fn constraint(self) -> &'static str {
+        match self {
+            Feature::Devices => "engine.labels.swarmd.devices==1",
+            Feature::Gpus => "engine.labels.swarmd.gpus==1",
+            Feature::Privileged => "engine.labels.swarmd.privileged==1",
+            Feature::InitTasks => "engine.labels.swarmd.init-tasks==1",
+            Feature::PreStop => "engine.labels.swarmd.pre-stop==1",
+            Feature::ProcessHealth => "engine.labels.swarmd.process-health==1",
+            Feature::ProcessIsolation => "engine.labels.swarmd.process-isolation==1",
+        }
     }
 
-    /// The constraint that keeps tasks on those nodes.
-    pub fn constraint(self) -> String {
-        format!("engine.labels.{}==1", self.ability())
+    /// The feature that a label speaks of.
+    pub fn of_label(label: &str) -> Option<Feature> {
+        Feature::ALL.into_iter().find(|feature| feature.label() == label)
     }
 
     fn is_needed(self, task: &TaskSpec, process: Option<&ProcessSpec>) -> bool {
-        let label = |label| match &task.runtime {
-            Some(task_spec::Runtime::Container(container)) => container.labels.contains_key(label),
-            _ => false,
-        };
+        if let Some(task_spec::Runtime::Container(container)) = &task.runtime {
+            return container.labels.contains_key(self.label());
+        }
+        let Some(process) = process else { return false };
         match self {
-            Feature::InitTasks => label(INIT_TASKS) || process.is_some_and(|p| !p.init_tasks.is_empty()),
-            Feature::PreStop => label(PRE_STOP) || process.is_some_and(|p| !p.pre_stop.is_empty()),
-            Feature::ProcessHealth => process.is_some_and(|p| p.healthcheck.is_some()),
+            // Processes can't have them.
+            Feature::Devices | Feature::Gpus | Feature::Privileged => false,
+            Feature::InitTasks => !process.init_tasks.is_empty(),
+            Feature::PreStop => !process.pre_stop.is_empty(),
+            Feature::ProcessHealth => process.healthcheck.is_some(),
             Feature::ProcessIsolation => {
-                process.is_some_and(|p| p.mount_namespace || p.pid_namespace || !p.root.is_empty())
+                process.mount_namespace || process.pid_namespace || !process.root.is_empty()
             }
         }
     }
@@ -74,15 +103,17 @@ pub fn guard(task: &mut Shared<TaskSpec>) {
     };
     let (needed, idle): (Vec<Feature>, Vec<Feature>) =
         Feature::ALL.into_iter().partition(|feature| feature.is_needed(task, process.as_ref()));
-    let runtime = process.is_some().then(|| PROCESS_CONSTRAINT.to_owned());
     let present = task.placement.as_ref().map_or(&[][..], |placement| &placement.constraints);
+    let is_there = |constraint: &str| present.iter().any(|there| there == constraint);
+    let runtime = process.is_some().then_some(PROCESS_CONSTRAINT);
     let wanted = runtime.into_iter().chain(needed.into_iter().map(Feature::constraint));
-    let missing: Vec<String> = wanted.filter(|constraint| !present.contains(constraint)).collect();
-    let unwanted: Vec<String> = idle.into_iter().map(Feature::constraint).collect();
-    if present.iter().any(|constraint| unwanted.contains(constraint))
+    let missing: Vec<String> = wanted.filter(|constraint| !is_there(constraint)).map(str::to_owned).collect();
+    let unwanted: Vec<&str> =
+        idle.into_iter().map(Feature::constraint).filter(|constraint| is_there(constraint)).collect();
+    if !unwanted.is_empty()
         && let Some(placement) = &mut task.placement
     {
-        placement.constraints.retain(|constraint| !unwanted.contains(constraint));
+        placement.constraints.retain(|constraint| !unwanted.contains(&constraint.as_str()));
     }
     if !missing.is_empty() {
         task.placement.get_or_insert_default().constraints.extend(missing);
@@ -92,6 +123,7 @@ pub fn guard(task: &mut Shared<TaskSpec>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::extensions::{PREFIX, PROCESS_ABILITY};
     use crate::v1::{ContainerSpec, GenericRuntimeSpec, Placement};
 
     fn guarded(runtime: task_spec::Runtime, constraints: &[&str]) -> Vec<String> {
@@ -126,5 +158,27 @@ mod tests {
         let isolated = ProcessSpec { pid_namespace: true, ..Default::default() };
         let expected = [PROCESS_CONSTRAINT, "engine.labels.swarmd.process-isolation==1"];
         assert_eq!(guarded(process(isolated), &[PROCESS_CONSTRAINT]), expected);
+    }
+
+    #[test]
+    fn what_a_container_is_given_is_guarded_for_as_long_as_it_is() {
+        let given = |labels: &[&str]| {
+            let labels = labels.iter().map(|label| (label.to_string(), "1".to_owned())).collect();
+            task_spec::Runtime::Container(ContainerSpec { labels, ..Default::default() })
+        };
+        let (devices, privileged) = (Feature::Devices.constraint(), Feature::Privileged.constraint());
+        assert_eq!(guarded(given(&[PRIVILEGED, DEVICES, "mine"]), &["a==b"]), ["a==b", devices, privileged]);
+        assert_eq!(guarded(given(&[PRIVILEGED]), &[devices, "a==b", privileged]), ["a==b", privileged]);
+    }
+
+    #[test]
+    fn each_feature_has_its_label_and_constraint() {
+        assert!(Feature::ALL.is_sorted());
+        for feature in Feature::ALL {
+            assert!(feature.label().starts_with(PREFIX));
+            assert_eq!(feature.constraint(), format!("engine.labels.{}==1", feature.label()));
+            assert_eq!(Feature::of_label(feature.label()), Some(feature));
+        }
+        assert_eq!(Feature::of_label(PROCESS_ABILITY), None);
     }
 }

@@ -15,7 +15,7 @@ pub use image::is_reference as is_image_reference;
 
 use prost::Message as _;
 use swarm_api::defaults;
-use swarm_api::extensions::{self, Ability, ContainerExtensions};
+use swarm_api::extensions;
 use swarm_api::v1::service_spec::Mode;
 use swarm_api::v1::{RestartPolicy, ServiceSpec, TaskSpec, UpdateConfig, task_spec};
 
@@ -153,9 +153,8 @@ fn update(config: &UpdateConfig) -> Result<()> {
     Ok(())
 }
 
-/// Adds what our extensions need: the constraints that keep native processes, and containers that are given more than the
-/// contract knows, where they can run; and references to the secrets and configs that a process's payload names, for those
-/// who can't read it.
+/// Adds what our extensions need: references to the secrets and configs that a process's payload names, for those who can't
+/// read it; and the constraints that keep tasks that need more than the contract knows where they can run.
 pub(crate) fn complete(spec: &mut ServiceSpec) {
     let process = matches!(&spec.task.runtime, Some(task_spec::Runtime::Generic(generic))
         if generic.kind == extensions::PROCESS_RUNTIME);
@@ -166,19 +165,6 @@ pub(crate) fn complete(spec: &mut ServiceSpec) {
         // Not touched in vain: the task's spec is shared.
         if !missing.is_empty() {
             spec.task.resource_references.extend(missing);
-        }
-    }
-    let container = match &spec.task.runtime {
-        Some(task_spec::Runtime::Container(container)) => {
-            // What can't be read was refused before.
-            ContainerExtensions::read(&container.labels).unwrap_or_default()
-        }
-        _ => ContainerExtensions::default(),
-    };
-    for guard in container.needs().map(Ability::constraint) {
-        let mut present = spec.task.placement.iter().flat_map(|placement| &placement.constraints);
-        if !present.any(|constraint| constraint == guard) {
-            spec.task.placement.get_or_insert_default().constraints.push(guard.to_owned());
         }
     }
     extensions::guard(&mut spec.task);

@@ -182,4 +182,7 @@ fn what_a_container_is_given_keeps_it_on_nodes_that_can_give_it() {
         spec.task.placement.as_ref().unwrap().constraints,
         ["node.role==worker", "engine.labels.swarmd.devices==1", "engine.labels.swarmd.privileged==1"]
     );
+    container(&mut spec).labels.clear();
+    complete(&mut spec);
+    assert_eq!(spec.task.placement.as_ref().unwrap().constraints, ["node.role==worker"]);
 }
