@@ -10,6 +10,7 @@ pub(crate) mod logs;
 pub(crate) mod network;
 pub(crate) mod node;
 mod policy_view;
+mod runtime_view;
 pub(crate) mod secret;
 pub(crate) mod service;
 mod service_view;

@@ -7,7 +7,7 @@ use swarm_api::v1::{
     ContainerStatus, ListTasksRequest, RemoveTaskRequest, Task, TaskState, task_spec, task_status,
 };
 
-use super::service_view::{process_lines, spec_lines};
+use super::runtime_view::{process_lines, spec_lines};
 use super::{Answer, Context, exec, ids, logs, stats, task_view};
 use crate::error::Result;
 use crate::output::{Names, Table, time};
