@@ -8,8 +8,9 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use prost::Message as _;
+use swarm_api::Shared;
 use swarm_api::hash::FastMap;
-use swarm_api::v1::{GenericResource, Node, Task, TaskState, TaskStatus};
+use swarm_api::v1::{Annotations, Endpoint, GenericResource, Node, Task, TaskSpec, TaskState, TaskStatus};
 use swarm_store::{Event, Table, Tx};
 
 /// A task is put on a node.
@@ -96,21 +97,35 @@ pub(crate) fn is_usable(nodes: &Table<Node>, node: &str) -> bool {
     nodes.get(node).is_some_and(|n| n.is_usable())
 }
 
-/// Says how much an assigned task takes in a log entry, at most. What tasks share is measured once.
+/// Says how much a task takes in a log entry, at most. What tasks share is measured once.
 #[derive(Debug, Default)]
 pub struct Sizer {
-    shared: Option<([usize; 3], usize)>,
+    shared: Option<(Parts, usize)>,
+}
+
+/// What tasks share.
+#[derive(Debug)]
+struct Parts {
+    spec: Shared<TaskSpec>,
+    annotations: Shared<Annotations>,
+    endpoint: Option<Shared<Endpoint>>,
+}
+
+impl Parts {
+    fn are_of(&self, task: &Task) -> bool {
+        let same_endpoint = match (&self.endpoint, &task.endpoint) {
+            (Some(a), Some(b)) => Shared::ptr_eq(a, b),
+            (a, b) => a.is_none() && b.is_none(),
+        };
+        same_endpoint
+            && Shared::ptr_eq(&self.spec, &task.spec)
+            && Shared::ptr_eq(&self.annotations, &task.service_annotations)
+    }
 }
 
 impl Sizer {
-    /// Most bytes of this task after it is assigned.
-    pub fn bytes(&mut self, task: &Task, assignment: &Assignment) -> usize {
-        let generic = assignment.generic.iter().map(|g| g.encoded_len() + 12).sum::<usize>();
-        self.bytes_of(task) + assignment.node.len() + assignment.message.len() + generic
-    }
-
-    /// Most bytes of this task, which has no generic resources yet.
-    pub(crate) fn bytes_of(&mut self, task: &Task) -> usize {
+    /// Most bytes of this task, which has no generic resources yet. What an assignment adds is [`Assignment::bytes`].
+    pub fn bytes_of(&mut self, task: &Task) -> usize {
         // Stamps, numbers, and every field's own key and length.
         const REST: usize = 128;
         let own = task.id.len() + task.service_id.len() + task.node_id.len();
@@ -124,20 +139,17 @@ impl Sizer {
     }
 
     fn shared(&mut self, task: &Task) -> usize {
-        fn address<T>(of: &T) -> usize {
-            std::ptr::from_ref(of) as usize
-        }
-        let key = [
-            address(&*task.spec),
-            address(&*task.service_annotations),
-            task.endpoint.as_ref().map_or(0, |endpoint| address(&**endpoint)),
-        ];
-        match self.shared {
-            Some((known, bytes)) if known == key => bytes,
+        match &self.shared {
+            Some((parts, bytes)) if parts.are_of(task) => *bytes,
             _ => {
+                let parts = Parts {
+                    spec: task.spec.clone(),
+                    annotations: task.service_annotations.clone(),
+                    endpoint: task.endpoint.clone(),
+                };
                 let endpoint = task.endpoint.as_ref().map_or(0, prost::Message::encoded_len);
                 let bytes = task.spec.encoded_len() + task.service_annotations.encoded_len() + endpoint;
-                self.shared = Some((key, bytes));
+                self.shared = Some((parts, bytes));
                 bytes
             }
         }
@@ -145,6 +157,12 @@ impl Sizer {
 }
 
 impl Assignment {
+    /// Most bytes that it adds to its task in a log entry.
+    pub fn bytes(&self) -> usize {
+        let generic = self.generic.iter().map(|g| g.encoded_len() + 12).sum::<usize>();
+        self.node.len() + self.message.len() + generic
+    }
+
     fn holds(&self, task: &Task) -> bool {
         let node = if self.bound { &*self.node } else { "" };
         task.status.state == TaskState::Pending as i32

@@ -1,16 +1,20 @@
 //! Tasks that wait for a node, in groups that are placed together.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use swarm_api::Shared;
-use swarm_api::v1::{PortConfig, Task};
+use swarm_api::hash::{FastHasher, FastMap};
+use swarm_api::v1::{NetworkAttachment, PortConfig, Task};
 use swarm_placement::{Demand, HostPort};
+use swarm_store::Tables;
 
 use crate::filter::Requirements;
 use crate::nodes::Slot;
 use crate::services::{ServiceNo, Services};
+use crate::track::Load;
 use crate::verdict::{Tally, Verdict};
 
 /// Number of a group. It is given again when no task of the group waits any more.
@@ -31,6 +35,20 @@ pub(crate) struct GroupKey {
 /// Order of tasks in a group.
 pub(crate) type Place = (u64, Arc<str>);
 
+/// What is known of a task that is to be placed.
+#[derive(Debug)]
+pub(crate) enum Seen {
+    /// It has not been looked at: only what is asked of every task that finds room is kept, so that the task itself need
+    /// not be read again for it.
+    Fresh {
+        load: Arc<Load>,
+        /// What it takes in a log entry at most.
+        bytes: u32,
+    },
+    /// It has been looked at, and waits.
+    Known(Shared<Task>),
+}
+
 /// Tasks that ask the same of a node.
 #[derive(Debug)]
 pub(crate) struct Group {
@@ -40,7 +58,7 @@ pub(crate) struct Group {
     /// Tasks that have been looked at, and wait.
     pub(crate) tasks: BTreeMap<Place, Shared<Task>>,
     /// Tasks that have not been looked at, as they came. Some of them may not wait here any more.
-    fresh: Vec<(Place, Shared<Task>)>,
+    fresh: Vec<(Place, Seen)>,
     /// Tasks that may not say what they should.
     retell: BTreeSet<Place>,
     /// Number of tasks that wait.
@@ -64,7 +82,7 @@ pub(crate) struct Group {
 
 impl Group {
     /// Adds a task that waits, or takes note of its change.
-    pub(crate) fn put(&mut self, place: Place, task: &Shared<Task>, is_new: bool) {
+    pub(crate) fn put(&mut self, place: Place, task: &Shared<Task>, fresh: Seen, is_new: bool) {
         self.waiting += usize::from(is_new);
         if let Some(known) = self.tasks.get_mut(&place) {
             *known = task.clone();
@@ -74,7 +92,7 @@ impl Group {
             return;
         }
         self.since = self.since.min(created(task));
-        self.fresh.push((place, task.clone()));
+        self.fresh.push((place, fresh));
     }
 
     /// A task does not wait any more.
@@ -94,30 +112,32 @@ impl Group {
     }
 
     /// All tasks in their order, those that were not looked at included. The latter may not wait here any more.
-    pub(crate) fn take_tasks(&mut self) -> Vec<(Place, Shared<Task>)> {
+    pub(crate) fn take_tasks(&mut self) -> Vec<(Place, Seen)> {
         let mut tasks = self.take_fresh();
         if !self.tasks.is_empty() {
-            tasks.extend(std::mem::take(&mut self.tasks));
+            let known = std::mem::take(&mut self.tasks).into_iter();
+            tasks.extend(known.map(|(place, task)| (place, Seen::Known(task))));
             tasks.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
         }
         tasks
     }
 
-    /// Puts tasks back that were taken and are yet to be looked at again, or for the first time if they are not among
-    /// these.
-    pub(crate) fn put_back(&mut self, tasks: Vec<(Place, Shared<Task>)>, known: &BTreeSet<Place>) {
-        for (place, task) in tasks {
-            if known.contains(&place) {
-                self.tasks.insert(place, task);
-            } else {
-                self.fresh.push((place, task));
+    /// Puts tasks back that were taken and are yet to be looked at again, or for the first time.
+    pub(crate) fn put_back(&mut self, tasks: Vec<(Place, Seen)>) {
+        for (place, seen) in tasks {
+            match seen {
+                Seen::Known(task) => drop(self.tasks.insert(place, task)),
+                Seen::Fresh { .. } => self.fresh.push((place, seen)),
             }
         }
     }
 
     /// Tasks that were not looked at, in their order, each as it was seen last.
-    pub(crate) fn take_fresh(&mut self) -> Vec<(Place, Shared<Task>)> {
+    pub(crate) fn take_fresh(&mut self) -> Vec<(Place, Seen)> {
         let mut fresh = std::mem::take(&mut self.fresh);
+        if fresh.is_sorted_by(|(a, _), (b, _)| a < b) {
+            return fresh;
+        }
         fresh.sort_by(|(a, _), (b, _)| a.cmp(b));
         fresh.reverse();
         fresh.dedup_by(|(a, _), (b, _)| a == b);
@@ -186,8 +206,9 @@ impl Group {
     }
 
     /// One of its tasks; it may not wait here any more.
-    pub(crate) fn any_task(&self) -> Option<&Shared<Task>> {
-        self.tasks.values().next().or(self.fresh.last().map(|(_, task)| task))
+    pub(crate) fn any_task<'a>(&'a self, tables: &'a Tables) -> Option<&'a Shared<Task>> {
+        let mut fresh = self.fresh.iter().rev();
+        self.tasks.values().next().or_else(|| fresh.find_map(|((_, id), _)| tables.tasks().get(id)))
     }
 
     /// It was looked at, and no node has room.
@@ -239,8 +260,8 @@ pub(crate) struct Groups {
     by_key: BTreeMap<GroupKey, GroupNo>,
     all: Vec<Option<Group>>,
     unused: Vec<GroupNo>,
-    /// A task whose group was asked for, and the group: the next one is often of its kind.
-    last: Option<(Shared<Task>, GroupNo)>,
+    /// By service and version, a task whose group was asked for last, and the group: the next one is often of its kind.
+    last: FastMap<u64, (Shared<Task>, GroupNo)>,
     /// Groups to be looked at.
     noted: Vec<GroupNo>,
     /// Groups that have been looked at, and wait.
@@ -250,12 +271,13 @@ pub(crate) struct Groups {
 impl Groups {
     /// The group of a task; made if need be.
     pub(crate) fn of(&mut self, task: &Shared<Task>, services: &mut Services) -> GroupNo {
-        if let Some((last, no)) = &self.last
+        let version = task.spec_version.filter(|_| !task.service_id.is_empty()).map(|v| v.index);
+        let kind = kind(&task.service_id, version);
+        if let Some((last, no)) = self.last.get(&kind)
             && are_alike(last, task)
         {
             return *no;
         }
-        let version = task.spec_version.filter(|_| !task.service_id.is_empty()).map(|v| v.index);
         let requirements = version.is_none().then(|| Arc::new(Requirements::of(task)));
         let key = GroupKey {
             service: task.service_id.as_str().into(),
@@ -292,7 +314,7 @@ impl Groups {
                 no
             }
         };
-        self.last = Some((task.clone(), no));
+        self.last.insert(kind, (task.clone(), no));
         no
     }
 
@@ -327,7 +349,10 @@ impl Groups {
         services.leave(group.service);
         self.by_key.remove(&group.key);
         self.known.remove(&no);
-        self.last.take_if(|(_, last)| *last == no);
+        let kind = kind(&group.key.service, group.key.version);
+        if self.last.get(&kind).is_some_and(|(_, last)| *last == no) {
+            self.last.remove(&kind);
+        }
         self.unused.push(no);
     }
 
@@ -418,6 +443,13 @@ impl Telling {
     }
 }
 
+/// A number for tasks of a service and version.
+fn kind(service: &str, version: Option<u64>) -> u64 {
+    let mut hasher = FastHasher::default();
+    (service, version).hash(&mut hasher);
+    hasher.finish()
+}
+
 /// Both tasks are of one group, which is seen without a look at what they ask for.
 fn are_alike(a: &Task, b: &Task) -> bool {
     if a.service_id != b.service_id || a.spec_version != b.spec_version {
@@ -431,14 +463,14 @@ fn are_alike(a: &Task, b: &Task) -> bool {
     if a.spec_version.is_some() && !a.service_id.is_empty() {
         return same_endpoint || ports(a) == ports(b);
     }
-    let networks = |task: &Task| -> Vec<usize> {
-        let address = |network: &Shared<_>| std::ptr::from_ref::<swarm_api::v1::Network>(network) as usize;
-        task.networks.iter().map(|n| n.network.as_ref().map_or(0, address)).collect()
+    let same_network = |a: &NetworkAttachment, b: &NetworkAttachment| match (&a.network, &b.network) {
+        (Some(a), Some(b)) => Shared::ptr_eq(a, b),
+        (a, b) => a.is_none() && b.is_none(),
     };
     same_endpoint
-        && Shared::ptr_eq(&a.spec, &b.spec)
+        && a.spec == b.spec
         && a.networks.len() == b.networks.len()
-        && (a.networks.is_empty() || networks(a) == networks(b))
+        && a.networks.iter().zip(&b.networks).all(|(a, b)| same_network(a, b))
 }
 
 fn ports(task: &Task) -> &[PortConfig] {

@@ -1,7 +1,7 @@
 //! The scheduler as a reconciler.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -11,17 +11,17 @@ use swarm_api::{Kind, Object, Shared};
 use swarm_placement::Holding;
 use swarm_reconcile::{
     Assignment, Assignments, Ctx, Decision, Group as Change, Guard, Now, Outcome, Patch, Reconciler, Refused,
-    Settled, Sizer, Write,
+    Settled, Write,
 };
 use swarm_store::{Event, Tables};
 
 use crate::filter::Requirements;
 use crate::nodes::{Nodes, Slot};
 use crate::preempt::{allows_more, changes_priority, policy_of};
-use crate::queue::{Group, GroupNo, Place};
+use crate::queue::{Group, GroupNo, Place, Seen};
 use crate::services::ServiceNo;
 use crate::spread::Chooser;
-use crate::track::{At, Placed, State};
+use crate::track::{At, Load, Placed, State};
 use crate::verdict::{Tally, Verdict};
 use crate::volumes;
 
@@ -137,7 +137,6 @@ impl Reconciler for Scheduler {
             most: self.most,
             out: Vec::new(),
             assigned: Vec::new(),
-            sizer: Sizer::default(),
             again: false,
             waits: FastMap::default(),
         };
@@ -221,7 +220,6 @@ pub(crate) struct Pass<'a> {
     pub(crate) out: Vec<Change>,
     /// With the most bytes that they take in a log entry.
     assigned: Vec<(Assignment, usize)>,
-    sizer: Sizer,
     /// There is more to do at once.
     pub(crate) again: bool,
     /// Why tasks of a service and version wait for other services, if they do.
@@ -333,7 +331,8 @@ impl Pass<'_> {
         }
         let (mut ready, mut stuck) = (Vec::new(), Vec::new());
         for no in state.groups.take_noted() {
-            let Some(task) = self.state.groups.get(no).and_then(Group::any_task).cloned() else { continue };
+            let task = self.state.groups.get(no).and_then(|group| group.any_task(self.tables));
+            let Some(task) = task.cloned() else { continue };
             if let Some((service, text)) = self.waits(&task) {
                 self.hold(no, service, text);
                 continue;
@@ -369,9 +368,8 @@ impl Pass<'_> {
     /// Puts as many tasks of a group on nodes as find room, up to what is left of this pass.
     fn place(&mut self, no: GroupNo, mut group: Group) {
         let policy = policy_of(self.tables, &group.key.service);
-        let State { nodes, index, places, loads, .. } = &mut *self.state;
+        let State { nodes, index, places, loads, sizer, .. } = &mut *self.state;
         let candidates = group.candidates();
-        let old: BTreeSet<_> = group.tasks.keys().cloned().collect();
         let tasks = group.take_tasks();
         let requirements = group.requirements.clone();
         let needs = index.needs(&requirements.fixed, nodes);
@@ -384,53 +382,64 @@ impl Pass<'_> {
             tasks.len(),
             candidates.as_deref(),
         );
-        let (mut placed, mut full, mut fresh, mut with_volumes) = (0, false, Vec::new(), Vec::new());
+        let (mut placed, mut gone, mut full) = (0, 0, false);
+        let (mut fresh, mut with_volumes) = (Vec::new(), Vec::new());
         let most = self.most - self.assigned.len().min(self.most - 1);
         let mut left = Vec::new();
-        for (place, task) in tasks {
+        for (place, seen) in tasks {
             if placed >= most && !full {
-                left.push((place, task));
+                left.push((place, seen));
                 continue;
             }
             let Some(at) = places.get_mut(&place.1) else { continue };
             if !matches!(at, At::Waiting(known, slot) if (*known, *slot) == (no, place.0)) {
                 continue;
             }
+            let (load, bytes) = match &seen {
+                Seen::Fresh { load, bytes } => (load.clone(), *bytes as usize),
+                Seen::Known(task) => (loads.of(&task.spec, task.endpoint.as_ref()), sizer.bytes_of(task)),
+            };
             let mut chosen = None;
             full = full
                 || !chooser.place(nodes, &mut |nodes, slot| {
-                    chosen = Some((slot, enter(nodes, slot, group.service, &place.1, &task, &requirements)));
+                    chosen = Some((slot, enter(nodes, slot, group.service, &place.1, &load, &requirements)));
                 });
             let Some((slot, generic)) = chosen else {
-                if !old.contains(&place) {
-                    fresh.push(place.clone());
+                match (seen, self.tables.tasks().get(&place.1)) {
+                    (Seen::Known(task), _) => drop(group.tasks.insert(place, task)),
+                    (Seen::Fresh { .. }, Some(task)) => {
+                        fresh.push(place.clone());
+                        group.tasks.insert(place, task.clone());
+                    }
+                    (Seen::Fresh { .. }, None) => {
+                        places.remove(&place.1);
+                        gone += 1;
+                    }
                 }
-                group.tasks.insert(place, task);
                 continue;
             };
             placed += 1;
             nodes.services.enter_again(group.service);
-            let load = loads.of(&task.spec, task.endpoint.as_ref());
             *at = At::Placed(Placed::new(nodes, slot, group.service, load, generic.clone(), self.number));
             let node = nodes.get(slot).id.clone();
             let assignment = Assignment { task: place.1, node, bound: false, generic, message: ASSIGNED };
             if requirements.volumes.is_empty() {
-                let bytes = self.sizer.bytes(&task, &assignment);
+                let bytes = bytes + assignment.bytes();
                 self.assigned.push((assignment, bytes));
             } else {
-                with_volumes.push((task, assignment));
+                with_volumes.push(assignment);
             }
         }
-        group.placed(placed);
+        group.placed(placed + gone);
         let put_off = !left.is_empty();
         let waits = !group.is_empty() && !put_off;
-        group.put_back(left, &old);
+        group.put_back(left);
         if waits {
             group.set_verdicts((0..nodes.all().len()).map(|slot| chooser.verdict(nodes, slot)).collect());
         }
         chooser.finish(nodes);
-        for (task, assignment) in with_volumes {
-            self.assign(&task, &requirements, assignment);
+        for assignment in with_volumes {
+            self.assign_with_volumes(assignment);
         }
         if waits {
             self.leave_waiting(no, group, fresh);
@@ -457,11 +466,12 @@ impl Pass<'_> {
 
     /// Tells the user why the tasks of a group wait. Those at these places were not looked at before.
     pub(crate) fn tell_group(&mut self, no: GroupNo, group: &mut Group, text: String, mut look: Vec<Place>) {
-        for (place, task) in group.take_fresh() {
+        for (place, _) in group.take_fresh() {
             if matches!(self.state.places.get(&place.1), Some(At::Waiting(known, slot)) if (*known, *slot) == (no, place.0))
+                && let Some(task) = self.tables.tasks().get(&place.1)
             {
                 look.push(place.clone());
-                group.tasks.insert(place, task);
+                group.tasks.insert(place, task.clone());
             }
         }
         if group.told != text {
@@ -498,14 +508,20 @@ impl Pass<'_> {
     ) {
         let state = &mut *self.state;
         let service = state.nodes.services.enter(&task.service_id);
-        let generic = enter(&mut state.nodes, slot, service, id, task, requirements);
         let load = state.loads.of(&task.spec, task.endpoint.as_ref());
+        let generic = enter(&mut state.nodes, slot, service, id, &load, requirements);
         let placed = Placed::new(&state.nodes, slot, service, load, generic.clone(), self.number);
         let bound = !task.node_id.is_empty();
         state.places.insert(id.clone(), At::Placed(Placed { bound, ..placed }));
         let message = if bound { CONFIRMED } else { ASSIGNED };
         let node = state.nodes.get(slot).id.clone();
-        self.assign(task, requirements, Assignment { task: id.clone(), node, bound, generic, message });
+        let assignment = Assignment { task: id.clone(), node, bound, generic, message };
+        if requirements.volumes.is_empty() {
+            let bytes = state.sizer.bytes_of(task) + assignment.bytes();
+            self.assigned.push((assignment, bytes));
+        } else {
+            self.assign_with_volumes(assignment);
+        }
     }
 
     /// Tells the user why a task waits, unless that is what it says already.
@@ -520,13 +536,8 @@ impl Pass<'_> {
         self.emit(guards, Write::Explain { task: task.id.clone(), err: err.to_owned(), at: self.now.wall });
     }
 
-    /// A task is in its node's account: say so. Volumes are taken in the same group.
-    fn assign(&mut self, task: &Task, requirements: &Requirements, assignment: Assignment) {
-        if requirements.volumes.is_empty() {
-            let bytes = self.sizer.bytes(task, &assignment);
-            self.assigned.push((assignment, bytes));
-            return;
-        }
+    /// A task is in its node's account, with volumes that are taken in the same group: say so.
+    fn assign_with_volumes(&mut self, assignment: Assignment) {
         if let Some(At::Placed(placed)) = self.state.places.get_mut(&assignment.task) {
             placed.pass = 0;
         }
@@ -573,17 +584,18 @@ fn enter(
     slot: Slot,
     service: ServiceNo,
     id: &Arc<str>,
-    task: &Task,
+    load: &Load,
     requirements: &Requirements,
 ) -> Vec<GenericResource> {
     if !requirements.volumes.is_empty() {
         let node = nodes.get(slot);
         let volumes = nodes.volumes.choose(&requirements.volumes, node.info.node());
         let (node, volumes) = (node.id.clone(), volumes.unwrap_or_default());
-        nodes.volumes.enter(id, &node, &task.spec, &volumes);
+        nodes.volumes.enter(id, &node, &load.spec, &volumes);
     }
     let info = &mut nodes.get_mut(slot).info;
     let generic = info.claim(&requirements.demand).expect("a node that fits has what is asked of it");
-    nodes.enter(slot, service, Holding::of(task, &generic), true);
+    let endpoint = load.endpoint.as_deref();
+    nodes.enter(slot, service, Holding { spec: &load.spec, endpoint, generic: &generic, active: true }, true);
     generic
 }

@@ -11,7 +11,7 @@ use swarm_api::Shared;
 use swarm_api::hash::{FastMap, FastSet};
 use swarm_api::v1::{Endpoint, GenericResource, Node, Service, Task, TaskSpec, TaskState, service_spec};
 use swarm_placement::{FAILURE_LIMIT, FAILURE_WINDOW, Holding};
-use swarm_reconcile::Now;
+use swarm_reconcile::{Now, Sizer};
 use swarm_store::Tables;
 
 use crate::depends::Gates;
@@ -19,7 +19,7 @@ use crate::ended::{failed_ago, held_for};
 use crate::filter::Requirements;
 use crate::nodes::{Nodes, Slot};
 use crate::pools::Index;
-use crate::queue::{GroupNo, Groups, Telling};
+use crate::queue::{GroupNo, Groups, Seen, Telling};
 use crate::services::ServiceNo;
 
 /// What tasks take on their nodes beside generic resources; many tasks share one.
@@ -164,6 +164,7 @@ pub(crate) struct State {
     pub(crate) index: Index,
     pub(crate) places: FastMap<Arc<str>, At>,
     pub(crate) loads: Loads,
+    pub(crate) sizer: Sizer,
     pub(crate) groups: Groups,
     pub(crate) telling: Telling,
     pub(crate) gates: Gates,
@@ -369,12 +370,15 @@ impl State {
         if self.is_on_its_way(&task.id) {
             return;
         }
-        if let Some(At::Claimed(claimed)) = self.places.get_mut(task.id.as_str()) {
-            claimed.1 = task.clone();
+        let known = self.places.get_key_value(task.id.as_str());
+        if matches!(known, Some((_, At::Claimed(_)))) {
+            if let Some(At::Claimed(claimed)) = self.places.get_mut(task.id.as_str()) {
+                claimed.1 = task.clone();
+            }
             return;
         }
         let no = self.groups.of(task, &mut self.nodes.services);
-        let (id, is_new) = match self.places.get_key_value(task.id.as_str()) {
+        let (id, is_new) = match known {
             Some((id, At::Waiting(known, slot))) if (*known, *slot) == (no, task.slot) => (id.clone(), false),
             known => {
                 if known.is_some() {
@@ -385,8 +389,10 @@ impl State {
                 (id, true)
             }
         };
+        let load = self.loads.of(&task.spec, task.endpoint.as_ref());
+        let fresh = Seen::Fresh { load, bytes: self.sizer.bytes_of(task) as u32 };
         if let Some(group) = self.groups.get_mut(no) {
-            group.put((task.slot, id), task, is_new);
+            group.put((task.slot, id), task, fresh, is_new);
             self.groups.note(no);
         }
     }
