@@ -2,12 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use swarm_api::v1::{Endpoint, NetworkAttachment, Service, Task, TaskState};
 use swarm_api::{Kind, Object, Shared};
 use swarm_reconcile::{Ctx, Decision, Group, Guard, Patch, Reconciler, Write};
 use swarm_store::{Event, Tables};
 
+use crate::network::Missing;
 use crate::ports::Ports;
 use crate::{endpoint, network};
 
@@ -134,9 +136,8 @@ impl Allocator {
             })
         };
         let networks = match blocked {
-            None if task.networks.is_empty() => network::attach(tables, task, service.map(|s| &**s))
+            None => networks_of(tables, task, service)
                 .map_err(|missing| (Kind::Network, missing.network, missing.reason)),
-            None => Ok(task.networks.clone()),
             Some(blocked) => Err(blocked),
         };
         match networks {
@@ -155,7 +156,36 @@ impl Allocator {
     }
 }
 
-/// The task's networks, its service's endpoint, and the next state, in one change.
+/// The networks that a task has, or is to have.
+fn networks_of(
+    tables: &Tables,
+    task: &Task,
+    service: Option<&Shared<Service>>,
+) -> Result<Vec<NetworkAttachment>, Missing> {
+    match task.networks.is_empty() {
+        true => network::attach(tables, task, service.map(|s| &**s)),
+        false => Ok(task.networks.clone()),
+    }
+}
+
+/// Gives a task its networks, its service's endpoint, and the next state.
+fn allocate(
+    task: &mut Task,
+    networks: Vec<NetworkAttachment>,
+    endpoint: Option<&Shared<Endpoint>>,
+    at: SystemTime,
+) {
+    task.networks = networks;
+    if endpoint.is_some() {
+        task.endpoint = endpoint.cloned();
+    }
+    task.status.state = TaskState::Pending as i32;
+    task.status.message = "pending task scheduling".into();
+    task.status.err.clear();
+    task.status.timestamp = Some(at.into());
+}
+
+/// The change by which a task comes to have everything it needs.
 fn to_pending(
     ctx: &Ctx<'_>,
     task: &Task,
@@ -169,14 +199,7 @@ fn to_pending(
             return None;
         }
         let mut task = task.clone();
-        task.networks.clone_from(&networks);
-        if endpoint.is_some() {
-            task.endpoint.clone_from(&endpoint);
-        }
-        task.status.state = TaskState::Pending as i32;
-        task.status.message = "pending task scheduling".into();
-        task.status.err.clear();
-        task.status.timestamp = Some(at.into());
+        allocate(&mut task, networks.clone(), endpoint.as_ref(), at);
         Some(task.into())
     };
     tracing::debug!(task.id = task.id, service.id = task.service_id, "task is allocated");
@@ -220,6 +243,20 @@ impl Reconciler for Allocator {
                 }
                 _ => (),
             }
+        }
+    }
+
+    fn prepare(&mut self, ctx: &mut Ctx<'_>, tasks: &mut [&mut Shared<Task>], tables: &Tables) {
+        for task in tasks.iter_mut().filter(|task| is_open(task)) {
+            let Some(service) = tables.services().get(&task.service_id) else { continue };
+            if self.services.contains(&service.id)
+                || self.stuck.contains_key(&service.id)
+                || !endpoint::is_settled(tables, service)
+            {
+                continue;
+            }
+            let Ok(networks) = networks_of(tables, task, Some(service)) else { continue };
+            allocate(task, networks, service.endpoint.as_ref(), ctx.now.wall);
         }
     }
 

@@ -31,6 +31,19 @@ pub(crate) fn wanted(
     }))
 }
 
+/// The service has the endpoint that it is to have, as far as it is told without its numbers: they were given when the endpoint
+/// was made for this spec.
+pub(crate) fn is_settled(tables: &Tables, service: &Service) -> bool {
+    let none = EndpointSpec::default();
+    let spec = service.spec.endpoint.as_ref();
+    let virtual_ips = virtual_ips(tables, service, spec.unwrap_or(&none));
+    let needed = spec.is_some() || !virtual_ips.is_empty();
+    match &service.endpoint {
+        None => !needed,
+        Some(endpoint) => needed && endpoint.spec.as_ref() == spec && endpoint.virtual_ips == virtual_ips,
+    }
+}
+
 /// An entry per network in VIP mode. On networks that the nodes make for themselves it has no address; the
 /// others are the overlay allocator's.
 fn virtual_ips(tables: &Tables, service: &Service, spec: &EndpointSpec) -> Vec<VirtualIp> {

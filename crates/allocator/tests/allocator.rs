@@ -8,7 +8,10 @@ use swarm_api::v1::port_config::PublishMode;
 use swarm_api::v1::{
     Driver, EndpointSpec, Network, NetworkAttachmentConfig, PortConfig, Service, Task, TaskState,
 };
+use swarm_api::{Kind, Object};
 use swarm_reconcile::sim::{Sim, service};
+use swarm_reconcile::{Ctx, Decision, Group, Patch, Reconciler, Write};
+use swarm_store::{Event, Tables};
 
 const HOST: i32 = PublishMode::Host as i32;
 const INGRESS: i32 = PublishMode::Ingress as i32;
@@ -98,6 +101,73 @@ fn a_task_created_later_becomes_pending() {
     sim.write(|tx| drop(tx.create(task(&service("web", 1), "later")).unwrap()));
     sim.think();
     assert_eq!(state(&sim, "later"), TaskState::Pending);
+}
+
+/// Makes a task for each service, named after it and the node, whenever a node comes.
+#[derive(Default)]
+struct Maker(Vec<String>);
+
+impl Reconciler for Maker {
+    fn name(&self) -> &'static str {
+        "maker"
+    }
+    fn init(&mut self, _: &mut Ctx<'_>, _: &Tables) {}
+    fn observe(&mut self, _: &mut Ctx<'_>, events: &[Event], _: &Tables) {
+        self.0.extend(events.iter().filter(|e| e.kind() == Kind::Node).map(|e| e.id().to_owned()));
+    }
+    fn decide(&mut self, _: &mut Ctx<'_>, tables: &Tables) -> Decision {
+        let mut groups = Vec::new();
+        for node in self.0.drain(..) {
+            for service in tables.services().iter() {
+                let new = task(service, &format!("{}-{node}", service.id));
+                groups.push(Group { tag: 0, patches: vec![Patch::new(Write::Create(new.into()))] });
+            }
+        }
+        Decision { groups, wake_at: None }
+    }
+}
+
+#[test]
+fn a_task_whose_service_has_all_it_needs_is_pending_from_the_beginning() {
+    let mut sim = Sim::new(|tx| {
+        tx.create(service("plain", 1)).unwrap();
+        tx.create(publishing("web", &[port(INGRESS, 80, 0)])).unwrap();
+        tx.create(attached("remote", "overlay")).unwrap();
+        tx.create(network("overlay", "overlay")).unwrap();
+    });
+    sim.lead(vec![Box::<Maker>::default(), Box::<Allocator>::default()]);
+    sim.think();
+    sim.add_node("n1");
+    let batches = sim.decide();
+    let writes: Vec<String> = batches
+        .iter()
+        .flat_map(|batch| &batch.groups)
+        .flat_map(|group| &group.patches)
+        .map(|patch| match &patch.write {
+            Write::Create(Object::Task(task)) => format!("{} {}", task.id, task.status.state().name()),
+            other => format!("{other:?}"),
+        })
+        .collect();
+    assert_eq!(writes[..3], ["plain-n1 PENDING", "remote-n1 NEW", "web-n1 PENDING"]);
+    assert!(writes[3..].iter().all(|write| write.starts_with("explain task remote-n1")), "{writes:?}");
+    batches.into_iter().for_each(|batch| sim.commit(batch));
+    sim.think();
+    let web = sim.view().tasks().get("web-n1").unwrap().clone();
+    assert_eq!(web.endpoint.as_ref().unwrap().ports[0].published_port, 30_000);
+    assert_eq!(
+        (web.status.state(), &web.status.message[..]),
+        (TaskState::Pending, "pending task scheduling")
+    );
+
+    // What has changed at the same time is allocated first.
+    sim.update_service("web", |spec| {
+        spec.endpoint = publishing("", &[port(INGRESS, 80, 8080)]).spec.endpoint;
+    });
+    sim.add_node("n2");
+    sim.think();
+    let web = sim.view().tasks().get("web-n2").unwrap().clone();
+    assert_eq!(web.endpoint.as_ref().unwrap().ports[0].published_port, 8080);
+    assert_eq!((state(&sim, "web-n2"), state(&sim, "remote-n2")), (TaskState::Pending, TaskState::New));
 }
 
 #[test]

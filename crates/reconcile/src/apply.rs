@@ -1,6 +1,7 @@
 //! Writing groups: on plain tables, and inside a transaction of the store.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use swarm_api::{Kind, Object};
 use swarm_store::{Event, Tables, Tx};
@@ -64,7 +65,7 @@ impl Batch {
 
 /// Evaluates each group on the transaction's tables and writes it, as a whole or not at all; groups do not depend on each
 /// other's fate.
-fn write_groups(tx: &mut Tx, groups: &[Group]) -> Result<Vec<Result<(), Refused>>, swarm_store::Error> {
+fn write_groups(tx: &mut Tx, groups: &[Arc<Group>]) -> Result<Vec<Result<(), Refused>>, swarm_store::Error> {
     let mut results = Vec::with_capacity(groups.len());
     let mut bulk: Vec<&Group> = Vec::new();
     for group in groups {

@@ -1,6 +1,7 @@
 //! The turn: all reconcilers in their fixed order on one picture of the cluster.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 use std::time::Duration;
 
 use prost::Message as _;
@@ -23,7 +24,7 @@ pub const MAX_IN_FLIGHT: usize = 4;
 /// How long a turn waits after one whose decisions the store refused for a reason that no commit will change.
 const BACK_OFF: Duration = Duration::from_millis(100);
 
-/// With more events than these unread, reconcilers are told of them even while they may not decide.
+/// With more changes than these unread, reconcilers are told of them even while they may not decide.
 const MANY_EVENTS: usize = 50_000;
 
 /// What is to be written in one transaction, with [`Batch::apply`].
@@ -32,7 +33,7 @@ pub struct Batch {
     /// To be given back in [`Brain::settle`].
     pub id: u64,
     /// The groups, in order.
-    pub groups: Vec<Group>,
+    pub groups: Vec<Arc<Group>>,
     /// The assignments, which come after the groups.
     pub assignments: Vec<Assignments>,
 }
@@ -142,8 +143,21 @@ impl Brain {
 
     /// A commit, in log order.
     pub fn committed(&mut self, events: &[Event], view: &View) {
+        if self.creates_only(view.index()) {
+            return self.overlay.commit_planned(view);
+        }
         let knows = self.author(events, view.index());
         self.overlay.commit(events, view, &mut self.journal, knows);
+    }
+
+    /// The commit with this index is known to be that of a batch of nothing but new tasks. The index alone does not say so: that
+    /// of a batch that changed nothing is the one of the commit before it.
+    fn creates_only(&self, index: u64) -> bool {
+        let creates = |number: &u64| self.overlay.group(*number).is_some_and(|g| bulk::tasks(g).is_some());
+        self.flying.values().any(|flying| {
+            matches!(&flying.fate, Some((at, results)) if *at == index && results.iter().any(Result::is_ok))
+                && flying.numbers.iter().all(creates)
+        })
     }
 
     /// Who decided these changes, if they are those of a batch in flight, and it holds only assignments.
@@ -153,7 +167,15 @@ impl Brain {
         let owner = self.owners.get(oldest.numbers.first()?)?;
         let lists: Option<Vec<&Assignments>> =
             oldest.numbers.iter().map(|number| self.assigning.get(number)).collect();
-        oldest.seen = is_outcome(events, lists?.into_iter());
+        let lists = lists?;
+        let written = |(result, list): (&Result<(), Refused>, &&Assignments)| match result {
+            Ok(()) => !list.list.is_empty(),
+            Err(Refused::Assignments(refused)) => refused.len() < list.list.len(),
+            Err(_) => false,
+        };
+        // Where something is known to be written at this index, that is it.
+        let known = |(_, results): &(u64, Vec<_>)| results.iter().zip(&lists).any(written);
+        oldest.seen = oldest.fate.as_ref().is_some_and(known) || is_outcome(events, lists.into_iter());
         oldest.seen.then_some(*owner)
     }
 
@@ -221,7 +243,8 @@ impl Brain {
             self.hold = None;
         }
         let decide = self.has_room() && self.hold.is_none();
-        if decide || self.journal.len() > MANY_EVENTS {
+        if decide || self.journal.len() + self.overlay.stale() > MANY_EVENTS {
+            self.overlay.merge(&mut self.journal);
             for seat in 0..self.seats.len() {
                 self.run(ctx, seat, decide);
             }
@@ -250,7 +273,7 @@ impl Brain {
         !self.flying.is_empty() || !self.ready.is_empty()
     }
 
-    /// The tables as they will be.
+    /// The tables as they will be, as reconcilers saw them last.
     pub fn tables(&self) -> &Tables {
         self.overlay.tables()
     }
@@ -270,9 +293,6 @@ impl Brain {
             for (number, result) in numbers.into_iter().zip(results) {
                 self.finish(number, result.map_or_else(Outcome::Refused, |()| Outcome::Committed(at)));
             }
-        }
-        if self.overlay.has_stale() {
-            self.overlay.merge(&mut self.journal);
         }
     }
 
@@ -298,12 +318,31 @@ impl Brain {
             let decision = seat.reconciler.decide(ctx, tables);
             seat.wake_at = decision.wake_at;
             let assignments = seat.reconciler.assignments();
-            self.plan_all(index, decision.groups);
+            let mut groups = decision.groups;
+            self.prepare(ctx, index, &mut groups);
+            self.plan_all(index, groups);
             for assignments in assignments {
                 self.plan_assignments(index, assignments);
             }
         }
         self.journal.caught_up(index);
+    }
+
+    /// Lets those who come later make of new tasks what they would make of them at once.
+    fn prepare(&mut self, ctx: &mut Ctx<'_>, index: usize, groups: &mut [Group]) {
+        let mut changed = FastSet::default();
+        for (kind, id) in groups.iter().flat_map(|group| &group.patches).map(|patch| patch.write.target()) {
+            if kind == Kind::Service {
+                changed.insert(id.to_owned());
+            }
+        }
+        let created = groups.iter_mut().flat_map(|group| &mut group.patches).filter_map(created_mut);
+        let mut tasks: Vec<_> = created.filter(|task| !changed.contains(&task.service_id)).collect();
+        if !tasks.is_empty() {
+            for seat in &mut self.seats[index + 1..] {
+                seat.reconciler.prepare(ctx, &mut tasks, self.overlay.tables());
+            }
+        }
     }
 
     /// Puts groups on top. What only changes tasks whose creation is not handed out yet becomes a part of that.
@@ -465,6 +504,14 @@ impl Brain {
             self.next_batch += 1;
         }
         batches
+    }
+}
+
+/// The task that a patch creates.
+fn created_mut(patch: &mut Patch) -> Option<&mut Shared<Task>> {
+    match &mut patch.write {
+        Write::Create(Object::Task(task)) => Some(task),
+        _ => None,
     }
 }
 

@@ -156,6 +156,14 @@ pub(crate) fn difference(old: Option<Object>, new: Option<Object>) -> Option<Eve
     }
 }
 
+/// Something is different after this event; see [`difference`].
+pub(crate) fn is_news(event: &Event) -> bool {
+    match event {
+        Event::Updated { old, new } => !Object::ptr_eq(old, new) && !is_same(old, new),
+        _ => true,
+    }
+}
+
 fn is_same(a: &Object, b: &Object) -> bool {
     match (a, b) {
         (Object::Task(a), Object::Task(b)) => Task::is_same_but_stamps(a, b),

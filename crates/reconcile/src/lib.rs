@@ -32,6 +32,8 @@ pub use ctx::{Ctx, IdSource, Now, RandomIds, SequentialIds};
 pub use patch::{Edit, Effect, Guard, Patch, Refused, Write};
 pub use stage::Stage;
 
+use swarm_api::Shared;
+use swarm_api::v1::Task;
 use swarm_store::{Event, Tables};
 
 /// Everything a reconciler decided in one turn.
@@ -93,6 +95,15 @@ pub trait Reconciler: Send {
 
     /// Says what to change now.
     fn decide(&mut self, ctx: &mut Ctx<'_>, tables: &Tables) -> Decision;
+
+    /// Tasks that one before this one has just decided to create. What this one would make of them at once, whatever else
+    /// happens, it makes of them here, before anybody sees them: that costs no second version of each.
+    ///
+    /// Of what was decided together with them the tables show nothing yet. Tasks of services that were changed there are left
+    /// out.
+    fn prepare(&mut self, ctx: &mut Ctx<'_>, tasks: &mut [&mut Shared<Task>], tables: &Tables) {
+        let _ = (ctx, tasks, tables);
+    }
 
     /// Assignments that `decide` came to beside its groups; called right after it.
     ///

@@ -10,7 +10,7 @@ use swarm_api::{Kind, Object, Shared};
 use swarm_store::{Event, Tables, View};
 
 use crate::apply::apply_group;
-use crate::journal::{Journal, difference};
+use crate::journal::{Journal, difference, is_news};
 use crate::{Group, Guard, Refused, Write, bulk};
 
 /// An object.
@@ -47,7 +47,7 @@ struct Touched {
 /// A group that was decided and whose fate is not known yet.
 #[derive(Debug)]
 struct Planned {
-    group: Group,
+    group: Arc<Group>,
     writes: Vec<Key>,
     reads: Vec<Key>,
 }
@@ -89,16 +89,23 @@ impl Overlay {
         journal: &mut Journal,
         knows: Option<usize>,
     ) {
-        if self.planned.is_empty() && self.stale.list.is_empty() {
-            let news = |e: &Event| difference(e.old().cloned(), e.new().cloned());
+        if self.planned.is_empty() {
+            self.merge(journal);
+            let news = events.iter().filter(|event| is_news(event)).cloned();
             match knows {
-                Some(reader) => journal.push_known(events.iter().filter_map(news), reader),
-                None => events.iter().filter_map(news).for_each(|event| journal.push(event)),
+                Some(reader) => journal.push_known(news, reader),
+                None => news.for_each(|event| journal.push(event)),
             }
             self.tables = view.to_tables();
         } else {
             events.iter().for_each(|e| self.stale.add(key((e.kind(), e.id()))));
         }
+        self.committed = view.clone();
+    }
+
+    /// Takes note of a commit that changed nothing but what planned groups write, and that settles them: that is when it is
+    /// made visible.
+    pub(crate) fn commit_planned(&mut self, view: &View) {
         self.committed = view.clone();
     }
 
@@ -109,8 +116,9 @@ impl Overlay {
         self.committed = view.clone();
     }
 
-    pub(crate) fn has_stale(&self) -> bool {
-        !self.stale.list.is_empty()
+    /// Number of objects that are to be brought up to date.
+    pub(crate) fn stale(&self) -> usize {
+        self.stale.list.len()
     }
 
     /// Puts a group on top. Returns what it changes.
@@ -133,7 +141,8 @@ impl Overlay {
         }
         self.tables = tables;
         let tasks = groups.iter().filter_map(bulk::tasks).flat_map(|(_, tasks)| tasks);
-        let events = tasks.map(|task| Event::Created(Object::Task(task.clone()))).collect();
+        let events: Vec<Event> = tasks.map(|task| Event::Created(Object::Task(task.clone()))).collect();
+        self.touching.reserve(events.len());
         (first..).zip(groups).for_each(|(number, group)| self.note(number, group));
         Ok(events)
     }
@@ -143,7 +152,7 @@ impl Overlay {
         let writes: Vec<Key> = group.patches.iter().map(|p| key(p.write.target())).collect();
         let guards = group.patches.iter().flat_map(|p| &p.guards);
         let reads: Vec<Key> = guards.map(|g| key(g.subject())).filter(|k| !writes.contains(k)).collect();
-        let planned = Planned { group, writes, reads };
+        let planned = Planned { group: Arc::new(group), writes, reads };
         for (key, place) in planned.writes.iter().zip(0..) {
             self.touching.entry(key.clone()).or_default().writes.push((number, place));
         }
@@ -168,8 +177,9 @@ impl Overlay {
     pub(crate) fn amend(&mut self, amended: Vec<(u64, usize, Shared<Task>)>) -> Vec<Event> {
         let tasks: Vec<Shared<Task>> = amended.iter().map(|(_, _, task)| task.clone()).collect();
         for (number, place, task) in amended {
-            let patches = self.planned.get_mut(&number).map(|planned| &mut planned.group.patches);
-            if let Some(patch) = patches.and_then(|patches| patches.get_mut(place)) {
+            if let Some(planned) = self.planned.get_mut(&number)
+                && let Some(patch) = Arc::make_mut(&mut planned.group).patches.get_mut(place)
+            {
                 patch.write = Write::Create(task.into());
             }
         }
@@ -177,12 +187,12 @@ impl Overlay {
     }
 
     /// The group as it was planned.
-    pub(crate) fn group(&self, number: u64) -> Option<&Group> {
+    pub(crate) fn group(&self, number: u64) -> Option<&Arc<Group>> {
         self.planned.get(&number).map(|p| &p.group)
     }
 
     /// The fate of a group is known: what is committed tells the rest.
-    pub(crate) fn settle(&mut self, number: u64) -> Option<Group> {
+    pub(crate) fn settle(&mut self, number: u64) -> Option<Arc<Group>> {
         let planned = self.planned.remove(&number)?;
         for key in planned.writes.iter().chain(&planned.reads) {
             if let Some(touched) = self.touching.get_mut(key) {
@@ -405,7 +415,7 @@ mod tests {
                         let planned = overlay.planned.keys().next().copied();
                         let own = planned.filter(|_| dice.roll(2) == 0);
                         let group = match own {
-                            Some(number) => overlay.planned[&number].group.clone(),
+                            Some(number) => Group::clone(&overlay.planned[&number].group),
                             None => group(&mut dice),
                         };
                         let events = apply_group(&mut committed, &group).unwrap_or_default();

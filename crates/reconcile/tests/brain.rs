@@ -4,8 +4,8 @@
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
-use swarm_api::v1::{Task, TaskState};
-use swarm_api::{Kind, Object};
+use swarm_api::v1::{Service, Task, TaskState};
+use swarm_api::{Kind, Object, Shared};
 use swarm_reconcile::{
     Batch, Brain, Ctx, Decision, Fate, Group, Guard, MAX_IN_FLIGHT, Now, Outcome, Patch, Reconciler, Refused,
     SequentialIds, Settled, Write,
@@ -365,7 +365,7 @@ fn groups_are_written_whole_or_not_at_all() {
         group(3, [create("d"), explain("d", "in the same group")]),
         group(4, [Patch::new(Write::Remove(Kind::Task, "b".into())), explain("a", "y")]),
     ];
-    let batch = Batch { id: 0, groups, assignments: Vec::new() };
+    let batch = Batch { id: 0, groups: groups.into_iter().map(Arc::new).collect(), assignments: Vec::new() };
     let write = store.update(|tx| batch.apply(tx));
     let (results, _) = futures::executor::block_on(write).unwrap();
     assert_eq!(results.iter().map(Result::is_ok).collect::<Vec<_>>(), [true, false, false, true, true]);
@@ -413,6 +413,52 @@ fn new_tasks_are_one_group_with_what_is_decided_of_them_in_the_same_turn() {
     assert!(!bench.brain.is_busy());
 }
 
+/// Gives new tasks a slot.
+struct Numbering;
+
+impl Reconciler for Numbering {
+    fn name(&self) -> &'static str {
+        "numbering"
+    }
+    fn init(&mut self, _: &mut Ctx<'_>, _: &Tables) {}
+    fn observe(&mut self, _: &mut Ctx<'_>, _: &[Event], _: &Tables) {}
+    fn prepare(&mut self, _: &mut Ctx<'_>, tasks: &mut [&mut Shared<Task>], _: &Tables) {
+        tasks.iter_mut().for_each(|task| task.slot += 7);
+    }
+    fn decide(&mut self, _: &mut Ctx<'_>, _: &Tables) -> Decision {
+        Decision::default()
+    }
+}
+
+#[test]
+fn who_comes_later_prepares_new_tasks_unless_their_service_changes_with_them() {
+    let slots = |puppet_first: bool, changes: bool| {
+        let puppet = Puppet::default();
+        let mut all: Vec<Box<dyn Reconciler>> = vec![Box::new(puppet.clone()), Box::new(Numbering)];
+        if !puppet_first {
+            all.reverse();
+        }
+        let of = |id: &str, service: &str| {
+            let task = Task { id: id.into(), service_id: service.into(), ..Default::default() };
+            group(1, [Patch::new(Write::Create(task.into()))])
+        };
+        puppet.will([of("a", "s1"), of("b", "s2")]);
+        if changes {
+            let service = Service { id: "s2".into(), ..Default::default() };
+            puppet.will([group(1, [Patch::new(Write::Create(service.into()))])]);
+        }
+        let mut brain = Brain::new(all);
+        let mut ids = SequentialIds::default();
+        let mut ctx = Ctx { now: Now { mono: Duration::ZERO, wall: SystemTime::UNIX_EPOCH }, ids: &mut ids };
+        brain.start(&mut ctx, View::new(Tables::default(), 1));
+        brain.turn(&mut ctx);
+        ["a", "b"].map(|id| brain.tables().tasks().get(id).unwrap().slot)
+    };
+    assert_eq!(slots(true, false), [7, 7]);
+    assert_eq!(slots(true, true), [7, 0]);
+    assert_eq!(slots(false, false), [0, 0]);
+}
+
 #[test]
 fn new_tasks_that_are_refused_are_gone_for_all_who_had_to_do_with_them() {
     let mut bench = Bench::new(2, &["knock"]);
@@ -443,7 +489,7 @@ fn new_tasks_on_different_conditions_stay_apart_and_fail_apart() {
         group(0, [on("e", "n"), plain("f")]),
         group(0, [on("g", "n"), plain("a")]),
     ];
-    let batch = Batch { id: 0, groups, assignments: Vec::new() };
+    let batch = Batch { id: 0, groups: groups.into_iter().map(Arc::new).collect(), assignments: Vec::new() };
     let (results, _) = futures::executor::block_on(store.update(|tx| batch.apply(tx))).unwrap();
     assert_eq!(results.iter().map(Result::is_ok).collect::<Vec<_>>(), [true, false, true, false]);
     assert_eq!(results[3], Err(Refused::Store(Error::Exists)));

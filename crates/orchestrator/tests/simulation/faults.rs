@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use swarm_api::extensions::DEPENDS_ON;
 use swarm_api::v1::{Task, TaskState};
-use swarm_api::{Kind, Object};
+use swarm_api::{Kind, Object, Shared};
 use swarm_reconcile::{Assignments, Ctx, Decision, Group, Patch, Reconciler, Settled, Write};
 use swarm_store::{Event, Tables};
 
@@ -48,6 +48,9 @@ impl Reconciler for Faulty {
     fn observe(&mut self, ctx: &mut Ctx<'_>, events: &[Event], tables: &Tables) {
         let heard: Vec<Event> = events.iter().filter(|event| (self.hear)(event)).cloned().collect();
         self.inner.observe(ctx, &heard, tables);
+    }
+    fn prepare(&mut self, ctx: &mut Ctx<'_>, tasks: &mut [&mut Shared<Task>], tables: &Tables) {
+        self.inner.prepare(ctx, tasks, tables);
     }
     fn decide(&mut self, ctx: &mut Ctx<'_>, tables: &Tables) -> Decision {
         let seen = (self.view)(tables);

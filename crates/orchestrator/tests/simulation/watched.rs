@@ -76,6 +76,10 @@ impl Reconciler for Watched {
         self.inner.observe(ctx, events, tables);
     }
 
+    fn prepare(&mut self, ctx: &mut Ctx<'_>, tasks: &mut [&mut Shared<Task>], tables: &Tables) {
+        self.inner.prepare(ctx, tasks, tables);
+    }
+
     fn decide(&mut self, ctx: &mut Ctx<'_>, tables: &Tables) -> Decision {
         let decision = self.inner.decide(ctx, tables);
         self.assigned = self.inner.assignments();
