@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::SystemTime;
 
+use swarm_api::hash::FastSet;
 use swarm_api::v1::update_status::UpdateState;
 use swarm_api::v1::{Service, Task, TaskState};
 use swarm_api::{Kind, Object, Shared, defaults, duration};
@@ -23,6 +24,8 @@ pub struct Reaper {
     limit: Option<i64>,
     /// Places that may have too long a history.
     places: BTreeSet<(String, Place)>,
+    /// Services that have, or had, tasks of which nothing runs: new tasks of others lengthen no history.
+    aged: FastSet<String>,
     /// Places whose history an update still needs, by service.
     kept: BTreeMap<String, BTreeSet<Place>>,
     /// Tasks that may be ready to go.
@@ -78,13 +81,21 @@ impl Reaper {
         }
     }
 
+    fn note_age(&mut self, task: &Task) {
+        if is_dead(task) && !self.aged.contains(&task.service_id) {
+            self.aged.insert(task.service_id.clone());
+        }
+    }
+
     fn task_changed(&mut self, tables: &Tables, old: Option<&Task>, task: &Task) {
         if is_finished(task) {
             self.tasks.insert(task.id.clone());
         }
+        self.note_age(task);
         // A new task lengthens the history; one that has ended, or never began, and is not wanted may shorten it.
         let ends = has_ended(task) && !old.is_some_and(has_ended);
-        if old.is_none() || ends || (is_dead(task) && !is_live(task) && old.is_some_and(is_live)) {
+        let lengthens = old.is_none() && self.aged.contains(&task.service_id);
+        if lengthens || ends || (is_dead(task) && !is_live(task) && old.is_some_and(is_live)) {
             self.mark(tables, task);
         }
     }
@@ -143,6 +154,12 @@ impl Reconciler for Reaper {
         let finished = finished.chain(tables.tasks().by_observed_state(TaskState::Orphaned));
         self.tasks = finished.filter(|t| is_finished(t)).map(|t| t.id.clone()).collect();
         self.mark_history(tables);
+        self.aged.clear();
+        for state in TaskState::Complete as i32..=TaskState::Orphaned as i32 {
+            let Ok(state) = TaskState::try_from(state) else { continue };
+            tables.tasks().by_observed_state(state).for_each(|t| self.note_age(t));
+            tables.tasks().by_desired_state(state).for_each(|t| self.note_age(t));
+        }
     }
 
     fn observe(&mut self, _: &mut Ctx<'_>, events: &[Event], tables: &Tables) {
@@ -152,6 +169,7 @@ impl Reconciler for Reaper {
                     self.task_changed(tables, Some(old), new);
                 }
                 (None, Some(Object::Task(task))) => self.task_changed(tables, None, task),
+                (Some(Object::Service(service)), None) => drop(self.aged.remove(&service.id)),
                 (_, Some(Object::Service(service))) if updating_since(service).is_none() => {
                     let kept = self.kept.remove(&service.id).unwrap_or_default();
                     self.places.extend(kept.into_iter().map(|p| (service.id.clone(), p)));
