@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -72,16 +72,16 @@ impl Database {
         let (path, node_id) = (directory.join(DIRECTORY), node_id.to_owned());
         std::fs::create_dir_all(directory)?;
         let opened = tokio::task::spawn_blocking(move || {
-            let disk = Disk::open_patiently(&path)?;
+            let disk = Disk::open_patiently(|| Disk::open_or_put_aside(&path))?;
             let (records, foreign) = disk.load(&node_id)?;
-            Ok::<_, Error>((disk, records, foreign))
+            Ok::<_, Error>((path, disk, records, foreign))
         });
-        let (disk, records, foreign) = opened.await.map_err(std::io::Error::other)??;
+        let (path, disk, records, foreign) = opened.await.map_err(std::io::Error::other)??;
         let statuses =
             records.iter().map(|record| (record.task.id.clone(), record.task.status.clone())).collect();
         let (writes, receiver) = mpsc::channel(QUEUE);
         let database = Database { writes, statuses: Arc::new(Mutex::new(statuses)) };
-        let writer = tokio::spawn(write(disk, receiver, database.statuses.clone(), foreign));
+        let writer = tokio::spawn(write(path, disk, receiver, database.statuses.clone(), foreign));
         Ok((database, records, writer))
     }
 
@@ -118,14 +118,16 @@ impl Database {
     }
 }
 
-/// The writer: takes what waits, writes it as one batch, syncs, and only then lets anybody know.
+/// The writer: takes what waits, writes it as one batch, syncs, and only then lets anybody know. After a write that failed
+/// sled takes nothing more, so it is opened anew for the next one: a disk may have room again.
 async fn write(
+    path: PathBuf,
     disk: Disk,
     mut writes: mpsc::Receiver<Write>,
     statuses: Arc<Mutex<HashMap<String, TaskStatus>>>,
     foreign: Vec<String>,
 ) {
-    let disk = Arc::new(disk);
+    let mut disk = Some(disk);
     let mut waiting = Vec::new();
     let mut garbage = foreign;
     while writes.recv_many(&mut waiting, QUEUE).await > 0 {
@@ -146,15 +148,20 @@ async fn write(
         if !garbage.is_empty() {
             changes.insert(0, Change::Assign { put: Vec::new(), remove: std::mem::take(&mut garbage) });
         }
-        let writer = disk.clone();
-        let result = tokio::task::spawn_blocking(move || (writer.write(&changes), changes)).await;
-        let result = match result {
-            Ok((Ok(()), changes)) => {
+        let (opened, path) = (disk.take(), path.clone());
+        let written = tokio::task::spawn_blocking(move || {
+            let disk = opened.map_or_else(|| Disk::open_patiently(|| Disk::open(&path)), Ok)?;
+            disk.write(&changes)?;
+            Ok::<_, Error>((disk, changes))
+        });
+        let result = match written.await {
+            Ok(Ok((opened, changes))) => {
+                disk = Some(opened);
                 let mut mirror = statuses.lock();
                 changes.into_iter().for_each(|change| publish(&mut mirror, change));
                 Ok(())
             }
-            Ok((Err(error), _)) => Err(error.to_string()),
+            Ok(Err(error)) => Err(error.to_string()),
             Err(panic) => Err(format!("the task database failed: {panic}")),
         };
         if let Err(error) = &result {
@@ -218,10 +225,10 @@ struct Disk {
 impl Disk {
     /// Opens the files; waits a little for an agent that was just stopped in this process, which may still hold
     /// them for a moment.
-    fn open_patiently(path: &Path) -> Result<Disk, Error> {
+    fn open_patiently(open: impl Fn() -> Result<Disk, Error>) -> Result<Disk, Error> {
         let begin = Instant::now();
         loop {
-            match Disk::open(path) {
+            match open() {
                 Err(error) if error.is_lock() && begin.elapsed() < LOCK_PATIENCE => {
                     std::thread::park_timeout(LOCK_PAUSE); // on a thread for blocking work
                 }
@@ -230,18 +237,21 @@ impl Disk {
         }
     }
 
-    fn open(path: &Path) -> Result<Disk, Error> {
-        let open =
-            || sled::Config::new().path(path).flush_every_ms(None).cache_capacity(4 * 1024 * 1024).open();
-        let db = match open() {
-            Err(error @ sled::Error::Corruption { .. }) => {
+    /// Opens the files. Damaged ones are put aside: there is nothing in them then.
+    fn open_or_put_aside(path: &Path) -> Result<Disk, Error> {
+        match Disk::open(path) {
+            Err(Error::Open { source: error @ sled::Error::Corruption { .. }, .. }) => {
                 let aside = path.with_extension(format!("damaged-{}", std::process::id()));
                 tracing::error!(%error, aside = %aside.display(), "the task database is damaged and was put aside");
                 std::fs::rename(path, &aside)?;
-                open()
+                Disk::open(path)
             }
             other => other,
-        };
+        }
+    }
+
+    fn open(path: &Path) -> Result<Disk, Error> {
+        let db = sled::Config::new().path(path).flush_every_ms(None).cache_capacity(4 * 1024 * 1024).open();
         let db = db.map_err(|source| Error::Open { path: path.to_owned(), source })?;
         let file = File::open(path.join("db"))?;
         // The names of new files are part of what must survive.
