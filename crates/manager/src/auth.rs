@@ -14,12 +14,13 @@ use std::task::{Context, Poll};
 use futures::future::{Either, Ready, ready};
 use http::{HeaderMap, Request, Response};
 use swarm_api::authorization::{Allowed, MANAGER_OU, WORKER_OU, allowed};
+use swarm_api::swarmd::tasks_server::SERVICE_NAME;
 use swarm_dispatcher::CallerNode;
 use swarm_pki::{ConnectionInfo, PeerIdentity, SecurityContext};
 use swarm_store::Store;
 use tonic::Status;
 use tower::{Layer, Service};
-use tracing::debug;
+use tracing::{debug, warn};
 
 /// Metadata that says "this is another node's call"; counts when it is there once and `true`.
 pub const FORWARDED: &str = "forwarded_cert";
@@ -271,11 +272,23 @@ where
                 Either::Right(self.inner.call(request))
             }
             Err(status) => {
-                debug!(method = request.uri().path(), ?addr, reason = status.message(), "refused a call");
+                let (method, reason) = (request.uri().path(), status.message());
+                if is_visit(method) {
+                    let caller = peer.map_or("nobody of this cluster", |peer| peer.node_id.as_str());
+                    warn!(caller, ?addr, reason, "task session refused");
+                } else {
+                    debug!(method, ?addr, reason, "refused a call");
+                }
                 Either::Left(ready(Ok(status.into_http())))
             }
         }
     }
+}
+
+/// Somebody wants into a task: whoever does is on record, also if nothing comes of it.
+fn is_visit(path: &str) -> bool {
+    let service = path.strip_prefix('/').and_then(|path| path.split_once('/'));
+    service.is_some_and(|(service, _)| service == SERVICE_NAME)
 }
 
 /// Gives requests on the control socket the identity of this manager.

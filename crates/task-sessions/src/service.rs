@@ -13,7 +13,7 @@ use swarm_api::swarmd::{
 use swarm_dispatcher::CallerNode;
 use tokio::sync::{Notify, oneshot};
 use tokio::time::{sleep, timeout};
-use tonic::{Request, Response, Status, Streaming};
+use tonic::{Code, Request, Response, Status, Streaming};
 
 use crate::book::{End, Waiting};
 use crate::broker::{Broker, Term};
@@ -26,6 +26,8 @@ use crate::target::{self, Target};
 const FIRST_MESSAGE: Duration = Duration::from_secs(10);
 /// Time that a node has to take a session. After a change of leaders nodes are away for a moment.
 const PICK_UP: Duration = Duration::from_secs(10);
+/// What is written down, in characters, of a text that may be anything.
+const LONGEST_TEXT: usize = 128;
 /// Largest message, in bytes.
 const MAX_MESSAGE: usize = 256 * 1024;
 
@@ -59,10 +61,13 @@ impl Tasks for TasksService {
         let term = self.broker.term()?;
         let caller = caller(&request);
         let mut input = request.into_inner();
-        let Some(TaskInput { item: Some(task_input::Item::Open(open)) }) = first(&mut input).await? else {
-            return Err(status::no_open());
+        let open = match first(&mut input).await {
+            Ok(Some(TaskInput { item: Some(task_input::Item::Open(open)) })) => open,
+            Ok(_) => return Err(refused(&caller, &OpenTask::default(), status::no_open())),
+            Err(status) => return Err(refused(&caller, &OpenTask::default(), status)),
         };
-        let target = target::find(&term.store().view(), &open)?;
+        let target = target::find(&term.store().view(), &open);
+        let target = target.map_err(|status| refused(&caller, &open, status))?;
         let (mut opened, served) = begin(term.clone(), target, open, caller, input)?;
         let result = tokio::select! {
             served = served => served.map_err(|_| status::leader_changed()),
@@ -91,10 +96,10 @@ fn begin(
     let end = Arc::new(End::default());
     let waiting = Waiting { input, served: sender, end: end.clone() };
     let figures = matches!(open.what, Some(What::Stats(_)));
-    let (what, program) = target::describe(&open);
-    let (what, program) = (what, program.to_owned());
-    let (record, by) = (target.clone(), caller.clone());
-    let id = term.with(|book| book.open(target, open, caller, waiting))?;
+    let (record, by, asked) = (target.clone(), caller.clone(), open.clone());
+    let (what, program) = target::describe(&asked);
+    let id = term.with(|book| book.open(target, open, caller, waiting));
+    let id = id.map_err(|status| refused(&by, &asked, status))?;
     if figures {
         tracing::debug!(
             session.id = id,
@@ -122,6 +127,24 @@ fn begin(
         Ok(())
     })?;
     Ok((opened, served))
+}
+
+/// Puts on record that somebody was not let in.
+fn refused(caller: &str, open: &OpenTask, status: Status) -> Status {
+    let brief = |text: &str| text.chars().take(LONGEST_TEXT).collect::<String>();
+    let (what, program) = target::describe(open);
+    let (program, task) = (brief(program), brief(target::task_of(open)));
+    let reason = status.message();
+    match (&open.what, status.code()) {
+        (Some(What::Stats(_)), _) => {
+            tracing::debug!(task.id = task, caller, reason, "figures of tasks are refused");
+        }
+        (_, Code::PermissionDenied) => {
+            tracing::warn!(task.id = task, caller, what, program, reason, "task session refused");
+        }
+        _ => tracing::info!(task.id = task, caller, what, program, reason, "task session refused"),
+    }
+    status
 }
 
 /// The first message of a call.

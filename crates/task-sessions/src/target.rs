@@ -33,6 +33,16 @@ pub(crate) fn describe(open: &OpenTask) -> (&'static str, &str) {
     }
 }
 
+/// The task that somebody wants into, as they name it; of figures the first one.
+pub(crate) fn task_of(open: &OpenTask) -> &str {
+    match &open.what {
+        Some(What::Exec(exec)) => &exec.task_id,
+        Some(What::Attach(attach)) => &attach.task_id,
+        Some(What::Stats(stats)) => stats.task_ids.first().map_or("", String::as_str),
+        None => "",
+    }
+}
+
 /// Finds the node.
 ///
 /// # Errors

@@ -83,9 +83,25 @@ fn refusals(cluster: &Cluster, task: &str) -> Result<()> {
     Ok(())
 }
 
-/// Both sides have written down who executed what, but not with which arguments.
+fn uid() -> String {
+    format!("uid={}", nix::unistd::getuid())
+}
+
+fn refusals_on_record(log: &str) -> Vec<String> {
+    log.lines().filter(|line| line.contains("task session refused")).map(str::to_owned).collect()
+}
+
+/// Both sides have written down who executed what, but not with which arguments; and who was not let in.
 fn on_record(cluster: &Cluster, task: &str) -> Result<()> {
-    let uid = format!("uid={}", nix::unistd::getuid());
+    let uid = uid();
+    let refused = refusals_on_record(&cluster.manager.log());
+    ensure!(
+        refused.len() == 1
+            && ["level=info", "task.id=nothing", "what=exec", "program=true", &uid, "task nothing not found"]
+                .iter()
+                .all(|part| refused[0].contains(part)),
+        "{refused:#?}"
+    );
     for daemon in [&cluster.manager, &cluster.workers[0]] {
         let log = daemon.log();
         let begins: Vec<&str> =
@@ -156,6 +172,9 @@ async fn workers_open_no_sessions_and_serve_none_of_others() -> Result<()> {
     let mut client = TasksClient::new(cluster.tls_channel_as("worker-1", "manager")?);
     let error = client.open(open(&task.id)).await.err().map(|status| status.code());
     ensure!(error == Some(Code::PermissionDenied), "{error:?}");
+    let (refused, worker) = (refusals_on_record(&cluster.manager.log()), cluster.node_id("worker-1")?);
+    let parts = ["level=warning", &worker, "unauthorized peer role"];
+    ensure!(refused.len() == 1 && parts.iter().all(|part| refused[0].contains(part)), "{refused:#?}");
 
     // A session of worker-1 that is under way, and one that nobody knows.
     let running = Running::start(
@@ -194,12 +213,22 @@ async fn a_node_may_let_nobody_in() -> Result<()> {
     let mut cluster = Cluster::start_with(Engine::None, 0, &["--no-exec"]).await?;
     let service = create(&mut cluster, process_service("web", 1)).await?;
     let task = cluster.running(&service, 1, SOON).await?.remove(0);
-    for args in [&["task", "exec", &task.id, "true"][..], &["task", "attach", &task.id]] {
+    for args in
+        [&["task", "exec", "-e", "A=hidden", &task.id, "true", "hidden"][..], &["task", "attach", &task.id]]
+    {
         let output = cluster.ctl(args)?;
         let expected =
             "Error: node manager lets nobody into its tasks: its daemon was started with --no-exec\n";
         ensure!(output.status.code() == Some(1) && text(&output.stderr) == expected, "{output:?}");
     }
+    let refused = refusals_on_record(&cluster.manager.log());
+    let expected = ["what=exec", "what=attach"];
+    ensure!(refused.len() == 2, "{refused:#?}");
+    for (line, what) in refused.iter().zip(expected) {
+        let parts = ["level=warning", what, &task.id, &uid(), "was started with --no-exec"];
+        ensure!(parts.iter().all(|part| line.contains(part)), "{line}");
+    }
+    ensure!(!cluster.logs().contains("hidden"), "arguments are in a log");
     let output = cluster.ctl(&["task", "stats", "--no-stream", &task.id])?;
     ensure!(output.status.success(), "figures are no secret: {output:?}");
     Ok(())

@@ -65,9 +65,9 @@ pub(crate) async fn exec(
     if flags.interactive && flags.tty && !terminal::is_there() {
         return Err(Error::usage("the standard input is no terminal: leave -t away"));
     }
-    let task = resolve::task(&mut context.control, given).await?;
+    let (task_id, unknown) = whose(context, given).await?;
     let exec = ExecTask {
-        task_id: task.id.clone(),
+        task_id,
         command,
         stdin: flags.interactive,
         tty: flags.tty,
@@ -76,7 +76,17 @@ pub(crate) async fn exec(
         dir: flags.workdir.clone().unwrap_or_default(),
         env: flags.env.iter().filter_map(|entry| variable(entry)).collect(),
     };
-    visit(context, What::Exec(exec), None).await
+    visit(context, What::Exec(exec), None).await.map_err(|error| unknown.unwrap_or(error))
+}
+
+/// The task's id. One that nobody knows is asked for all the same, so that the managers have it on record; what the user is
+/// then told comes with it.
+async fn whose(context: &mut Context, given: &str) -> Result<(String, Option<Error>)> {
+    match resolve::task(&mut context.control, given).await {
+        Ok(task) => Ok((task.id.clone(), None)),
+        Err(error @ Error::NotFound { .. }) => Ok((given.to_owned(), Some(error))),
+        Err(error) => Err(error),
+    }
 }
 
 /// `NAME=value`; of a name alone the value here, if there is one.
@@ -89,9 +99,10 @@ fn variable(entry: &str) -> Option<String> {
 
 /// Attaches to a task.
 pub(crate) async fn attach(context: &mut Context, given: &str, flags: &AttachFlags) -> Result<Answer> {
-    let task = resolve::task(&mut context.control, given).await?;
-    let attach = AttachTask { task_id: task.id.clone(), stdin: !flags.no_stdin, size: terminal::size() };
-    visit(context, What::Attach(attach), Some(flags.detach_keys.clone())).await
+    let (task_id, unknown) = whose(context, given).await?;
+    let attach = AttachTask { task_id, stdin: !flags.no_stdin, size: terminal::size() };
+    let keys = Some(flags.detach_keys.clone());
+    visit(context, What::Attach(attach), keys).await.map_err(|error| unknown.unwrap_or(error))
 }
 
 /// How a session ended.

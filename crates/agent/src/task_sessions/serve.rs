@@ -119,6 +119,22 @@ async fn visit(
         What::Attach(attach) => (&attach.task_id, "attach", ""),
         What::Stats(_) => return None,
     };
+    let entry = match check(inner, task_id) {
+        Ok(entry) => entry,
+        Err(status) => {
+            tracing::warn!(
+                session.id = invitation.session_id,
+                task.id = task_id,
+                node.id = inner.node_id,
+                caller = invitation.caller,
+                what = kind,
+                program,
+                reason = status.message(),
+                "task session refused"
+            );
+            return Some(Err(status));
+        }
+    };
     tracing::info!(
         session.id = invitation.session_id,
         task.id = task_id,
@@ -128,17 +144,6 @@ async fn visit(
         program,
         "task session begins"
     );
-    let entry = match check(inner, task_id) {
-        Ok(entry) => entry,
-        Err(status) => {
-            tracing::info!(
-                session.id = invitation.session_id,
-                outcome = status.message(),
-                "task session refused"
-            );
-            return Some(Err(status));
-        }
-    };
     let (io, peer) = TaskIo::new();
     let work = async {
         match what {
