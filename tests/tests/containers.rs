@@ -205,6 +205,74 @@ async fn networks(cluster: &mut Cluster) -> Result<()> {
     .await
 }
 
+/// A service on two networks, with names there, that changes its networks while it runs.
+async fn several_networks(cluster: &mut Cluster) -> Result<()> {
+    let docker = Docker::connect_with_unix_defaults()?.negotiate_version().await?;
+    let image = swarm_testkit::image::busybox(&docker).await?;
+    let id = swarm_api::id::random();
+    let [front, back] = ["front", "back"].map(|name| format!("{name}-{id}"));
+    for name in [&front, &back] {
+        cluster.ctl_ok(&["network", "create", "--name", name, "--driver", "bridge", "--internal"])?;
+    }
+    let named = format!("name={front},alias=store,alias=keeper");
+    let rest = ["--stop-grace-period", "0s", "--command", "sleep", "--args", "1000"];
+    let create = |name: &str, networks: &[&str]| -> Result<String> {
+        let head = ["service", "create", "--name", name, "--image", &image, "--hostname", name];
+        let networks: Vec<&str> = networks.iter().flat_map(|network| ["--network", *network]).collect();
+        Ok(cluster.ctl_ok(&[&head[..], &networks, &rest].concat())?.trim().to_owned())
+    };
+    let db = create("db", &[&named, &back])?;
+    let web = create("web", &[&format!("{front},{back}")])?;
+    let container = container_of(&*task(cluster, &web).await?)?;
+    task(cluster, &db).await?;
+    // By its aliases on one of them, and by its service's name.
+    for name in ["store", "keeper", "db"] {
+        inside(&container, &format!("ping -c 1 -w 20 {name}"))?;
+    }
+    let attached = async |container: &str| -> Result<Vec<String>> {
+        let networks = inspect(container).await?.network_settings.and_then(|settings| settings.networks);
+        let mut names: Vec<String> = networks.unwrap_or_default().into_keys().collect();
+        names.sort_unstable();
+        Ok(names)
+    };
+    ensure!(
+        attached(&container).await? == [back.clone(), front.clone()],
+        "{:?}",
+        attached(&container).await?
+    );
+    let page = cluster.ctl_ok(&["service", "inspect", "db"])?;
+    ensure!(page.contains("[store, keeper]"), "{page}");
+
+    let added = format!("name={back},alias=gate");
+    cluster.ctl_ok(&["service", "update", "web", "--network-rm", &front, "--network-add", &added])?;
+    until("the task to be replaced", SOON, || async {
+        let request = swarm_api::v1::ListTasksRequest::default();
+        let tasks = cluster.control.clone().list_tasks(request).await?.into_inner().tasks;
+        let running = |task: &&swarm_api::Shared<Task>| {
+            task.service_id == web && task.status.state() == swarm_api::TaskState::Running
+        };
+        let running: Vec<_> = tasks.iter().filter(running).collect();
+        let [task] = running[..] else { anyhow::bail!("{} run", running.len()) };
+        let container = container_of(task)?;
+        ensure!(attached(&container).await? == [back.clone()], "{:?}", attached(&container).await?);
+        Ok(())
+    })
+    .await?;
+    let container = container_of(&*task(cluster, &db).await?)?;
+    inside(&container, "ping -c 1 -w 20 gate")?;
+    for service in ["db", "web"] {
+        remove(cluster, service).await?;
+    }
+    until("the networks to go with their last tasks", SOON, || async {
+        for name in [&front, &back] {
+            let options = None::<bollard::query_parameters::InspectNetworkOptions>;
+            ensure!(docker.inspect_network(name, options).await.is_err(), "{name} is there");
+        }
+        Ok(())
+    })
+    .await
+}
+
 async fn processes(cluster: &mut Cluster) -> Result<()> {
     let scratch = tempfile::tempdir()?;
     let mark = format!("MARK={}", swarm_api::id::random());
@@ -349,6 +417,8 @@ async fn docker_containers_are_what_the_command_line_says() -> Result<()> {
     let result = containers(&mut cluster).await;
     with_logs(&cluster, result)?;
     let result = networks(&mut cluster).await;
+    with_logs(&cluster, result)?;
+    let result = several_networks(&mut cluster).await;
     with_logs(&cluster, result)
 }
 

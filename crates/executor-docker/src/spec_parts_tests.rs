@@ -270,7 +270,7 @@ fn networks_of_the_node_are_made_as_the_cluster_has_them() {
     });
     let plan = attached(vec![lan, second]).unwrap();
     let endpoint = json!({
-        "Aliases": ["db"],
+        "Aliases": ["db", "web"],
         "DriverOpts": {"o": "v"},
         "IPAMConfig": {"IPv4Address": "10.9.1.7", "IPv6Address": "fd00::7"},
     });

@@ -48,12 +48,12 @@ async fn networks_are_made_for_the_first_task_and_removed_after_the_last() {
     let made = lab.docker.inspect_network(&name(&lan), None::<InspectNetworkOptions>).await.unwrap();
     assert_eq!((made.internal, made.driver.as_deref()), (Some(true), Some("bridge")));
 
-    // The other one finds it by its alias. Its network went away since it was made: it comes back.
+    // The other one finds it by its alias, and by the name of its service. Its network went away since it was made: it comes back.
     let client = lab.controller(&of(
         vec![NetworkAttachment { aliases: Vec::new(), ..lan.clone() }],
-        "ping -c 1 -w 20 server >/dev/null && echo reached",
+        "for name in server exectest; do ping -c 1 -w 20 $name >/dev/null && echo $name; done",
     ));
-    assert_eq!(output(client.as_ref()).await, ["reached"]);
+    assert_eq!(output(client.as_ref()).await, ["server", "exectest"]);
     within(client.remove()).await.unwrap();
     assert!(exists(&lab, &name(&lan)).await, "one that is in use stays");
 

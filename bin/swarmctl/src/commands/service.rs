@@ -252,8 +252,10 @@ async fn find(context: &mut Context, changes: &Changes, flags: &ServiceFlags) ->
         let service = resolve::service(&mut context.control, &wanted.service).await?;
         found.dependencies.push(dependency(&service.spec, wanted.condition));
     }
-    if let Some(network) = &flags.network {
-        found.network = Some(resolve::network(&mut context.control, network).await?.id.clone());
+    let networks = flags.networks()?.unwrap_or_default();
+    for given in networks.iter().map(|network| &network.network).chain(changes.lists.networks()) {
+        let id = resolve::network(&mut context.control, given).await?.id.clone();
+        found.networks.push((given.clone(), id));
     }
     Ok(found)
 }

@@ -3,6 +3,7 @@
 use std::time::SystemTime;
 
 use swarm_api::Shared;
+use swarm_api::v1::endpoint_spec::ResolutionMode;
 use swarm_api::v1::node_status::State;
 use swarm_api::v1::port_config::Protocol;
 use swarm_api::v1::service_spec::Mode;
@@ -128,6 +129,7 @@ pub(super) fn summary(
     resources(&mut page, &spec.task);
     policy_view::restart(&mut page, spec.task.restart.as_ref());
     networks(&mut page, &spec.task);
+    endpoint_mode(&mut page, service);
     ports(&mut page, service);
     if let Some(task_spec::Runtime::Container(container)) = &spec.task.runtime {
         runtime_view::files(&mut page, "  ", container);
@@ -183,6 +185,23 @@ fn networks(page: &mut Table, task: &TaskSpec) {
         let ids: Vec<&str> = task.networks.iter().map(|network| network.target.as_str()).collect();
         page.line(format!("  Networks: {}", ids.join(" ")));
     }
+    for network in &task.networks {
+        let aliases = network.aliases.join(", ");
+        let options = network.driver_attachment_opts.iter().map(|(key, value)| format!("{key}={value}"));
+        let options = options.collect::<Vec<_>>().join(", ");
+        for (name, list) in [("aliases", aliases), ("driver options", options)] {
+            if !list.is_empty() {
+                page.line(format!("    {} of {}: [{list}]", name, network.target));
+            }
+        }
+    }
+}
+
+fn endpoint_mode(page: &mut Table, service: &Service) {
+    let mode = service.spec.endpoint.as_ref().map(|endpoint| endpoint.mode());
+    if mode == Some(ResolutionMode::Dnsrr) {
+        page.line("  Endpoint Mode: dnsrr");
+    }
 }
 
 fn ports(page: &mut Table, service: &Service) {
@@ -226,8 +245,8 @@ mod tests {
     use swarm_api::swarmd::ProcessSpec;
     use swarm_api::v1::update_status::UpdateState;
     use swarm_api::v1::{
-        ContainerSpec, Endpoint, FileTarget, GenericRuntimeSpec, GlobalJob, GlobalService, JobStatus,
-        NetworkAttachmentConfig, Placement, PortConfig, ReplicatedJob, ReplicatedService,
+        ContainerSpec, Endpoint, EndpointSpec, FileTarget, GenericRuntimeSpec, GlobalJob, GlobalService,
+        JobStatus, NetworkAttachmentConfig, Placement, PortConfig, ReplicatedJob, ReplicatedService,
         ResourceRequirements, SecretReference, UpdateStatus, Version, secret_reference,
     };
 
@@ -361,7 +380,14 @@ id-native      native      sleep        0/1
             }),
             ..Default::default()
         });
-        task.networks = vec![NetworkAttachmentConfig { target: "net1".into(), ..Default::default() }];
+        task.networks = vec![NetworkAttachmentConfig {
+            target: "net1".into(),
+            aliases: vec!["db".into(), "store".into()],
+            driver_attachment_opts: [("mtu".into(), "1400".into())].into(),
+            ..Default::default()
+        }];
+        service.spec.endpoint =
+            Some(EndpointSpec { mode: ResolutionMode::Dnsrr as i32, ..Default::default() });
         let options = [("max-size".into(), "1m".into()), ("x".into(), String::new())].into();
         task.log_driver = Some(Driver { name: "json-file".into(), options });
         let port =
@@ -394,6 +420,9 @@ Template
       Generic Resources        
         fpga                   : 1
   Networks: net1
+    aliases of net1: [db, store]
+    driver options of net1: [mtu=1400]
+  Endpoint Mode: dnsrr
 
 Ports:
     - Name             = web

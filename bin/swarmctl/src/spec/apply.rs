@@ -1,18 +1,19 @@
 //! Applies flags to a spec.
 
 use swarm_api::extensions::{self, PlacementPolicy};
+use swarm_api::v1::endpoint_spec::ResolutionMode;
 use swarm_api::v1::restart_policy::RestartCondition;
 use swarm_api::v1::service_spec;
 use swarm_api::v1::update_config::{FailureAction, UpdateOrder};
 use swarm_api::v1::{
-    ContainerSpec, Driver, EndpointSpec, GlobalJob, GlobalService, NetworkAttachmentConfig, Placement,
-    ReplicatedJob, ReplicatedService, ResourceRequirements, RestartPolicy, ServiceSpec, TaskSpec,
-    UpdateConfig, task_spec,
+    ContainerSpec, Driver, GlobalJob, GlobalService, Placement, ReplicatedJob, ReplicatedService,
+    ResourceRequirements, RestartPolicy, ServiceSpec, TaskSpec, UpdateConfig, task_spec,
 };
 use swarm_placement::{Constraint, generic};
 
 use super::container::set;
-use super::flags::{Mode, OnFailure, OnRollbackFailure, Order, Rebalance, Restart, Runtime};
+use super::flags::{EndpointMode, Mode, OnFailure, OnRollbackFailure, Order, Rebalance, Restart, Runtime};
+use super::lists::{attached, published};
 use super::{Changes, CreateFlags, Found, ServiceFlags, container, process, references, start};
 use crate::error::{Error, Result};
 use crate::values::csv::join;
@@ -88,14 +89,12 @@ pub(crate) fn apply(
     let before = super::extensions::Before::of(spec)?;
     runtime(spec, flags, changes, found)?;
     resources(spec, flags)?;
-    if let Some(texts) = join(flags.ports.as_ref()) {
-        let ports =
-            texts.iter().map(|text| port::parse(text)).collect::<Result<_, _>>().map_err(Error::Usage)?;
-        spec.endpoint = Some(EndpointSpec { ports, ..Default::default() });
+    endpoint(spec, flags)?;
+    if let Some(networks) = flags.networks()? {
+        spec.task.networks =
+            networks.iter().map(|network| attached(network, found)).collect::<Result<_>>()?;
     }
-    if let Some(network) = &found.network {
-        spec.task.networks = vec![NetworkAttachmentConfig { target: network.clone(), ..Default::default() }];
-    }
+    changes.lists.apply(spec, found)?;
     restart(spec, flags);
     Pace::of_updates(flags).apply(&mut spec.update);
     Pace::of_rollbacks(flags).apply(&mut spec.rollback);
@@ -121,11 +120,36 @@ pub(crate) fn apply(
 
 /// The placement to write to; `None` if there is none and what is to be written is nothing. An empty one is not the
 /// same as none: tasks would be replaced.
-fn placement(spec: &mut ServiceSpec, is_empty: bool) -> Option<&mut Placement> {
+pub(super) fn placement(spec: &mut ServiceSpec, is_empty: bool) -> Option<&mut Placement> {
     match is_empty {
         true => spec.task.placement.as_mut(),
         false => Some(spec.task.placement.get_or_insert_default()),
     }
+}
+
+/// What is published, and how.
+fn endpoint(spec: &mut ServiceSpec, flags: &ServiceFlags) -> Result<()> {
+    let ports = join(flags.ports.as_ref());
+    let ports = ports.map(|texts| texts.iter().map(|text| port::parse(text)).collect::<Result<Vec<_>, _>>());
+    let ports = ports.transpose().map_err(Error::Usage)?;
+    let published = published(flags.publish.as_ref())?;
+    if ports.is_some() || published.is_some() {
+        let endpoint = spec.endpoint.get_or_insert_default();
+        endpoint.ports = ports.into_iter().chain(published).flatten().collect();
+    }
+    match flags.endpoint_mode {
+        None => {}
+        // What is not there is that.
+        Some(EndpointMode::Vip) => {
+            if let Some(endpoint) = &mut spec.endpoint {
+                endpoint.mode = ResolutionMode::Vip as i32;
+            }
+        }
+        Some(EndpointMode::Dnsrr) => {
+            spec.endpoint.get_or_insert_default().mode = ResolutionMode::Dnsrr as i32;
+        }
+    }
+    Ok(())
 }
 
 fn rebalance(spec: &mut ServiceSpec, flags: &ServiceFlags) -> Result<()> {

@@ -6,7 +6,7 @@ use swarm_api::v1::{ContainerSpec, HealthConfig};
 
 use super::container_flags::{ContainerFlags, Isolation};
 use super::process::for_processes;
-use super::{Found, ServiceFlags, privileges, registry, start};
+use super::{Found, ServiceFlags, env, privileges, registry, start};
 use crate::error::{Error, Result};
 use crate::values::csv::join;
 use crate::values::{mount, mount_fields, pair, ulimit};
@@ -30,7 +30,7 @@ pub(super) fn apply(container: &mut ContainerSpec, flags: &ServiceFlags, found: 
     set(&mut container.pids_limit, flags.pids_limit.as_ref());
     set(&mut container.command, join(flags.command.as_ref()).as_ref());
     set(&mut container.args, super::process::words(flags).as_ref());
-    set(&mut container.env, join(flags.env.as_ref()).as_ref());
+    set(&mut container.env, env::given(flags)?.as_ref());
     set(&mut container.groups, join(flags.group.as_ref()).as_ref());
     if flags.init.is_some() {
         container.init = flags.init;
@@ -95,7 +95,7 @@ pub(super) fn apply(container: &mut ContainerSpec, flags: &ServiceFlags, found: 
 }
 
 /// `name:address` as the spec has it: the address first.
-fn host(term: &str) -> Result<String> {
+pub(super) fn host(term: &str) -> Result<String> {
     let pair = term.split_once(':').filter(|(name, address)| {
         !name.is_empty() && !name.contains(char::is_whitespace) && address.parse::<std::net::IpAddr>().is_ok()
     });
@@ -117,10 +117,12 @@ fn dns(container: &mut ContainerSpec, flags: &ContainerFlags) {
     set(&mut config.nameservers, servers.as_ref());
     set(&mut config.search, search.as_ref());
     set(&mut config.options, options.as_ref());
-    // Nothing in it is nothing: an empty one would replace all tasks.
-    if *config == DnsConfig::default() {
-        container.dns_config = None;
-    }
+    without_empty_dns(container);
+}
+
+/// Nothing in it is nothing: an empty one would replace all tasks.
+pub(super) fn without_empty_dns(container: &mut ContainerSpec) {
+    container.dns_config.take_if(|config| *config == DnsConfig::default());
 }
 
 /// How the health of a task is checked.

@@ -28,7 +28,7 @@ pub(crate) enum AppArmor {
 pub(crate) struct ContainerFlags {
     /// Mount something, such as type=bind,source=/srv,target=/data,readonly; type is bind, volume, tmpfs, npipe or cluster;
     /// adds to those there
-    #[arg(long, value_name = "FIELDS")]
+    #[arg(long, visible_alias = "mount-add", value_name = "FIELDS")]
     pub(crate) mount: Option<Vec<List>>,
     /// Name servers; replaces all
     #[arg(long, value_name = "LIST")]

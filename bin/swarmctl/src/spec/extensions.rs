@@ -36,7 +36,7 @@ impl Before {
     }
 }
 
-fn kind_of(resource: &GenericResource) -> Option<&str> {
+pub(super) fn kind_of(resource: &GenericResource) -> Option<&str> {
     match resource.resource.as_ref()? {
         Resource::NamedResourceSpec(named) => Some(&named.kind),
         Resource::DiscreteResourceSpec(discrete) => Some(&discrete.kind),

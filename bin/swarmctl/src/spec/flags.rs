@@ -7,7 +7,10 @@ use clap::{Args, ValueEnum};
 use swarm_api::extensions::Strategy;
 
 use super::container_flags::ContainerFlags;
+use super::lists::{ListFlags, attachments};
 use super::start::StartFlags;
+use crate::error::Result;
+use crate::values::network::Attachment;
 use crate::values::{List, boolean, integer, share, unsigned};
 
 fn strategy(name: &str) -> Result<Strategy, String> {
@@ -65,6 +68,15 @@ pub(crate) enum Order {
     StartFirst,
 }
 
+/// What a service's name stands for on a network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum EndpointMode {
+    /// An address of its own, behind which its tasks are
+    Vip,
+    /// The addresses of its tasks
+    Dnsrr,
+}
+
 /// Whether tasks move to nodes that come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Rebalance {
@@ -105,7 +117,7 @@ pub(crate) struct ServiceFlags {
     #[arg(long, value_name = "N", value_parser = unsigned, allow_negative_numbers = true)]
     pub(crate) max_concurrent: Option<u64>,
     /// Most tasks on one node, 0 for any number
-    #[arg(long, value_name = "N", value_parser = unsigned, allow_negative_numbers = true)]
+    #[arg(long, visible_alias = "max-replicas-per-node", value_name = "N", value_parser = unsigned, allow_negative_numbers = true)]
     pub(crate) replicas_max_per_node: Option<u64>,
 
     /// Image of the containers
@@ -117,11 +129,15 @@ pub(crate) struct ServiceFlags {
     /// Arguments behind the command; words after -- are arguments too
     #[arg(long, value_name = "LIST", allow_hyphen_values = true, help_heading = "What runs")]
     pub(crate) args: Option<Vec<List>>,
-    /// Environment, NAME=value; values may hold templates such as {{.Task.Slot}}; replaces all
+    /// Environment, NAME=value; values may hold templates such as {{.Task.Slot}}; with --env-file, replaces all
     #[arg(long, value_name = "LIST", allow_hyphen_values = true, help_heading = "What runs")]
     pub(crate) env: Option<Vec<List>>,
+    /// File with variables of the environment, NAME=value a line, or NAME alone for one of this environment; # begins a
+    /// comment; --env overrules it
+    #[arg(long, value_name = "FILE", help_heading = "What runs")]
+    pub(crate) env_file: Option<Vec<std::path::PathBuf>>,
     /// Working directory
-    #[arg(long, value_name = "DIR", help_heading = "What runs")]
+    #[arg(long, visible_alias = "workdir", value_name = "DIR", help_heading = "What runs")]
     pub(crate) dir: Option<String>,
     /// User, by name or number, and group behind a colon
     #[arg(long, value_name = "USER[:GROUP]", help_heading = "What runs")]
@@ -160,7 +176,7 @@ pub(crate) struct ServiceFlags {
     #[arg(long, value_name = "N", value_parser = integer::<i64>, allow_hyphen_values = true, help_heading = "Containers only")]
     pub(crate) oom_score_adj: Option<i64>,
     /// Most processes and threads of a task, 0 for any number
-    #[arg(long, value_name = "N", value_parser = integer::<i64>, allow_negative_numbers = true, help_heading = "Resources and placement")]
+    #[arg(long, visible_alias = "limit-pids", value_name = "N", value_parser = integer::<i64>, allow_negative_numbers = true, help_heading = "Resources and placement")]
     pub(crate) pids_limit: Option<i64>,
     /// Mount host directories, source:target; adds to those there
     #[arg(long, value_name = "LIST", help_heading = "Containers only")]
@@ -189,24 +205,33 @@ pub(crate) struct ServiceFlags {
     #[command(flatten)]
     pub(crate) start: StartFlags,
 
-    /// Published ports, [name]:target[/protocol][:published[/protocol]]; replaces all
+    /// Ports published on the nodes that run a task, [name]:target[/protocol][:published[/protocol]]; with --publish,
+    /// replaces all
     #[arg(long, value_name = "LIST", help_heading = "Network")]
     pub(crate) ports: Option<Vec<List>>,
-    /// Network to attach to, by name or ID; replaces all
-    #[arg(long, value_name = "NETWORK", help_heading = "Network")]
-    pub(crate) network: Option<String>,
+    /// The same as Docker's command line writes it: [published:]target[/protocol], with ranges such as 8000-8010:80-90, or one
+    /// as published=…,target=…,protocol=…,mode=host|ingress,name=…; without a mode it is host
+    #[arg(long, value_name = "PORTS", help_heading = "Network")]
+    pub(crate) publish: Option<Vec<List>>,
+    /// Networks to attach to, by name or ID, or one as name=…,alias=…,driver-opt=key=value; replaces all
+    #[arg(long, value_name = "NETWORKS", help_heading = "Network")]
+    pub(crate) network: Option<Vec<List>>,
+    /// How the service's name is resolved on networks of the cluster: to an address of its own (vip), or to those of its
+    /// tasks (dnsrr) [default: vip]
+    #[arg(long, value_name = "MODE", help_heading = "Network")]
+    pub(crate) endpoint_mode: Option<EndpointMode>,
 
     /// Memory that a task may use at most, such as 512m
-    #[arg(long, value_name = "SIZE", value_parser = crate::values::size::parse, allow_hyphen_values = true, help_heading = "Resources and placement")]
+    #[arg(long, visible_alias = "limit-memory", value_name = "SIZE", value_parser = crate::values::size::parse, allow_hyphen_values = true, help_heading = "Resources and placement")]
     pub(crate) memory_limit: Option<i64>,
     /// Memory that is reserved for a task
-    #[arg(long, value_name = "SIZE", value_parser = crate::values::size::parse, allow_hyphen_values = true, help_heading = "Resources and placement")]
+    #[arg(long, visible_alias = "reserve-memory", value_name = "SIZE", value_parser = crate::values::size::parse, allow_hyphen_values = true, help_heading = "Resources and placement")]
     pub(crate) memory_reservation: Option<i64>,
     /// CPUs that a task may use at most, such as 0.5
-    #[arg(long, value_name = "CPUS", value_parser = crate::values::cpu::parse, allow_hyphen_values = true, help_heading = "Resources and placement")]
+    #[arg(long, visible_alias = "limit-cpu", value_name = "CPUS", value_parser = crate::values::cpu::parse, allow_hyphen_values = true, help_heading = "Resources and placement")]
     pub(crate) cpu_limit: Option<i64>,
     /// CPUs that are reserved for a task
-    #[arg(long, value_name = "CPUS", value_parser = crate::values::cpu::parse, allow_hyphen_values = true, help_heading = "Resources and placement")]
+    #[arg(long, visible_alias = "reserve-cpu", value_name = "CPUS", value_parser = crate::values::cpu::parse, allow_hyphen_values = true, help_heading = "Resources and placement")]
     pub(crate) cpu_reservation: Option<i64>,
     /// Generic resources that are reserved for a task, kind=number; replaces all
     #[arg(
@@ -296,6 +321,13 @@ pub(crate) struct ServiceFlags {
     pub(crate) words: Vec<String>,
 }
 
+impl ServiceFlags {
+    /// The networks that tasks are to be attached to, if they were given.
+    pub(crate) fn networks(&self) -> Result<Option<Vec<Attachment>>> {
+        attachments(self.network.as_ref())
+    }
+}
+
 /// Flags of create.
 #[derive(Debug, Default, Args)]
 pub(crate) struct CreateFlags {
@@ -323,16 +355,16 @@ pub(crate) struct UpdateFlags {
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = boolean)]
     pub(crate) rollback: Option<bool>,
     /// Give more secrets to the tasks, name[:file], or one as source=…,target=…,uid=…,gid=…,mode=…
-    #[arg(long, value_name = "LIST", help_heading = "What runs")]
+    #[arg(long, visible_alias = "secret-add", value_name = "LIST", help_heading = "What runs")]
     pub(crate) add_secret: Option<Vec<List>>,
     /// Take secrets from the tasks, by name
-    #[arg(long, value_name = "LIST", help_heading = "What runs")]
+    #[arg(long, visible_alias = "secret-rm", value_name = "LIST", help_heading = "What runs")]
     pub(crate) rm_secret: Option<Vec<List>>,
     /// Give more configs to the tasks, as secrets
-    #[arg(long, value_name = "LIST", help_heading = "What runs")]
+    #[arg(long, visible_alias = "config-add", value_name = "LIST", help_heading = "What runs")]
     pub(crate) add_config: Option<Vec<List>>,
     /// Take configs from the tasks, by name
-    #[arg(long, value_name = "LIST", help_heading = "What runs")]
+    #[arg(long, visible_alias = "config-rm", value_name = "LIST", help_heading = "What runs")]
     pub(crate) rm_config: Option<Vec<List>>,
     /// Give more devices of the node to the containers, HOST, HOST:CONTAINER or HOST:CONTAINER:rwm
     #[arg(long, visible_alias = "device-add", value_name = "LIST", help_heading = "Containers only")]
@@ -349,4 +381,7 @@ pub(crate) struct UpdateFlags {
     /// Take mounts from the containers, by their targets
     #[arg(long, visible_alias = "mount-rm", value_name = "LIST", help_heading = "Containers only")]
     pub(crate) rm_mount: Option<Vec<List>>,
+
+    #[command(flatten)]
+    pub(crate) lists: ListFlags,
 }

@@ -3,8 +3,10 @@
 mod apply;
 mod container;
 mod container_flags;
+mod env;
 mod extensions;
 mod flags;
+mod lists;
 mod privileges;
 mod process;
 mod references;
@@ -20,5 +22,7 @@ pub(crate) use start::{command_line, dependency};
 
 #[cfg(test)]
 mod container_tests;
+#[cfg(test)]
+mod lists_tests;
 #[cfg(test)]
 mod tests;

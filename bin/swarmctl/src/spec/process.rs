@@ -7,7 +7,7 @@ use swarm_api::swarmd::process_spec::Rlimit;
 use swarm_api::v1::GenericRuntimeSpec;
 
 use super::container::{health, set};
-use super::{ServiceFlags, start};
+use super::{ServiceFlags, env, start};
 use crate::error::{Error, Result};
 use crate::values::csv::join;
 use crate::values::ulimit;
@@ -62,7 +62,7 @@ pub(super) fn apply(process: &mut ProcessSpec, flags: &ServiceFlags) -> Result<(
             set(&mut process.args, args.as_ref());
         }
     }
-    set(&mut process.env, join(flags.env.as_ref()).as_ref());
+    set(&mut process.env, env::given(flags)?.as_ref());
     set(&mut process.dir, flags.dir.as_ref());
     set(&mut process.user, flags.user.as_ref());
     set(&mut process.groups, join(flags.group.as_ref()).as_ref());
@@ -71,7 +71,9 @@ pub(super) fn apply(process: &mut ProcessSpec, flags: &ServiceFlags) -> Result<(
         process.stop_grace_period = flags.stop_grace_period;
     }
     if let Some(terms) = join(flags.ulimit.as_ref()) {
-        process.rlimits = terms.iter().map(|term| rlimit(term)).collect::<Result<_>>()?;
+        let limits = terms.iter().map(|term| ulimit::parse(term));
+        let limits: Vec<_> = limits.collect::<Result<_, _>>().map_err(Error::Usage)?;
+        process.rlimits = limits.iter().map(rlimit).collect();
     }
     set(&mut process.pids_limit, flags.pids_limit.as_ref());
     set(&mut process.root, flags.root.as_ref());
@@ -97,11 +99,10 @@ pub(super) fn for_processes(flags: &ServiceFlags) -> Option<&'static str> {
     given.iter().find(|(_, given)| *given).map(|(flag, _)| *flag)
 }
 
-fn rlimit(term: &str) -> Result<Rlimit> {
-    let limit = ulimit::parse(term).map_err(Error::Usage)?;
+pub(super) fn rlimit(limit: &ulimit::Ulimit) -> Rlimit {
     // No limit is the largest number there.
     let number = |limit: i64| u64::try_from(limit).unwrap_or(u64::MAX);
-    Ok(Rlimit { soft: number(limit.soft), hard: number(limit.hard), name: limit.name })
+    Rlimit { soft: number(limit.soft), hard: number(limit.hard), name: limit.name.clone() }
 }
 
 /// The first flag that was given and that only containers have.
@@ -121,6 +122,7 @@ fn for_containers(flags: &ServiceFlags) -> Option<&'static str> {
         ("--npipe", flags.npipe.is_some()),
         ("--log-driver", flags.log_driver.is_some()),
         ("--network", flags.network.is_some()),
+        ("--endpoint-mode", flags.endpoint_mode.is_some()),
     ];
     given.iter().find(|(_, given)| *given).map(|(flag, _)| *flag).or_else(|| flags.container.first())
 }

@@ -13,6 +13,7 @@ use crate::values::List;
 use crate::values::csv::join;
 use crate::values::reference::{self, Reference};
 
+use super::lists::Lists;
 use super::{CreateFlags, UpdateFlags, extensions};
 
 /// Mode of the files: everybody in the container may read them.
@@ -34,6 +35,7 @@ pub(crate) struct Changes {
     pub(crate) add_devices: Vec<Device>,
     /// Paths of devices.
     pub(crate) rm_devices: Vec<String>,
+    pub(crate) lists: Lists,
 }
 
 fn references(lists: Option<&Vec<List>>) -> Result<Vec<Reference>> {
@@ -61,6 +63,7 @@ impl Changes {
             rm_mounts: join(flags.rm_mount.as_ref()).unwrap_or_default(),
             add_devices: extensions::devices(&join(flags.add_device.as_ref()).unwrap_or_default())?,
             rm_devices: join(flags.rm_device.as_ref()).unwrap_or_default(),
+            lists: Lists::of(&flags.lists)?,
         })
     }
 
@@ -74,7 +77,7 @@ impl Changes {
         for name in &self.rm_capabilities {
             move_to(name, &mut container.capability_add, &mut container.capability_drop);
         }
-        Ok(())
+        self.lists.apply_to_container(container)
     }
 
     /// Takes mounts away: before others are added, which may have the same targets.
@@ -91,6 +94,7 @@ impl Changes {
                 "capabilities, mounts and devices are for containers, and this service runs native processes",
             ));
         }
+        self.lists.apply_to_process(process)?;
         self.secrets(&mut process.secrets, found, &private_file)?;
         self.configs(&mut process.configs, found, &private_file)
     }
@@ -166,10 +170,19 @@ pub(super) fn resource_references(
 pub(crate) struct Found {
     pub(crate) secrets: Vec<Shared<Secret>>,
     pub(crate) configs: Vec<Shared<Config>>,
-    /// Id of the network that was asked for.
-    pub(crate) network: Option<String>,
+    /// Networks as they were named, and their ids.
+    pub(crate) networks: Vec<(String, String)>,
     /// Services that are to be waited for.
     pub(crate) dependencies: Vec<swarm_api::extensions::Dependency>,
+}
+
+impl Found {
+    /// The id of a network that was named.
+    pub(super) fn network(&self, given: &str) -> Result<&str> {
+        let found = self.networks.iter().find(|(name, _)| name == given);
+        let not_found = || Error::NotFound { kind: "network", given: given.to_owned() };
+        found.map(|(_, id)| id.as_str()).ok_or_else(not_found)
+    }
 }
 
 /// Owner and group are written as numbers: engines can't read an empty text.

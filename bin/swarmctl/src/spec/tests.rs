@@ -52,7 +52,9 @@ pub(super) fn found() -> Found {
     Found {
         secrets: vec![secret.into()],
         configs: vec![config.into()],
-        network: None,
+        networks: [("lan", "nid"), ("host", "hid"), ("nid", "nid")]
+            .map(|(name, id)| (name.to_owned(), id.to_owned()))
+            .into(),
         dependencies: Vec::new(),
     }
 }

@@ -13,6 +13,8 @@ use super::{NODE_ID_LABEL, fatal, list, text};
 
 /// Label of networks that an engine has of itself.
 const PREDEFINED: &str = "com.docker.swarm.predefined";
+/// Driver of networks between hosts. Engines attach only tasks of their own swarm to them.
+pub(crate) const OVERLAY: &str = "overlay";
 /// Label whose value is the id of the cluster's network that a network of the engine was made for.
 pub(crate) const NETWORK_ID_LABEL: &str = "com.docker.swarm.network.id";
 
@@ -43,7 +45,7 @@ pub(super) fn networks(task: &Task) -> Result<(Option<String>, Vec<PlannedNetwor
             continue;
         }
         let driver = network.driver_state.as_ref().map_or("", |driver| driver.name.as_str());
-        if matches!(driver, "" | "overlay") {
+        if matches!(driver, "" | OVERLAY) {
             let driver = if driver.is_empty() { "unknown" } else { driver };
             return Err(fatal(format!(
                 "network {:?}: this node can't attach containers to networks of the driver {driver:?}",
@@ -53,7 +55,7 @@ pub(super) fn networks(task: &Task) -> Result<(Option<String>, Vec<PlannedNetwor
         planned.push(PlannedNetwork {
             id: network.id.clone(),
             request: request(network, driver, &task.node_id)?,
-            endpoint: endpoint(attachment),
+            endpoint: endpoint(attachment, &task.service_annotations.name),
         });
     }
     Ok((mode, planned))
@@ -113,8 +115,9 @@ fn ipam(options: &IpamOptions) -> Ipam {
     }
 }
 
-/// Names, options, and the addresses that managers gave: without the length of their prefix.
-fn endpoint(attachment: &NetworkAttachment) -> EndpointSettings {
+/// Names (that of the service is one of them), options, and the addresses that managers gave: without the length of their
+/// prefix.
+fn endpoint(attachment: &NetworkAttachment, service: &str) -> EndpointSettings {
     let mut ipam = EndpointIpamConfig::default();
     for address in &attachment.addresses {
         let address = address.split('/').next().unwrap_or(address).to_owned();
@@ -123,9 +126,13 @@ fn endpoint(attachment: &NetworkAttachment) -> EndpointSettings {
             false => ipam.ipv4_address = Some(address),
         }
     }
+    let mut aliases = attachment.aliases.clone();
+    if !service.is_empty() && !aliases.iter().any(|alias| alias == service) {
+        aliases.push(service.to_owned());
+    }
     let options: HashMap<_, _> = attachment.driver_attachment_opts.clone().into_iter().collect();
     EndpointSettings {
-        aliases: list(&attachment.aliases),
+        aliases: list(&aliases),
         driver_opts: (!options.is_empty()).then_some(options),
         ipam_config: (ipam != EndpointIpamConfig::default()).then_some(ipam),
         ..Default::default()
