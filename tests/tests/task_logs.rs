@@ -269,6 +269,36 @@ fn containers(name: &str, image: &str, replicas: u64, script: &str) -> ServiceSp
     spec
 }
 
+/// What the log driver is asked to attach to lines is shown with them.
+async fn attributes(cluster: &mut Cluster, image: &str) -> Result<()> {
+    let head = ["service", "create", "--name", "told", "--image", image, "--stop-grace-period", "0s"];
+    let given = ["--container-label", "team=a b", "--env", "REGION=eu,SECRET=hidden"];
+    let log = [
+        "--log-driver",
+        "json-file",
+        "--log-opt",
+        "labels=team",
+        "--log-opt",
+        "env=REGION",
+        "--log-opt",
+        "tag=t",
+    ];
+    let rest = ["--command", "sh,-c", "--args", "echo out; exec sleep 1000"];
+    let service = cluster.ctl_ok(&[&head[..], &given, &log, &rest].concat())?.trim().to_owned();
+    let task = cluster.running(&service, 1, SOON).await?.remove(0);
+    written(cluster, "told", 1).await?;
+    let output = ctl(&cluster.socket(), &["service", "logs", "told", "--details"])?;
+    let lines = lines(&output.stdout)?;
+    let expected = format!(
+        "com.docker.swarm.node.id={},com.docker.swarm.service.id={service},com.docker.swarm.task.id={},\
+         REGION=eu,tag=t,team=a%20b out",
+        task.node_id, task.id
+    );
+    ensure!(lines.len() == 1 && lines[0].1 == expected, "{lines:?}");
+    cluster.ctl_ok(&["service", "remove", "told"])?;
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn docker_lines_of_containers_come_as_those_of_processes_do() -> Result<()> {
     let docker = Docker::connect_with_unix_defaults()?.negotiate_version().await?;
@@ -288,6 +318,7 @@ async fn docker_lines_of_containers_come_as_those_of_processes_do() -> Result<()
             std::iter::once("one".to_owned()).chain((1..=1000).map(|n| n.to_string())).collect();
         ensure!(own == expected, "{name}: {} lines", own.len());
     }
+    attributes(&mut cluster, &image).await?;
     let last = ctl(&cluster.socket(), &["service", "logs", "web", "--tail", "2", "--raw"])?;
     ensure!(text(&last.stdout).lines().filter(|line| *line == "1000").count() == 2, "{last:?}");
     let running = Running::start(&cluster.socket(), &["service", "logs", "--follow", "--tail", "1", "web"])?;

@@ -215,17 +215,21 @@ fn read(path: &Path) -> Result<Vec<GenericResource>, String> {
     if size > MAX_FILE {
         return Err(failed(format!("it has {size} bytes, more than the {MAX_FILE} that are read")));
     }
-    let text = match fs::read_to_string(path) {
-        Ok(text) => text,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(failed(error.to_string())),
-    };
+    match fs::read_to_string(path) {
+        Ok(text) => parse(&text).map_err(failed),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(failed(error.to_string())),
+    }
+}
+
+/// The content of a file.
+pub(crate) fn parse(text: &str) -> Result<Vec<GenericResource>, String> {
     let lines = text.lines().map(|line| line.split('#').next().unwrap_or_default().trim());
     let lines: Vec<&str> = lines.filter(|line| !line.is_empty()).collect();
     if lines.is_empty() {
         return Ok(Vec::new());
     }
-    generic::parse(&lines.join(",")).map_err(|error| failed(error.to_string()))
+    generic::parse(&lines.join(",")).map_err(|error| error.to_string())
 }
 
 /// Names of what is in a directory; none if it can't be read.
@@ -256,7 +260,7 @@ fn gpus(root: &Path) -> Vec<GenericResource> {
 }
 
 /// The id in what the driver says of a GPU. Where it hides it, the name of its device file.
-fn name_of_gpu(information: &str) -> Option<String> {
+pub(crate) fn name_of_gpu(information: &str) -> Option<String> {
     let field = |name: &str| {
         let line = information.lines().find_map(|line| line.strip_prefix(name)?.trim().strip_prefix(':'));
         line.map(str::trim).filter(|value| !value.is_empty())

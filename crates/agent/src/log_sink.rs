@@ -59,7 +59,7 @@ impl LogSink {
                     return Err(Closed);
                 }
                 if state.bytes < ROOM {
-                    state.bytes += line.data.len() + OVERHEAD;
+                    state.bytes += cost(&line);
                     state.lines.push(line);
                     let first = state.lines.len() == 1;
                     drop(state);
@@ -80,6 +80,11 @@ impl LogSink {
     pub async fn closed(&self) {
         self.0.closed.cancelled().await;
     }
+}
+
+fn cost(line: &LogLine) -> usize {
+    let attributes = line.attrs.iter().map(|(key, value)| key.len() + value.len() + OVERHEAD);
+    line.data.len() + OVERHEAD + attributes.sum::<usize>()
 }
 
 impl Drop for LogSink {
@@ -159,6 +164,12 @@ mod tests {
         assert_eq!((sent, taken.unwrap().len()), (Ok(()), 1));
         drop(sink);
         assert_eq!(lines.collect().await.len(), 1);
+    }
+
+    #[test]
+    fn attributes_count_as_well() {
+        let attrs = [("key".to_owned(), "v".repeat(1000))].into();
+        assert_eq!(cost(&LogLine { attrs, ..line(10) }), 10 + 3 + 1000 + 2 * OVERHEAD);
     }
 
     #[tokio::test(start_paused = true)]

@@ -1,23 +1,48 @@
-//! Takes apart the one stream in which engines send both streams of a process without a terminal: pieces, each behind a
+//! Takes apart the one stream in which engines send both streams of a process without a terminal: messages, each behind a
 //! header of eight bytes, which are the stream's number, three zeros, and the length (big-endian).
 
 use bytes::{Buf as _, Bytes, BytesMut};
 
 const HEADER: usize = 8;
-const STDERR: u8 = 2;
 
-/// Part of a stream.
+/// Where a message comes from.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) enum Origin {
+    #[default]
+    Stdout,
+    Stderr,
+    /// The engine itself: it says what went wrong.
+    Engine,
+}
+
+impl Origin {
+    fn of(number: u8) -> Origin {
+        match number {
+            2 => Origin::Stderr,
+            3 => Origin::Engine,
+            _ => Origin::Stdout,
+        }
+    }
+}
+
+/// Part of a message.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Piece {
-    Stdout(Bytes),
-    Stderr(Bytes),
+pub(crate) struct Piece {
+    pub(crate) origin: Origin,
+    pub(crate) data: Bytes,
+    /// The message begins with it.
+    pub(crate) first: bool,
+    /// The message ends with it.
+    pub(crate) last: bool,
 }
 
 /// Where in the stream it is. Nothing is held back but parts of headers.
 #[derive(Debug, Default)]
 pub(crate) struct Demux {
     header: BytesMut,
-    stream: u8,
+    origin: Origin,
+    /// Nothing of the message has come.
+    fresh: bool,
     left: usize,
 }
 
@@ -30,16 +55,18 @@ impl Demux {
                 let wanted = data.len().min(HEADER - self.header.len());
                 self.header.extend_from_slice(&data.split_to(wanted));
                 if self.header.len() == HEADER {
-                    self.stream = self.header[0];
+                    self.origin = Origin::of(self.header[0]);
                     self.header.advance(4);
                     self.left = usize::try_from(self.header.get_u32()).unwrap_or(usize::MAX);
                     self.header.clear();
+                    self.fresh = true;
                 }
                 continue;
             }
             let part = data.split_to(data.len().min(self.left));
             self.left -= part.len();
-            pieces.push(if self.stream == STDERR { Piece::Stderr(part) } else { Piece::Stdout(part) });
+            let first = std::mem::take(&mut self.fresh);
+            pieces.push(Piece { origin: self.origin, data: part, first, last: self.left == 0 });
         }
         pieces
     }
@@ -52,23 +79,30 @@ mod tests {
     #[test]
     fn streams_are_taken_apart_wherever_they_are_cut() {
         let mut whole = Vec::new();
-        for (stream, text) in [(1u8, "one"), (2, "two"), (1, ""), (1, "three")] {
-            whole.extend([stream, 0, 0, 0]);
-            whole.extend(u32::try_from(text.len()).unwrap().to_be_bytes());
-            whole.extend(text.as_bytes());
-        }
+        let messages =
+            [(1u8, "one"), (2, "two"), (1, ""), (0, "three"), (3, "away")].map(|(number, text)| {
+                whole.extend([number, 0, 0, 0]);
+                whole.extend(u32::try_from(text.len()).unwrap().to_be_bytes());
+                whole.extend(text.as_bytes());
+                (Origin::of(number), text.as_bytes().to_vec())
+            });
+        let messages: Vec<_> = messages.into_iter().filter(|(_, text)| !text.is_empty()).collect();
         for size in 1..=whole.len() {
             let mut demux = Demux::default();
-            let (mut out, mut err) = (Vec::new(), Vec::new());
+            let (mut found, mut inside) = (Vec::new(), false);
             for part in whole.chunks(size) {
                 for piece in demux.push(Bytes::copy_from_slice(part)) {
-                    match piece {
-                        Piece::Stdout(data) => out.extend(data),
-                        Piece::Stderr(data) => err.extend(data),
+                    assert_eq!(piece.first, !inside, "{size}");
+                    if piece.first {
+                        found.push((piece.origin, Vec::new()));
                     }
+                    let (origin, text) = found.last_mut().unwrap();
+                    assert_eq!(*origin, piece.origin);
+                    text.extend(&piece.data);
+                    inside = !piece.last;
                 }
             }
-            assert_eq!((out.as_slice(), err.as_slice()), (&b"onethree"[..], &b"two"[..]), "{size}");
+            assert_eq!(found, messages, "{size}");
         }
     }
 }

@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 use tokio::time::sleep;
 
 use crate::client::Engine;
-use crate::demux::{Demux, Piece};
+use crate::demux::{Demux, Origin};
 use crate::error;
 use crate::leftover;
 
@@ -215,12 +215,11 @@ async fn read(mut reader: ReadHalf<Connection>, output: &TaskOutput, tty: bool) 
             continue;
         }
         for piece in demux.push(data) {
-            output
-                .send(match piece {
-                    Piece::Stdout(data) => Output::Stdout(data),
-                    Piece::Stderr(data) => Output::Stderr(data),
-                })
-                .await?;
+            let output_of = match piece.origin {
+                Origin::Stdout => Output::Stdout,
+                Origin::Stderr | Origin::Engine => Output::Stderr,
+            };
+            output.send(output_of(piece.data)).await?;
         }
     }
 }

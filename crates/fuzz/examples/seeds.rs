@@ -196,6 +196,33 @@ fn lines() {
     };
     let two = [line(1_700_000_000, 1, &[]), line(1_700_000_001, 2, &[("a", "1"), ("b", "")])];
     write("log-lines", &[message(&two, false), message(&two[..1], true)]);
+    engine_log();
+}
+
+/// Behind the byte that says whether there is a terminal (the lowest bit), and how large chunks are (the others).
+fn engine_log() {
+    let framed = |messages: &[(u8, &str)]| {
+        let mut out = vec![6 << 1];
+        for (number, message) in messages {
+            out.extend([*number, 0, 0, 0]);
+            out.extend(u32::try_from(message.len()).unwrap().to_be_bytes());
+            out.extend(message.as_bytes());
+        }
+        out
+    };
+    let plain = framed(&[
+        (1, "2024-05-01T10:00:00.123456789Z  hello\n"),
+        (2, "2024-05-01T10:00:00.2Z  to standard error\n"),
+        (1, "2024-05-01T10:00:01Z  cut "),
+        (1, "2024-05-01T10:00:02Z  in two\r\n"),
+    ]);
+    let attributes = framed(&[
+        (1, "2024-05-01T10:00:00Z a=1,b%2C=x+y%3D a=b c\n"),
+        (1, "2024-05-01T10:00:01Z LANG=C \n"),
+        (3, "Error grabbing logs: unexpected EOF\n"),
+    ]);
+    let terminal = b"\x1f2024-05-01T10:00:00Z  $ ls\r\n2024-05-01T10:00:01Z a=1 bin etc\r\n".to_vec();
+    write("engine-log", &[plain, attributes, terminal]);
 }
 
 enum Step<'a> {
@@ -487,6 +514,21 @@ fn words() {
         &texts(&[
             "1764186000.000000001 o. hello\n1764186001.500000000 e+ wor\n1764186002.0 e. ld\n",
             "0.0 o. \n",
+        ]),
+    );
+    write(
+        "resource-file",
+        &texts(&[
+            "# two of them\ngpu=a, gpu=b\n\nfpga=2 # and these\n",
+            "ssd=1",
+            "tty=/dev/ttyUSB0\r\ntty=/dev/ttyUSB1",
+        ]),
+    );
+    write(
+        "gpu-information",
+        &texts(&[
+            "Model: \t\t Tesla T4\nIRQ:   \t\t 35\nGPU UUID: \t GPU-5a3c1b2d-0000\nDevice Minor: \t 1\n",
+            "Model: T4\nGPU UUID: GPU-????????-????\nDevice Minor: 0\n",
         ]),
     );
 }

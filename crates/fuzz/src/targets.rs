@@ -50,6 +50,7 @@ pub const TARGETS: &[Target] = &[
     dear("store-entry", store_entry),
     dear("snapshot-content", snapshot_content),
     target("log-lines", log_lines),
+    target("engine-log", swarm_executor_docker::fuzz::log_stream),
     target("join-token", join_token),
     dear("certificate", certificate),
     target("csr", swarm_pki::fuzz::csr),
@@ -73,6 +74,8 @@ pub const TARGETS: &[Target] = &[
     target("process-files", swarm_executor_process::fuzz::records),
     target("process-words", process_words),
     target("process-log", process_log),
+    target("resource-file", resource_file),
+    target("gpu-information", gpu_information),
 ];
 
 /// The root that seeds are signed by.
@@ -300,4 +303,12 @@ fn process_log(lines: &[u8]) -> bool {
         .split(|byte| *byte == b'\n')
         .map(swarm_executor_process::fuzz::log_line)
         .fold(false, |any, line| any | line)
+}
+
+fn resource_file(text: &[u8]) -> bool {
+    std::str::from_utf8(text).is_ok_and(swarm_agent::fuzz::resource_file)
+}
+
+fn gpu_information(text: &[u8]) -> bool {
+    std::str::from_utf8(text).is_ok_and(swarm_agent::fuzz::gpu_information)
 }
