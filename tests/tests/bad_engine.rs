@@ -31,7 +31,11 @@ struct World {
 
 impl World {
     async fn start() -> Result<World> {
-        let engine = PrivateEngine::start(Character::Usual).await?;
+        World::start_with(Character::Usual).await
+    }
+
+    async fn start_with(character: Character) -> Result<World> {
+        let engine = PrivateEngine::start(character).await?;
         let image = swarm_testkit::image::busybox(&engine.client().await?).await?;
         let proxy = Proxy::new(&engine.socket())?;
         let mut cluster = Cluster::start(Engine::None, 0).await?;
@@ -104,9 +108,9 @@ impl World {
         .await
     }
 
-    /// The node has had one session, and was ready since.
+    /// The node has had one session since its daemon was started, and was ready since.
     async fn session_held(&mut self) -> Result<()> {
-        let sessions = self.cluster.workers[0].log().matches("agent: registered").count();
+        let sessions = self.cluster.workers[0].present_log().matches("agent: registered").count();
         ensure!(sessions == 1, "{sessions} sessions");
         let state = self.cluster.node("worker-1").await?.status.state();
         ensure!(state == node_status::State::Ready, "the node is {state:?}");
@@ -213,6 +217,58 @@ async fn at_once(world: &mut World, count: u32) -> Result<()> {
 async fn docker_a_bad_engine_troubles_only_its_own_tasks_and_they_say_so() -> Result<()> {
     let mut world = World::start().await?;
     let result = bad(&mut world).await;
+    world.with_logs(result)
+}
+
+/// A daemon that starts without its engine, twice: without anything to run, and with containers that run.
+async fn late(world: &mut World) -> Result<()> {
+    let runs_containers = async |world: &mut World| -> Result<bool> {
+        let node = world.cluster.node("worker-1").await?;
+        let engine = node.description.as_ref().and_then(|d| d.engine.as_ref()).context("a description")?;
+        Ok(engine.labels.get("swarmd.runtime.container").map(String::as_str) == Some("1"))
+    };
+    ensure!(runs_containers(world).await?, "it announces its engine");
+    let stays = world.containers("stays", 2).await?;
+    let before = world.cluster.running(&stays, 2, SOON).await?;
+
+    // The host comes up, and its engine does not: it is away, and then it is there but silent.
+    for silent in [false, true] {
+        world.engine.kill().await?;
+        if silent {
+            world.engine.restart().await?;
+            world.engine.pause()?;
+        }
+        world.cluster.workers[0].kill()?;
+        world.cluster.workers[0].start().await?;
+        world.cluster.workers[0].says("no containers run on this node until its engine answers").await?;
+        ensure!(!runs_containers(world).await?, "it announces what it does not have");
+        world.others_are_unaffected().await.context("while there is no engine")?;
+        let name = if silent { "later" } else { "late" };
+        let service = world.containers(name, 1).await?;
+        if silent {
+            world.engine.resume()?;
+        } else {
+            world.engine.restart().await?;
+        }
+        world.cluster.running(&service, 1, SOON).await.context("a task that waited for the engine")?;
+        let after = world.cluster.running(&stays, 2, SOON).await?;
+        ensure!(
+            after.iter().all(|task| before.iter().any(|b| b.id == task.id)),
+            "containers that went on were not found again"
+        );
+        ensure!(runs_containers(world).await?, "it does not announce its engine");
+        world.session_held().await?;
+    }
+    let docker = world.engine.client().await?;
+    let containers = docker.list_containers(Some(ListContainersOptionsBuilder::new().build())).await?;
+    ensure!(containers.len() == 4, "{} containers run", containers.len());
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn docker_a_daemon_may_be_there_before_its_engine() -> Result<()> {
+    let mut world = World::start_with(Character::LiveRestore).await?;
+    let result = late(&mut world).await;
     world.with_logs(result)
 }
 

@@ -129,11 +129,16 @@ async fn a_node_of_another_cluster_is_refused() -> Result<()> {
 }
 
 #[test]
-fn an_engine_that_does_not_answer_is_named() -> Result<()> {
-    check_daemon(
-        &["--engine-addr", "unix:///nowhere/docker.sock"],
-        &["/nowhere/docker.sock", "--engine-addr none"],
-    )
+fn an_address_that_can_be_no_engines_is_refused() -> Result<()> {
+    for (address, right) in [
+        ("docker.sock", "tcp://host:port"),
+        ("unix://docker.sock", "unix:///path"),
+        ("ssh://host", "tcp://host:port"),
+        ("tcp://", "tcp://host:port"),
+    ] {
+        check_daemon(&["--engine-addr", address], &[address, "--engine-addr", right, "\"none\""])?;
+    }
+    Ok(())
 }
 
 #[test]

@@ -36,7 +36,7 @@ pub(crate) struct Flags {
     #[arg(long, value_name = "TOKEN", requires = "join_addr", hide_env_values = true)]
     pub(crate) join_token: Option<String>,
 
-    /// Address of the container engine; "none" runs native processes only.
+    /// Address of the container engine, which need not be there yet; "none" runs native processes only.
     #[arg(long, default_value = "unix:///var/run/docker.sock", value_name = "URL")]
     pub(crate) engine_addr: String,
 

@@ -33,7 +33,7 @@ pub(crate) async fn run(flags: Flags) -> Result<()> {
         gpus: flags.discover_gpus.0.clone(),
     };
     generic_resources.check().map_err(|error| anyhow::anyhow!("--generic-node-resources-file: {error}"))?;
-    let executors = executors(&flags).await?;
+    let executors = executors(&flags)?;
     let config = Config {
         state_dir: flags.state_dir,
         join: flags.join_addr.zip(flags.join_token).map(|(addr, token)| Join { addr, token }),
@@ -95,7 +95,7 @@ fn warn_unreachable(flags: &Flags) {
     }
 }
 
-async fn executors(flags: &Flags) -> Result<Vec<Arc<dyn Executor>>> {
+fn executors(flags: &Flags) -> Result<Vec<Arc<dyn Executor>>> {
     if flags.simulate {
         warn!("tasks are simulated: nothing really runs");
         let world = swarm_executor_sim::World::new(0);
@@ -104,9 +104,8 @@ async fn executors(flags: &Flags) -> Result<Vec<Arc<dyn Executor>>> {
     }
     let mut executors: Vec<Arc<dyn Executor>> = Vec::new();
     if flags.engine_addr != "none" {
-        let docker = swarm_executor_docker::DockerExecutor::connect(&flags.engine_addr)
-            .await
-            .context("start the engine, or run native processes only with --engine-addr none")?;
+        let docker = swarm_executor_docker::DockerExecutor::new(&flags.engine_addr)
+            .context("give --engine-addr the address of an engine, or \"none\" for native processes only")?;
         executors.push(Arc::new(docker.with_privileged(flags.allow_privileged)));
     }
     executors.push(Arc::new(swarm_executor_process::ProcessExecutor::new(&flags.state_dir)?));

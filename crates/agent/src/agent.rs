@@ -266,7 +266,7 @@ async fn describe(
     loop {
         tokio::select! {
             () = tokio::time::sleep(period) => {}
-            () = describer.tls_changed() => {}
+            () = describer.changed() => {}
         }
         let now = Some(describer.describe().await);
         descriptions.send_if_modified(|before| {

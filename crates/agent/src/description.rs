@@ -25,6 +25,8 @@ pub(crate) struct Describer {
     generic: GenericResources,
     /// The last answer of each executor; one that does not answer keeps it.
     last: Vec<Option<ExecutorDescription>>,
+    /// Why each does not answer, as it was logged.
+    trouble: Vec<Option<String>>,
 }
 
 impl Describer {
@@ -37,36 +39,48 @@ impl Describer {
         generic: GenericResources,
     ) -> Describer {
         let hostname = hostname.filter(|name| !name.is_empty()).unwrap_or_else(host::name);
-        let last = vec![None; executors.iter().count()];
-        Describer { executors, hostname, fips, exec, tls_info, generic, last }
+        let (last, trouble) = (vec![None; executors.iter().count()], vec![None; executors.iter().count()]);
+        Describer { executors, hostname, fips, exec, tls_info, generic, last, trouble }
     }
 
     /// Asks every executor and puts their answers together.
     pub(crate) async fn describe(&mut self) -> NodeDescription {
         let calls = self.executors.iter().map(|executor| async {
             match tokio::time::timeout(PATIENCE, executor.describe()).await {
-                Ok(Ok(description)) => Some(description),
-                Ok(Err(error)) => {
-                    tracing::warn!(%error, runtimes = ?executor.runtimes(), "an executor can't describe itself");
-                    None
-                }
-                Err(_) => {
-                    tracing::warn!(runtimes = ?executor.runtimes(), "an executor does not answer");
-                    None
-                }
+                Ok(Ok(description)) => Ok(description),
+                Ok(Err(error)) => Err(error.to_string()),
+                Err(_) => Err(format!("no answer within {} s", PATIENCE.as_secs())),
             }
         });
-        for (last, answer) in self.last.iter_mut().zip(join_all(calls).await) {
-            *last = answer.or(last.take());
+        let answers = join_all(calls).await;
+        for (n, (executor, answer)) in self.executors.iter().zip(answers).enumerate() {
+            let before = self.trouble[n].take();
+            match answer {
+                Ok(description) => self.last[n] = Some(description),
+                Err(reason) => {
+                    // It is asked again and again, and told once.
+                    if before.as_ref() != Some(&reason) {
+                        tracing::warn!(reason, runtimes = ?executor.runtimes(), "an executor can't describe itself");
+                    }
+                    self.trouble[n] = Some(reason);
+                }
+            }
         }
         self.generic.refresh().await;
         self.merge()
     }
 
-    /// Returns when the node's TLS identity has changed.
-    pub(crate) async fn tls_changed(&mut self) {
-        if self.tls_info.changed().await.is_err() {
-            std::future::pending::<()>().await;
+    /// Returns when the node's TLS identity has changed, or an executor has something new to say.
+    pub(crate) async fn changed(&mut self) {
+        let Describer { executors, tls_info, .. } = self;
+        let tls_changed = async {
+            if tls_info.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        };
+        tokio::select! {
+            () = tls_changed => {}
+            () = executors.changed() => {}
         }
     }
 

@@ -207,6 +207,12 @@ pub trait Executor: Send + Sync {
     /// description in force.
     async fn describe(&self) -> Result<ExecutorDescription, ControllerError>;
 
+    /// Completes when [`Executor::describe`] has something new to say that is not to wait for the next regular look: an
+    /// engine that answers at last. May be cancelled and called again at any moment. The default never has.
+    async fn changed(&self) {
+        std::future::pending::<()>().await;
+    }
+
     /// Takes note of the node object, its id above all. Called before the first controller is made.
     async fn configure(&self, node: &Shared<Node>) -> Result<(), ControllerError>;
 

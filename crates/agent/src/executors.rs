@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::future::join_all;
+use futures::future::{join_all, select_all};
 use swarm_api::v1::{EncryptionKey, Node, Task, task_spec};
 use swarm_api::{Shared, extensions, naming};
 use tokio::sync::watch;
@@ -65,6 +65,14 @@ impl Executors {
             .ok_or_else(|| ControllerError::Fatal("this node has no container engine".to_owned()))?
             .pull_image(image, registry_auth, progress)
             .await
+    }
+
+    /// Completes when one of them has something new to say of itself.
+    pub(crate) async fn changed(&self) {
+        if self.all.is_empty() {
+            std::future::pending::<()>().await;
+        }
+        select_all(self.all.iter().map(|e| e.changed())).await;
     }
 
     /// Tells every executor of the node object. What one can't make of it is its own matter, and logged.

@@ -8,6 +8,7 @@ use bollard::models::SystemInfo;
 use bollard::{API_DEFAULT_VERSION, BollardRequest, Docker};
 use futures::future::BoxFuture;
 use http_body_util::{BodyExt as _, Limited};
+use hyper::body::Incoming;
 use hyper::upgrade::Upgraded;
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::{Connect, HttpConnector};
@@ -25,7 +26,7 @@ pub const DEFAULT_ADDRESS: &str = "unix:///var/run/docker.sock";
 
 /// Time for the head of an answer. A busy engine may take a minute to create a container.
 const TIMEOUT: Duration = Duration::from_secs(120);
-/// Time for the first answer of all, so that a wrong address is reported soon.
+/// Time for the first answers of all, so that a wrong address is reported soon.
 const FIRST_ANSWER: Duration = Duration::from_secs(10);
 /// Longest text of an error, in bytes.
 const MAX_ERROR: usize = 64 * 1024;
@@ -35,7 +36,7 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Sends a request as it is.
 type Raw = Arc<dyn Fn(BollardRequest) -> BoxFuture<'static, Result<Answer, ApiError>> + Send + Sync>;
-type Answer = http::Response<hyper::body::Incoming>;
+type Answer = http::Response<Incoming>;
 
 /// One engine, shared by all controllers.
 pub(crate) struct Engine {
@@ -53,29 +54,33 @@ pub(crate) struct Engine {
 }
 
 impl Engine {
-    /// Connects, and settles on the newest version of the interface that both sides know.
-    pub(crate) async fn connect(address: &str, parallelism: usize) -> Result<Arc<Engine>, Error> {
+    /// A handle; connects to nothing yet.
+    pub(crate) fn new(address: &str, parallelism: usize) -> Result<Arc<Engine>, Error> {
         let address = if address.is_empty() { DEFAULT_ADDRESS } else { address };
         let (docker, raw, waiting) = open(address)?;
-        let unreachable = |reason| Error::Unreachable { address: address.to_owned(), reason };
-        let docker = match tokio::time::timeout(FIRST_ANSWER, docker.negotiate_version()).await {
-            Ok(Ok(docker)) => docker,
-            Ok(Err(error)) => return Err(unreachable(error::chain(&error))),
-            Err(_) => return Err(unreachable(format!("no answer within {} s", FIRST_ANSWER.as_secs()))),
-        };
-        let engine = Engine {
+        Ok(Arc::new(Engine {
             docker,
             raw,
             address: address.to_owned(),
             heavy: Semaphore::new(parallelism.max(1)),
             waiting,
             facts: RwLock::new(EngineFacts::newest()),
+        }))
+    }
+
+    /// Settles on the newest version of the interface that both sides know, and takes note of what the engine is.
+    pub(crate) async fn reach(&self) -> Result<(), Error> {
+        let reach = async {
+            // All handles have the version in common.
+            self.docker.clone().negotiate_version().await?;
+            self.info().await
         };
-        match tokio::time::timeout(FIRST_ANSWER, engine.info()).await {
-            Ok(Ok(_)) => Ok(Arc::new(engine)),
-            Ok(Err(error)) => Err(unreachable(error::chain(&error))),
-            Err(_) => Err(unreachable(format!("no answer within {} s", FIRST_ANSWER.as_secs()))),
-        }
+        let reason = match tokio::time::timeout(FIRST_ANSWER, reach).await {
+            Ok(Ok(_)) => return Ok(()),
+            Ok(Err(error)) => error::chain(&error),
+            Err(_) => format!("no answer within {} s", FIRST_ANSWER.as_secs()),
+        };
+        Err(Error::Unreachable { address: self.address.clone(), reason })
     }
 
     /// Asks the engine for its description, and takes note of it.
@@ -104,18 +109,26 @@ impl Engine {
             .header(http::header::UPGRADE, "tcp")
             .header(http::header::CONTENT_TYPE, "application/json")
             .body(bollard::body_full(bytes::Bytes::from(body)))?;
-        let answer = tokio::time::timeout(TIMEOUT, (self.raw.0)(request)).await;
-        let answer = answer.map_err(|_| ApiError::RequestTimeoutError)??;
+        let answer = self.head(request).await?;
         if matches!(answer.status().as_u16(), 101 | 200) {
             return Ok(TokioIo::new(hyper::upgrade::on(answer).await?));
         }
-        let status_code = answer.status().as_u16();
-        let text = Limited::new(answer.into_body(), MAX_ERROR).collect().await;
-        let text = text.map(|text| text.to_bytes()).unwrap_or_default();
-        let message = serde_json::from_slice::<serde_json::Value>(&text).ok();
-        let message = message.as_ref().and_then(|value| value.get("message")?.as_str());
-        let message = message.map_or_else(|| String::from_utf8_lossy(&text).into_owned(), str::to_owned);
-        Err(ApiError::DockerResponseServerError { status_code, message })
+        Err(refusal(answer).await)
+    }
+
+    /// Makes a request whose answer goes on for as long as it is read.
+    pub(crate) async fn stream(&self, path: &str) -> Result<Incoming, ApiError> {
+        let (major, minor) = self.api();
+        let request = http::Request::get(format!("{}/v{major}.{minor}{path}", self.raw.1))
+            .body(bollard::body_full(bytes::Bytes::new()))?;
+        let answer = self.head(request).await?;
+        if answer.status().is_success() { Ok(answer.into_body()) } else { Err(refusal(answer).await) }
+    }
+
+    /// Waits for the head of an answer.
+    async fn head(&self, request: BollardRequest) -> Result<Answer, ApiError> {
+        let answer = tokio::time::timeout(TIMEOUT, (self.raw.0)(request)).await;
+        answer.map_err(|_| ApiError::RequestTimeoutError)?
     }
 
     /// What to tell users whose request (its path has one of these words) has no answer for long, or who wait while the
@@ -136,6 +149,17 @@ impl Engine {
     pub(crate) fn patient(&self, time: Duration) -> Docker {
         self.docker.clone().with_timeout(time.saturating_add(TIMEOUT))
     }
+}
+
+/// What an engine says when it does not do what it was asked for.
+async fn refusal(answer: Answer) -> ApiError {
+    let status_code = answer.status().as_u16();
+    let text = Limited::new(answer.into_body(), MAX_ERROR).collect().await;
+    let text = text.map(|text| text.to_bytes()).unwrap_or_default();
+    let message = serde_json::from_slice::<serde_json::Value>(&text).ok();
+    let message = message.as_ref().and_then(|value| value.get("message")?.as_str());
+    let message = message.map_or_else(|| String::from_utf8_lossy(&text).into_owned(), str::to_owned);
+    ApiError::DockerResponseServerError { status_code, message }
 }
 
 /// A handle, the way to connections that an engine gives over, and what the engine has not answered.
@@ -235,7 +259,8 @@ mod tests {
 
     #[tokio::test]
     async fn absent_engine_is_named() {
-        let error = Engine::connect("unix:///nonexistent/docker.sock", 1).await.err().unwrap().to_string();
+        let engine = Engine::new("unix:///nonexistent/docker.sock", 1).unwrap();
+        let error = engine.reach().await.unwrap_err().to_string();
         assert!(error.contains("unix:///nonexistent/docker.sock"), "{error}");
         assert!(error.contains("No such file or directory"), "{error}");
     }

@@ -508,7 +508,7 @@ impl Controller for DockerController {
         if look.is_none() {
             return Ok(());
         }
-        logs::copy(&self.parts.engine.docker, &self.plan.name, &options, &sink)
+        logs::copy(&self.parts.engine, &self.plan.name, self.plan.tty, &options, &sink)
             .await
             .map_err(|error| self.failed("reading logs failed", &error))
     }

@@ -9,6 +9,8 @@ use swarm_api::v1::{
     generic_resource,
 };
 
+use crate::spec::OVERLAY;
+
 /// The description of a node from its engine's answers. Plug-ins are sorted by type, then name.
 pub(crate) fn describe(info: SystemInfo, managed_plugins: Vec<Plugin>) -> ExecutorDescription {
     let mut plugins = BTreeSet::new();
@@ -21,8 +23,6 @@ pub(crate) fn describe(info: SystemInfo, managed_plugins: Vec<Plugin>) -> Execut
         ] {
             plugins.extend(names.into_iter().flatten().map(|name| (kind.to_owned(), name)));
         }
-        // Every engine has it; some leave it out of the list.
-        plugins.insert(("Network".to_owned(), "overlay".to_owned()));
     }
     for plugin in managed_plugins.into_iter().filter(|plugin| plugin.enabled) {
         for kind in &plugin.config.interface.types {
@@ -38,6 +38,8 @@ pub(crate) fn describe(info: SystemInfo, managed_plugins: Vec<Plugin>) -> Execut
             plugins.insert((kind.to_owned(), plugin.name.clone()));
         }
     }
+    // The engine has it, but lets nobody else use it: schedulers are not to place here what would be rejected.
+    plugins.remove(&("Network".to_owned(), OVERLAY.to_owned()));
     let labels = info.labels.unwrap_or_default();
     let labels: BTreeMap<_, _> = labels
         .iter()
@@ -92,7 +94,7 @@ mod tests {
             labels: Some(vec!["a=1=2".into(), "none".into(), "a=3".into(), "swarmd.gpu=1".into()]),
             plugins: Some(PluginsInfo {
                 volume: Some(vec!["local".into()]),
-                network: Some(vec!["host".into(), "bridge".into()]),
+                network: Some(vec!["overlay".into(), "host".into(), "bridge".into()]),
                 log: Some(vec!["json-file".into()]),
                 authorization: None,
             }),
@@ -104,9 +106,6 @@ mod tests {
         assert_eq!(description.engine_labels, BTreeMap::from([("a".into(), "3".into())]));
         let plugins: Vec<_> =
             description.plugins.iter().map(|p| format!("{}/{}", p.r#type, p.name)).collect();
-        assert_eq!(
-            plugins,
-            ["Log/json-file", "Network/bridge", "Network/host", "Network/overlay", "Volume/local"]
-        );
+        assert_eq!(plugins, ["Log/json-file", "Network/bridge", "Network/host", "Volume/local"]);
     }
 }

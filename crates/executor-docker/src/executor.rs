@@ -6,8 +6,6 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bollard::query_parameters::{ListContainersOptionsBuilder, RemoveContainerOptionsBuilder};
 use parking_lot::Mutex;
-use swarm_agent::memory::{MemoryDir, MemoryRoot};
-use swarm_agent::template::Context;
 use swarm_agent::{Controller, ControllerError, Dependencies, Executor, ExecutorDescription};
 use swarm_api::Shared;
 use swarm_api::extensions::Feature;
@@ -17,14 +15,15 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::client::Engine;
-use crate::controller::DockerController;
+use crate::contact::Contact;
 use crate::describe::describe;
 use crate::error::{self, Error};
 use crate::events::Events;
 use crate::files;
 use crate::image::Images;
+use crate::later::{LaterController, Maker};
 use crate::networks::Networks;
-use crate::spec::{self, NODE_ID_LABEL, Surroundings, TASK_ID_LABEL};
+use crate::spec::{self, NODE_ID_LABEL, TASK_ID_LABEL};
 
 /// What all controllers of one engine share.
 pub(crate) struct Parts {
@@ -37,8 +36,7 @@ pub(crate) struct Parts {
 /// Runs tasks as containers of one engine.
 pub struct DockerExecutor {
     parts: Arc<Parts>,
-    /// Where files for containers are, or why there can't be any.
-    files: Result<MemoryRoot, String>,
+    contact: Contact,
     allow_privileged: bool,
     node: Mutex<Option<Shared<Node>>>,
     /// Stops the listener of the node id that is in force.
@@ -55,7 +53,22 @@ pub fn default_parallelism() -> usize {
 }
 
 impl DockerExecutor {
-    /// Connects to the engine at `unix:///path`, an absolute path, `tcp://host:port`, or (empty) the usual socket.
+    /// For the engine at `unix:///path`, an absolute path, `tcp://host:port`, or (empty) the usual socket. It need not be
+    /// there yet: until it answers, tasks wait. To be called within a runtime.
+    ///
+    /// # Errors
+    /// [`Error::BadAddress`].
+    pub fn new(address: &str) -> Result<Self, Error> {
+        let executor = Self::of(Engine::new(address, default_parallelism())?);
+        let (contact, engine) = (executor.contact.clone(), executor.parts.engine.clone());
+        let stop = executor.stop.child_token();
+        executor.tracker.spawn(async move {
+            stop.run_until_cancelled(contact.keep_trying(&engine)).await;
+        });
+        Ok(executor)
+    }
+
+    /// As [`DockerExecutor::new`], for an engine that is there.
     ///
     /// # Errors
     /// [`Error`], naming the address, if it is malformed or no engine answers there.
@@ -68,27 +81,28 @@ impl DockerExecutor {
     /// # Errors
     /// As [`DockerExecutor::connect`].
     pub async fn connect_with(address: &str, parallelism: usize) -> Result<Self, Error> {
-        let engine = Engine::connect(address, parallelism).await?;
-        let files = files::root(&engine).await;
-        if let Err(reason) = &files {
-            tracing::warn!(reason, "tasks with secrets or configs can't run in containers here");
-        }
+        let executor = Self::of(Engine::new(address, parallelism)?);
+        executor.contact.attempt(&executor.parts.engine).await?;
+        Ok(executor)
+    }
+
+    fn of(engine: Arc<Engine>) -> Self {
         let (tracker, stop) = (TaskTracker::new(), CancellationToken::new());
         let images = Images::new(engine.clone(), tracker.clone(), stop.clone());
-        Ok(DockerExecutor {
+        DockerExecutor {
             parts: Arc::new(Parts {
                 networks: Networks::new(engine.clone()),
                 engine,
                 images,
                 events: Events::default(),
             }),
-            files,
+            contact: Contact::new(),
             allow_privileged: false,
             node: Mutex::default(),
             listener: Mutex::default(),
             tracker,
             stop,
-        })
+        }
     }
 
     /// Whether containers may have all privileges on this node. Without a word on it they may not.
@@ -118,8 +132,12 @@ impl DockerExecutor {
         if let Some(former) = self.listener.lock().replace(stop.clone()) {
             former.cancel();
         }
-        let (parts, node_id) = (self.parts.clone(), node_id.to_owned());
-        self.tracker.spawn(async move { parts.events.listen(&parts.engine, &node_id, &stop).await });
+        let (parts, contact, node_id) = (self.parts.clone(), self.contact.clone(), node_id.to_owned());
+        self.tracker.spawn(async move {
+            if stop.run_until_cancelled(contact.wait()).await.is_some() {
+                parts.events.listen(&parts.engine, &node_id, &stop).await;
+            }
+        });
     }
 }
 
@@ -136,6 +154,8 @@ impl Executor for DockerExecutor {
     }
 
     async fn describe(&self) -> Result<ExecutorDescription, ControllerError> {
+        self.contact.outcome().await?;
+        self.contact.seen();
         let engine = &self.parts.engine;
         let failed = |error| error::of_step("asking the engine for its description", &engine.address, &error);
         let info = engine.info().await.map_err(failed)?;
@@ -146,12 +166,17 @@ impl Executor for DockerExecutor {
         Ok(ExecutorDescription { features: self.features(), ..describe(info, plugins) })
     }
 
+    async fn changed(&self) {
+        self.contact.news().await;
+    }
+
     async fn pull_image(
         &self,
         image: &str,
         registry_auth: &str,
         progress: &watch::Sender<Option<u8>>,
     ) -> Result<(), ControllerError> {
+        self.contact.outcome().await?;
         let tell = |percent| _ = progress.send_replace(Some(percent));
         self.parts.images.pull(image, registry_auth, tell).await
     }
@@ -174,30 +199,12 @@ impl Executor for DockerExecutor {
         task: &Shared<Task>,
         dependencies: Arc<dyn Dependencies>,
     ) -> Result<Arc<dyn Controller>, ControllerError> {
-        let dir = match &self.files {
-            Ok(root) => Ok(root.of(&task.node_id, files::KIND).task(&task.id)?),
-            Err(reason) => Err(reason.as_str()),
-        };
-        let facts = self.parts.engine.facts();
-        let node = self.node.lock().clone();
-        let node = node.as_ref().and_then(|node| node.description.as_ref());
-        let around = Surroundings {
-            node,
-            engine: &facts,
-            files: dir.as_ref().map(MemoryDir::path).map_err(|reason| *reason),
-            allow_privileged: self.allow_privileged,
-        };
-        let plan = spec::plan(task, &around)?;
-        let context = Context::new(task, node);
-        let made = DockerController::new(
-            self.parts.clone(),
-            task,
-            plan,
-            context,
-            (dir.ok(), facts.root),
-            dependencies,
-        );
-        Ok(Arc::new(made))
+        let (parts, node) = (self.parts.clone(), self.node.lock().clone());
+        let maker = Maker { parts, node, allow_privileged: self.allow_privileged };
+        if let Some(made) = self.contact.made() {
+            return Ok(Arc::new(maker.make(task, dependencies, &made)?));
+        }
+        Ok(Arc::new(LaterController::new(maker, self.contact.clone(), task.clone(), dependencies)))
     }
 
     async fn sweep(&self, known_tasks: &[String]) -> Result<(), ControllerError> {
@@ -205,6 +212,7 @@ impl Executor for DockerExecutor {
         else {
             return Err(ControllerError::Fatal("can't sweep before the node's id is known".to_owned()));
         };
+        let made = self.contact.wait().await;
         let engine = &self.parts.engine;
         let failed = |error| error::of_step("removing old containers", &engine.address, &error);
         let own = format!("{NODE_ID_LABEL}={node_id}");
@@ -234,7 +242,7 @@ impl Executor for DockerExecutor {
                 _ => {}
             }
         }
-        if let Ok(root) = &self.files {
+        if let Ok(root) = &made.files {
             let store = root.of(&node_id, files::KIND);
             store
                 .sweep(&known)

@@ -1,6 +1,7 @@
 //! Runs tasks as containers of a Docker Engine, over its HTTP interface.
 //!
 //! - [`DockerExecutor`]: one engine; says what the node has, makes controllers, sweeps.
+//! - `contact`: the first contact with the engine, which may come long after the daemon; `later`: tasks that wait for it.
 //! - `controller`: one task's container. Its name is the handle for everything, so that a restarted daemon finds
 //!   it again; what the engine says of the container is the only state.
 //! - `spec`: a task as the body of the request that creates its container, a pure function.
@@ -8,11 +9,13 @@
 //! - `files`: secrets and configs as files in memory; `networks`: networks that a node makes for the cluster.
 //! - `image`: whether and how an image is pulled, once for all tasks that want it; `pull_progress`: how far that is.
 //! - `events`: one event stream for all containers. Events are hints only: who is told looks at the container.
+//! - `logs`: lines, with their attributes; `demux`: both streams of a process out of the engine's one.
 //! - `session`: commands in a container, and its own input and output; `stats`: what it uses.
 //! - `client`: the connection; `waiting`: requests that the engine has not answered; `error`: what an engine's answer means for
 //!   a task.
 
 mod client;
+mod contact;
 mod controller;
 mod demux;
 mod describe;
@@ -21,7 +24,10 @@ mod events;
 mod executor;
 mod facts;
 mod files;
+#[doc(hidden)]
+pub mod fuzz;
 mod image;
+mod later;
 mod leftover;
 mod logs;
 mod networks;

@@ -26,8 +26,8 @@ use swarm_api::{defaults, duration, naming};
 pub(crate) use devices::knows_gpus;
 pub use files::PlannedFile;
 pub use init::PlannedInit;
-pub(crate) use networks::NETWORK_ID_LABEL;
 pub use networks::PlannedNetwork;
+pub(crate) use networks::{NETWORK_ID_LABEL, OVERLAY};
 
 use crate::facts::{Api, EngineFacts};
 

@@ -131,9 +131,9 @@ impl DockerController {
     async fn last_line(&self, name: &str) -> Option<String> {
         let (sink, lines) = LogSink::new();
         let options = LogOptions { tail: Some(LAST_LINES), ..LogOptions::default() };
-        let docker = &self.parts.engine.docker;
         let copied = async {
-            let copied = logs::copy(docker, name, &options, &sink).await;
+            // Init tasks have no terminal.
+            let copied = logs::copy(&self.parts.engine, name, false, &options, &sink).await;
             drop(sink);
             copied
         };

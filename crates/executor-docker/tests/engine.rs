@@ -4,12 +4,13 @@
 
 mod common;
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use common::{Lab, controller, within};
 use swarm_agent::{Controller, ControllerError, Executor, LogLine, LogOptions, LogSink, LogStream};
 use swarm_api::v1::port_config::PublishMode;
-use swarm_api::v1::{ContainerSpec, Endpoint, HealthConfig, PortConfig};
+use swarm_api::v1::{ContainerSpec, Driver, Endpoint, HealthConfig, PortConfig};
 use swarm_testkit::wait::until;
 
 const SLEEP: &str = "trap 'exit 7' TERM; while :; do sleep 100 & wait $!; done";
@@ -287,6 +288,42 @@ async fn terminal_output_is_one_stream_of_lines() {
 }
 
 #[tokio::test]
+async fn lines_have_the_attributes_that_the_log_driver_is_asked_for() {
+    let lab = Lab::new().await;
+    let team = "a b,c=d+e%41 ä";
+    let options = [("labels", "team,absent"), ("env", "REGION"), ("tag", "mine")];
+    for tty in [false, true] {
+        let spec = ContainerSpec {
+            labels: BTreeMap::from([("team".into(), team.into()), ("other".into(), "x".into())]),
+            env: common::words(&["REGION=eu", "OTHER=x"]),
+            tty,
+            ..lab.spec("echo one=two; echo; printf '%040000d\\n' 0")
+        };
+        for (options, attributes) in [
+            (&options[..], &[("REGION", "eu"), ("tag", "mine"), ("team", team)][..]),
+            (&[("max-size", "1m")][..], &[][..]),
+        ] {
+            let mut task = lab.task(spec.clone());
+            let pairs = |pairs: &[(&str, &str)]| -> BTreeMap<String, String> {
+                pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+            };
+            task.log_driver = Some(Box::new(Driver { name: "json-file".into(), options: pairs(options) }));
+            let task = lab.controller(&task);
+            task.prepare().await.unwrap();
+            task.start().await.unwrap();
+            within(task.wait()).await.unwrap();
+            let lines = logs(task.as_ref(), LogOptions::default()).await;
+            assert_eq!(texts(&lines)[..2], ["one=two", ""]);
+            let expected = pairs(attributes);
+            assert!(lines.iter().all(|line| line.attrs == expected), "{tty}: {:?}", lines[0].attrs);
+            // Pieces of a long line can't be told from each other behind a terminal.
+            assert!(tty || lines[2].data.len() == 40_000);
+        }
+    }
+    lab.done().await;
+}
+
+#[tokio::test]
 async fn host_ports_are_published_and_reported() {
     let lab = Lab::new().await;
     let mut task = lab.task(lab.spec(SLEEP));
@@ -395,6 +432,29 @@ async fn container_removed_by_somebody_is_noticed() {
 }
 
 #[tokio::test]
+async fn a_container_that_somebody_else_starts_has_started() {
+    let lab = Lab::new().await;
+    let record = lab.task(lab.spec("echo started; sleep 1000"));
+    let task = lab.controller(&record);
+    task.prepare().await.unwrap();
+    let id = task.container_status().await.unwrap().container_id;
+    let options = None::<bollard::query_parameters::StartContainerOptions>;
+    lab.docker.start_container(&id, options).await.unwrap();
+    within(task.start()).await.unwrap();
+    let restarted = lab.restarted().await;
+    assert_eq!(within(controller(&restarted, &record).start()).await, Err(ControllerError::AlreadyStarted));
+    let written = || async {
+        anyhow::ensure!(!logs(task.as_ref(), LogOptions::default()).await.is_empty());
+        Ok(())
+    };
+    until("output", common::LONG, written).await.unwrap();
+    let lines = logs(task.as_ref(), LogOptions::default()).await;
+    assert_eq!(texts(&lines), ["started"], "once");
+    restarted.close().await;
+    lab.done().await;
+}
+
+#[tokio::test]
 async fn engine_describes_its_host() {
     let lab = Lab::new().await;
     let description = lab.executor.describe().await.unwrap();
@@ -405,6 +465,9 @@ async fn engine_describes_its_host() {
         (Some("linux"), vec!["container".into()])
     );
     assert!(!description.engine_version.is_empty() && !description.architecture.unwrap().is_empty());
-    assert!(description.plugins.iter().any(|p| p.r#type == "Network" && p.name == "bridge"));
+    let drivers: Vec<&str> =
+        description.plugins.iter().filter(|p| p.r#type == "Network").map(|p| p.name.as_str()).collect();
+    assert!(drivers.contains(&"bridge"), "{drivers:?}");
+    assert!(!drivers.contains(&"overlay"), "nothing is announced that would be rejected: {drivers:?}");
     lab.done().await;
 }

@@ -118,15 +118,72 @@ async fn a_container_costs_its_creation_its_start_and_one_look() {
 }
 
 #[tokio::test]
-async fn an_engine_that_is_not_there_at_the_start_is_named() {
+async fn an_engine_that_comes_later_finds_its_tasks_waiting() {
+    let lab = Lab::new().await;
+    let proxy = Proxy::new(Path::new("/var/run/docker.sock")).unwrap();
+    let address = format!("unix://{}", proxy.path().display());
+    let running = lab.task(lab.spec("sleep 1000"));
+    let task = controller(&lab.executor, &running);
+    task.prepare().await.unwrap();
+    task.start().await.unwrap();
+
+    proxy.cut();
+    let executor = DockerExecutor::new(&address).unwrap();
+    executor.configure(&lab.node()).await.unwrap();
+    let reason = format!("can't reach the Docker Engine at {address}: ");
+    let temporary = |error: ControllerError| {
+        let ControllerError::Temporary(text) = error else { panic!("{error:?}") };
+        assert!(text.starts_with(&reason), "{text}");
+    };
+    temporary(within(executor.describe()).await.unwrap_err());
+    let (adopted, new) =
+        (controller(&executor, &running), controller(&executor, &lab.task(lab.spec("echo here"))));
+    for pending in [adopted.wait(), new.prepare(), executor.sweep(&[])] {
+        assert!(tokio::time::timeout(Duration::from_millis(100), pending).await.is_err(), "it waits");
+    }
+    assert!(new.hindrance().unwrap().starts_with(&reason));
+    assert_eq!(adopted.container_status().await, None);
+    temporary(adopted.stats().await.unwrap_err());
+    let (sink, lines) = swarm_agent::LogSink::new();
+    temporary(adopted.logs(Default::default(), sink).await.unwrap_err());
+    drop(lines);
+
+    proxy.mend();
+    within(executor.changed()).await;
+    let description = within(executor.describe()).await.unwrap();
+    assert!(!description.engine_version.is_empty());
+    assert_eq!(common::output(new.as_ref()).await, ["here"]);
+    assert_eq!(new.hindrance(), None);
+    let waiting = {
+        let adopted = adopted.clone();
+        tokio::spawn(async move { adopted.wait().await })
+    };
+    // Somebody else ends it, and its events are heard.
+    within(task.terminate()).await.unwrap();
+    assert_eq!(within(waiting).await.unwrap(), Err(ControllerError::Exit { code: 137, cause: None }));
+    assert_eq!(adopted.container_status().await.unwrap().exit_code, 137);
+    within(executor.sweep(std::slice::from_ref(&running.id))).await.unwrap();
+    assert_eq!(lab.containers().await, 1, "what is known stays");
+    executor.close().await;
+    lab.done().await;
+}
+
+#[tokio::test]
+async fn a_task_that_can_not_be_is_refused_when_its_engine_answers() {
     let lab = Lab::new().await;
     let proxy = Proxy::new(Path::new("/var/run/docker.sock")).unwrap();
     proxy.cut();
-    let address = format!("unix://{}", proxy.path().display());
-    let text = DockerExecutor::connect(&address).await.err().unwrap().to_string();
-    assert!(text.starts_with(&format!("can't reach the Docker Engine at {address}: ")), "{text}");
+    let executor = DockerExecutor::new(&format!("unix://{}", proxy.path().display())).unwrap();
+    executor.configure(&lab.node()).await.unwrap();
+    let mut spec = lab.spec("true");
+    spec.healthcheck = Some(swarm_api::v1::HealthConfig {
+        start_interval: Some(prost_types::Duration { seconds: 1, nanos: 0 }),
+        ..Default::default()
+    });
+    let task = controller(&executor, &lab.task(spec));
     proxy.mend();
-    let connected = || async { Ok(DockerExecutor::connect(&address).await?) };
-    until("the engine", LONG, connected).await.unwrap();
+    let Err(ControllerError::Fatal(text)) = within(task.prepare()).await else { panic!("it was taken") };
+    assert!(text.starts_with("the start interval of a health check needs Docker Engine 25.0"), "{text}");
+    executor.close().await;
     lab.done().await;
 }

@@ -263,11 +263,12 @@ async fn networks_that_this_kernel_lacks_are_asked_for() {
     );
     let body = &engine.bodies("/containers/create?name=")[0];
     assert_eq!(body["HostConfig"]["NetworkMode"], json!("net-a"));
-    assert_eq!(body["NetworkingConfig"], json!({"EndpointsConfig": {"net-a": {"Aliases": ["alias-a"]}}}));
+    let aliases = |own: &str| json!({"Aliases": [own, task.service_annotations.name]});
+    assert_eq!(body["NetworkingConfig"], json!({"EndpointsConfig": {"net-a": aliases("alias-a")}}));
     let name = swarm_api::naming::task_name(&task);
     assert_eq!(
         engine.bodies("/networks/net-b/connect"),
-        [json!({"Container": name, "EndpointConfig": {"Aliases": ["alias-b"]}})]
+        [json!({"Container": name, "EndpointConfig": aliases("alias-b")})]
     );
     within(controller.remove()).await.unwrap();
     let removed: Vec<String> = engine

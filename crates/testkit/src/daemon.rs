@@ -204,6 +204,11 @@ impl Daemon {
         std::fs::read_to_string(self.log_path()).unwrap_or_default()
     }
 
+    /// What it wrote to its log since its last start.
+    pub fn present_log(&self) -> String {
+        self.log().split_off(self.run_begins)
+    }
+
     /// The raft terms in which it has led, as of its log.
     pub fn led_terms(&self) -> Vec<u64> {
         let log = self.log();

@@ -253,7 +253,17 @@ impl PrivateEngine {
     /// # Errors
     /// If it is not running.
     pub fn resume(&self) -> Result<()> {
-        self.signal("CONT")
+        self.signal("CONT")?;
+        self.resume_entrance()
+    }
+
+    /// Whoever entered the namespaces for the engine stops with it, but does not go on with it; and as long as it stands still,
+    /// an engine that has ended is not gone.
+    fn resume_entrance(&self) -> Result<()> {
+        let Some(entrance) = &self.engine else { return Ok(()) };
+        let sent = Command::new("kill").args(["-s", "CONT", &entrance.id().to_string()]).output()?;
+        ensure!(sent.status.success(), "kill: {}", String::from_utf8_lossy(&sent.stderr));
+        Ok(())
     }
 
     fn signal(&self, signal: &str) -> Result<()> {
@@ -268,6 +278,7 @@ impl PrivateEngine {
     /// # Errors
     /// If something does not end.
     pub async fn power_off(&mut self) -> Result<()> {
+        self.resume_entrance()?;
         let mut namespaces = self.namespaces.take().context("the engine has no power")?;
         namespaces.end()?;
         if let Some(mut child) = self.engine.take() {
@@ -301,6 +312,8 @@ impl PrivateEngine {
 
 impl Drop for PrivateEngine {
     fn drop(&mut self) {
+        // It may be frozen.
+        let _ = self.resume_entrance();
         let ended = self.namespaces.take().map_or(Ok(()), |mut namespaces| namespaces.end());
         if let Some(mut child) = self.engine.take() {
             let _ = child.wait();

@@ -32,12 +32,15 @@ struct Stepped {
     step: watch::Receiver<Step>,
     words: watch::Sender<String>,
     ordered: Arc<Mutex<Vec<(String, String)>>>,
+    /// It answers.
+    up: watch::Sender<bool>,
 }
 
 impl Stepped {
     fn new() -> (watch::Sender<Step>, Stepped) {
         let (sender, step) = watch::channel(Ok(None));
-        (sender, Stepped { step, words: watch::Sender::default(), ordered: Arc::default() })
+        let (words, up) = (watch::Sender::default(), watch::Sender::new(true));
+        (sender, Stepped { step, words, ordered: Arc::default(), up })
     }
 
     async fn pull(&self, mut tell: impl FnMut(u8)) -> Result<(), ControllerError> {
@@ -107,8 +110,17 @@ impl Executor for Stepped {
         vec![extensions::CONTAINER_RUNTIME.to_owned()]
     }
     async fn describe(&self) -> Result<ExecutorDescription, ControllerError> {
+        if !*self.up.borrow() {
+            return Err(ControllerError::Temporary("nobody answers".into()));
+        }
         let features = [extensions::Feature::Devices].into();
         Ok(ExecutorDescription { features, ..Default::default() })
+    }
+    async fn changed(&self) {
+        let mut up = self.up.subscribe();
+        // Only one that was away comes.
+        let _ = up.wait_for(|up| !up).await;
+        let _ = up.wait_for(|up| *up).await;
     }
     async fn configure(&self, _: &Shared<Node>) -> Result<(), ControllerError> {
         Ok(())
@@ -173,6 +185,35 @@ async fn how_far_a_preparation_is_stands_in_the_status_now_and_then() {
     let _ = step.send_replace(DONE);
     cluster.until_state("t", TaskState::Running).await;
     assert_eq!((cluster.status("t").message, cluster.status("t").err), ("started".into(), String::new()));
+    agent.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_engine_that_answers_late_is_announced_when_it_does() {
+    let cluster = Cluster::start().await;
+    let dir = tempfile::tempdir().unwrap();
+    let (_step, executor) = Stepped::new();
+    let _ = executor.up.send_replace(false);
+    let up = executor.up.clone();
+    let agent = start_agent("n1", dir.path(), cluster.connector("n1"), vec![Arc::new(executor)]).await;
+    agent.handle.ready().await;
+    let runtime = |view: &swarm_store::View| {
+        let description = view.nodes().get("n1").unwrap().description.clone().unwrap();
+        description.engine.unwrap().labels["swarmd.runtime.container"].clone()
+    };
+    assert_eq!(runtime(&cluster.store.view()), "0");
+    // Regular looks say nothing new.
+    tokio::time::sleep(Duration::from_secs(61)).await;
+    assert_eq!(runtime(&cluster.store.view()), "0");
+    let came = tokio::time::Instant::now();
+    let _ = up.send_replace(true);
+    cluster.until("the runtime", |view| runtime(view) == "1").await;
+    assert!(
+        came.elapsed() < Duration::from_secs(5),
+        "it had to wait for the next look: {:?}",
+        came.elapsed()
+    );
+    assert_eq!(agent.handle.observed().borrow().sessions, 1);
     agent.stop().await;
 }
 
