@@ -151,7 +151,7 @@ pub(crate) struct ServiceFlags {
     /// Time between that signal and the kill [default: 10s]
     #[arg(long, value_name = "DURATION", value_parser = crate::values::duration::not_negative, allow_hyphen_values = true, help_heading = "What runs")]
     pub(crate) stop_grace_period: Option<prost_types::Duration>,
-    /// Limits of processes, name=soft[:hard], -1 for none; replaces all
+    /// Limits of processes, name=soft or name=soft:hard, -1 for none; replaces all
     #[arg(long, value_name = "LIST", help_heading = "What runs")]
     pub(crate) ulimit: Option<Vec<List>>,
     /// Hostname of the containers; may hold templates
@@ -209,8 +209,8 @@ pub(crate) struct ServiceFlags {
     /// replaces all
     #[arg(long, value_name = "LIST", help_heading = "Network")]
     pub(crate) ports: Option<Vec<List>>,
-    /// The same as Docker's command line writes it: [published:]target[/protocol], with ranges such as 8000-8010:80-90, or one
-    /// as published=…,target=…,protocol=…,mode=host|ingress,name=…; without a mode it is host
+    /// The same as Docker's command line writes it: target or published:target, with /protocol if it is
+    /// not tcp, with ranges such as 8000-8010:80-90, or one as published=…,target=…,protocol=…,mode=host|ingress,name=…; without a mode it is host
     #[arg(long, value_name = "PORTS", help_heading = "Network")]
     pub(crate) publish: Option<Vec<List>>,
     /// Networks to attach to, by name or ID, or one as name=…,alias=…,driver-opt=key=value; replaces all

@@ -42,7 +42,7 @@ pub(crate) struct ListFlags {
     /// Take supplementary groups away
     #[arg(long, value_name = "LIST", help_heading = "What runs")]
     group_rm: Option<Vec<List>>,
-    /// Set limits of processes, name=soft[:hard]
+    /// Set limits of processes, name=soft or name=soft:hard
     #[arg(long, value_name = "LIST", help_heading = "What runs")]
     ulimit_add: Option<Vec<List>>,
     /// Take limits of processes away, by name
@@ -90,7 +90,8 @@ pub(crate) struct ListFlags {
     /// Take networks away, by name or ID
     #[arg(long, value_name = "LIST", help_heading = "Network")]
     network_rm: Option<Vec<List>>,
-    /// Publish more ports, [published:]target[/protocol], or one as published=…,target=…,protocol=…,mode=host|ingress
+    /// Publish more ports, target or published:target, with /protocol if it is not tcp, or one as
+    /// published=…,target=…,protocol=…,mode=host|ingress
     #[arg(long, value_name = "PORTS", help_heading = "Network")]
     publish_add: Option<Vec<List>>,
     /// Publish ports no more, target[/protocol]
