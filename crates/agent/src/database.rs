@@ -69,19 +69,14 @@ impl Database {
         directory: &Path,
         node_id: &str,
     ) -> Result<(Database, Vec<Record>, JoinHandle<()>), Error> {
-        let (path, node_id) = (directory.join(DIRECTORY), node_id.to_owned());
+        let place = Place { path: directory.join(DIRECTORY), node_id: node_id.to_owned() };
         std::fs::create_dir_all(directory)?;
-        let opened = tokio::task::spawn_blocking(move || {
-            let disk = Disk::open_patiently(|| Disk::open_or_put_aside(&path))?;
-            let (records, foreign) = disk.load(&node_id)?;
-            Ok::<_, Error>((path, disk, records, foreign))
-        });
-        let (path, disk, records, foreign) = opened.await.map_err(std::io::Error::other)??;
+        let (disk, records, foreign) = place.open(Disk::open_or_put_aside).await?;
         let statuses =
             records.iter().map(|record| (record.task.id.clone(), record.task.status.clone())).collect();
         let (writes, receiver) = mpsc::channel(QUEUE);
         let database = Database { writes, statuses: Arc::new(Mutex::new(statuses)) };
-        let writer = tokio::spawn(write(path, disk, receiver, database.statuses.clone(), foreign));
+        let writer = tokio::spawn(write(place, disk, receiver, database.statuses.clone(), foreign));
         Ok((database, records, writer))
     }
 
@@ -118,10 +113,48 @@ impl Database {
     }
 }
 
+/// Where a database is, and whose it is.
+#[derive(Debug, Clone)]
+struct Place {
+    path: PathBuf,
+    node_id: String,
+}
+
+impl Place {
+    /// Opens it and reads what is in it.
+    async fn open(
+        &self,
+        open: impl Fn(&Path) -> Result<Disk, Error> + Send + 'static,
+    ) -> Result<(Disk, Vec<Record>, Vec<String>), Error> {
+        let Place { path, node_id } = self.clone();
+        let opened = tokio::task::spawn_blocking(move || {
+            let disk = Disk::open_patiently(|| open(&path))?;
+            let (records, foreign) = disk.load(&node_id)?;
+            Ok((disk, records, foreign))
+        });
+        opened.await.map_err(std::io::Error::other)?
+    }
+
+    /// Opens it again after a write failed, of which all, a part or nothing may have come to the disk. Returns what is there
+    /// and must go: nobody was told that it was stored.
+    async fn reopen(
+        &self,
+        statuses: &Mutex<HashMap<String, TaskStatus>>,
+    ) -> Result<(Disk, Vec<String>), Error> {
+        let (disk, records, mut garbage) = self.open(Disk::open).await?;
+        let mut mirror = statuses.lock();
+        let (known, unknown): (Vec<_>, Vec<_>) =
+            records.into_iter().partition(|record| mirror.contains_key(&record.task.id));
+        garbage.extend(unknown.into_iter().map(|record| record.task.id.clone()));
+        *mirror = known.iter().map(|record| (record.task.id.clone(), record.task.status.clone())).collect();
+        Ok((disk, garbage))
+    }
+}
+
 /// The writer: takes what waits, writes it as one batch, syncs, and only then lets anybody know. After a write that failed
 /// sled takes nothing more, so it is opened anew for the next one: a disk may have room again.
 async fn write(
-    path: PathBuf,
+    place: Place,
     disk: Disk,
     mut writes: mpsc::Receiver<Write>,
     statuses: Arc<Mutex<HashMap<String, TaskStatus>>>,
@@ -138,6 +171,13 @@ async fn write(
             changes.push(change);
             answers.push(done);
         }
+        let opened = match disk.take() {
+            Some(disk) => Ok(disk),
+            None => place.reopen(&statuses).await.map(|(disk, left)| {
+                garbage.extend(left);
+                disk
+            }),
+        };
         {
             let mirror = statuses.lock();
             let mut present = Presence::default();
@@ -146,17 +186,17 @@ async fn write(
             }
         }
         if !garbage.is_empty() {
-            changes.insert(0, Change::Assign { put: Vec::new(), remove: std::mem::take(&mut garbage) });
+            changes.insert(0, Change::Assign { put: Vec::new(), remove: garbage.clone() });
         }
-        let (opened, path) = (disk.take(), path.clone());
         let written = tokio::task::spawn_blocking(move || {
-            let disk = opened.map_or_else(|| Disk::open_patiently(|| Disk::open(&path)), Ok)?;
+            let disk = opened?;
             disk.write(&changes)?;
             Ok::<_, Error>((disk, changes))
         });
         let result = match written.await {
             Ok(Ok((opened, changes))) => {
                 disk = Some(opened);
+                garbage.clear();
                 let mut mirror = statuses.lock();
                 changes.into_iter().for_each(|change| publish(&mut mirror, change));
                 Ok(())

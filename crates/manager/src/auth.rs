@@ -273,11 +273,12 @@ where
             }
             Err(status) => {
                 let (method, reason) = (request.uri().path(), status.message());
-                if is_visit(method) {
-                    let caller = peer.map_or("nobody of this cluster", |peer| peer.node_id.as_str());
-                    warn!(caller, ?addr, reason, "task session refused");
-                } else {
-                    debug!(method, ?addr, reason, "refused a call");
+                match peer {
+                    // Strangers may not fill the log.
+                    Some(peer) if is_visit(method) => {
+                        warn!(caller = peer.node_id, ?addr, reason, "task session refused");
+                    }
+                    _ => debug!(method, ?addr, reason, "refused a call"),
                 }
                 Either::Left(ready(Ok(status.into_http())))
             }

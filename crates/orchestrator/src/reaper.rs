@@ -81,8 +81,10 @@ impl Reaper {
         }
     }
 
-    fn note_age(&mut self, task: &Task) {
-        if is_dead(task) && !self.aged.contains(&task.service_id) {
+    fn note_age(&mut self, tables: &Tables, task: &Task) {
+        // A service that is gone would be forgotten by nobody.
+        let has_service = || tables.services().get(&task.service_id).is_some();
+        if is_dead(task) && !self.aged.contains(&task.service_id) && has_service() {
             self.aged.insert(task.service_id.clone());
         }
     }
@@ -91,7 +93,7 @@ impl Reaper {
         if is_finished(task) {
             self.tasks.insert(task.id.clone());
         }
-        self.note_age(task);
+        self.note_age(tables, task);
         // A new task lengthens the history; one that has ended, or never began, and is not wanted may shorten it.
         let ends = has_ended(task) && !old.is_some_and(has_ended);
         let lengthens = old.is_none() && self.aged.contains(&task.service_id);
@@ -157,8 +159,8 @@ impl Reconciler for Reaper {
         self.aged.clear();
         for state in TaskState::Complete as i32..=TaskState::Orphaned as i32 {
             let Ok(state) = TaskState::try_from(state) else { continue };
-            tables.tasks().by_observed_state(state).for_each(|t| self.note_age(t));
-            tables.tasks().by_desired_state(state).for_each(|t| self.note_age(t));
+            tables.tasks().by_observed_state(state).for_each(|t| self.note_age(tables, t));
+            tables.tasks().by_desired_state(state).for_each(|t| self.note_age(tables, t));
         }
     }
 
