@@ -63,6 +63,35 @@ async fn tasks_and_statuses_survive() {
     close(second).await;
 }
 
+/// A write that was told to have failed may be on the disk all the same, and must not come to life later.
+#[tokio::test]
+async fn what_nobody_was_told_of_goes_when_the_files_are_opened_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let first = open(dir.path()).await;
+    let tasks = vec![task("kept", TaskState::Running).into(), task("left", TaskState::Assigned).into()];
+    first.db.assign(tasks, vec![]).await.unwrap();
+    close(first).await;
+    // The put of one failed, and so did the removal of another; so they seemed.
+    let mirror = [("kept", TaskState::Running), ("gone", TaskState::Running)];
+    let mirror = mirror.map(|(id, state)| (id.to_owned(), status(state)));
+    let statuses = Arc::new(Mutex::new(mirror.into_iter().collect::<HashMap<_, _>>()));
+    let place = Place { path: dir.path().join(DIRECTORY), node_id: "n1".into() };
+    let (disk, garbage) = place.reopen(&statuses).await.unwrap();
+    assert_eq!(garbage, ["left"]);
+    assert_eq!(statuses.lock().keys().collect::<Vec<_>>(), ["kept"]);
+
+    // The next write takes it away, whatever it is about.
+    let (writes, receiver) = mpsc::channel(QUEUE);
+    let db = Database { writes, statuses: statuses.clone() };
+    let writer = tokio::spawn(write(place, disk, receiver, statuses, garbage));
+    assert!(!db.set_status("gone", &status(TaskState::Failed)).await.unwrap());
+    assert!(db.set_status("kept", &status(TaskState::Complete)).await.unwrap());
+    close(Opened { db, records: Vec::new(), writer }).await;
+    let second = open(dir.path()).await;
+    assert_eq!(states(&second.records), [("kept".into(), TaskState::Complete)]);
+    close(second).await;
+}
+
 #[tokio::test]
 async fn large_tasks_are_stored_in_parts_and_shrink_again() {
     let dir = tempfile::tempdir().unwrap();
