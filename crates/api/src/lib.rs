@@ -25,6 +25,7 @@ pub mod log_lines;
 pub mod naming;
 mod node_state;
 pub mod object;
+mod published;
 mod redact;
 mod sameness;
 mod shared;

@@ -25,7 +25,7 @@ pub const WAITING: &str = "waiting for service ";
 
 /// The text of a task that waits for other services; `None` if it need not wait.
 pub(crate) fn waits_for(tables: &Tables, service: &Service, task: &Task) -> Option<String> {
-    let order = order_of(service);
+    let order = StartOrder::of(service);
     let unmet = order.0.iter().filter_map(|dependency| {
         let why = unmet(tables, dependency)?;
         // What leads back here would wait for ever: it came about past the control API, which refuses it.
@@ -35,11 +35,6 @@ pub(crate) fn waits_for(tables: &Tables, service: &Service, task: &Task) -> Opti
     let unmet: Vec<String> = unmet.collect();
     (!unmet.is_empty() && !has_started(tables, task))
         .then(|| format!("{WAITING}{}", unmet.join("; service ")))
-}
-
-/// Whom a service waits for; what can't be read says nothing.
-fn order_of(service: &Service) -> StartOrder {
-    StartOrder::read(&service.spec.annotations.labels).unwrap_or_default()
 }
 
 fn name(service: &Service) -> &str {
@@ -161,7 +156,7 @@ fn leads_to(tables: &Tables, from: &str, to: &str) -> Option<Vec<String>> {
             return Some(way);
         }
         for service in tables.services().by_name(&at) {
-            for next in order_of(service).0 {
+            for next in StartOrder::of(service).0 {
                 let next = next.service.to_ascii_lowercase();
                 if !seen.contains_key(&next) {
                     seen.insert(next.clone(), Some(at.clone()));
@@ -251,7 +246,7 @@ impl Gates {
     pub(crate) fn hold(&mut self, tables: &Tables, service: &Service, bound: Option<Bound>) {
         let own: Arc<str> = service.id.as_str().into();
         let mut watches = BTreeSet::from([own.clone()]);
-        for dependency in order_of(service).0 {
+        for dependency in StartOrder::of(service).0 {
             let known = tables.services().by_name(&dependency.service);
             watches.extend(known.map(|service| Arc::from(service.id.as_str())));
             watches.insert(dependency.service.to_ascii_lowercase().into());

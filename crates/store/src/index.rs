@@ -4,10 +4,9 @@
 
 use std::borrow::Cow;
 
-use swarm_api::extensions::{Dependency, StartOrder};
+use swarm_api::extensions::StartOrder;
 use swarm_api::v1::{
-    Cluster, Config, Extension, Network, Node, PortConfig, Resource, Secret, Service, Task, TaskSpec, Volume,
-    task_spec,
+    Cluster, Config, Extension, Network, Node, Resource, Secret, Service, Task, TaskSpec, Volume, task_spec,
 };
 use swarm_api::{Shared, naming};
 
@@ -186,18 +185,6 @@ fn references(spec: &TaskSpec, emit: &mut Emit<'_>) {
     }
 }
 
-/// Names of the services that must be up before this one's tasks start.
-pub(crate) fn waits_for(service: &Service) -> Vec<Dependency> {
-    StartOrder::read(&service.spec.annotations.labels).unwrap_or_default().0
-}
-
-/// The ports that a service asks for and those that it was given, as far as they have numbers.
-pub(crate) fn published_ports(service: &Service) -> impl Iterator<Item = &PortConfig> {
-    let wanted = service.spec.endpoint.iter().flat_map(|endpoint| &endpoint.ports);
-    let given = service.endpoint.iter().flat_map(|endpoint| &endpoint.ports);
-    wanted.chain(given).filter(|port| port.published_port != 0)
-}
-
 /// The networks that a service names.
 pub(crate) fn service_networks(service: &Service) -> &[swarm_api::v1::NetworkAttachmentConfig] {
     let task = &service.spec.task.networks;
@@ -237,10 +224,10 @@ impl Indexed for Service {
         for network in service_networks(self) {
             emit(Key::of(text(ix::NETWORK, &network.target)));
         }
-        for dependency in waits_for(self) {
+        for dependency in StartOrder::of(self).0 {
             emit(Key::of(text(ix::WAITS_FOR, &lower(&dependency.service))));
         }
-        for port in published_ports(self) {
+        for port in self.published_ports() {
             emit(Key::of(number(ix::PORT, port.published_port.into())));
         }
     }

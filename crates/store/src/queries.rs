@@ -1,12 +1,13 @@
 //! The queries that only some kinds have.
 
+use swarm_api::extensions::StartOrder;
 use swarm_api::v1::{
     Node, NodeRole, Resource, Service, Task, TaskSpec, TaskState, Volume, node_spec, task_spec,
 };
 use swarm_api::{Shared, naming};
 
 use crate::Table;
-use crate::index::{ix, lower, number, pair, published_ports, service_networks, text, waits_for};
+use crate::index::{ix, lower, number, pair, service_networks, text};
 
 fn has_runtime(spec: &TaskSpec, runtime: &str) -> bool {
     naming::runtime(spec.runtime.as_ref()).as_deref() == Some(runtime)
@@ -107,12 +108,14 @@ impl Table<Service> {
     pub fn by_awaited(&self, name: &str) -> impl Iterator<Item = &Shared<Service>> + use<'_> {
         let name = lower(name).into_owned();
         let key = text(ix::WAITS_FOR, &name);
-        self.by(key, move |s| waits_for(s).iter().any(|dependency| *lower(&dependency.service) == *name))
+        self.by(key, move |s| {
+            StartOrder::of(s).0.iter().any(|dependency| *lower(&dependency.service) == *name)
+        })
     }
     /// Services that publish a port of this number, whatever the protocol: asked for, or given to them.
     pub fn by_published_port(&self, port: u32) -> impl Iterator<Item = &Shared<Service>> + use<'_> {
         let key = number(ix::PORT, port.into());
-        self.by(key, move |s| published_ports(s).any(|published| published.published_port == port))
+        self.by(key, move |s| s.published_ports().any(|published| published.published_port == port))
     }
 }
 

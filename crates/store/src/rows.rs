@@ -1,4 +1,4 @@
-//! The objects of a table by slot number: a persistent radix tree over 32-bit numbers that are hashes of ids
+//! The objects of a table by slot number: a persistent radix tree over 32-bit numbers that come of ids
 //! (`table.rs` gives them out). A look-up touches one cache line a level and compares no texts on its way.
 
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! One table: objects in slots that are found by the hash of their id, the order of the ids, and index keys.
+//! One table: objects in slots that are found by their id alone, the order of the ids, and index keys.
 
 use std::cmp::Ordering;
 use std::sync::Arc;

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use crate::v1::Service;
+
 /// Service label: names of services that must be as asked for before its first tasks start, each with a [`Condition`]:
 /// `db:healthy,migrate:completed`.
 pub const DEPENDS_ON: &str = "swarmd.depends-on";
@@ -75,6 +77,11 @@ impl StartOrder {
             found.push(Dependency { service: name.to_owned(), condition });
         }
         Ok(StartOrder(found))
+    }
+
+    /// Whom a service waits for; what can't be read says nothing.
+    pub fn of(service: &Service) -> StartOrder {
+        StartOrder::read(&service.spec.annotations.labels).unwrap_or_default()
     }
 
     /// Writes it into the labels of a service's spec, in place of what they said.

@@ -37,11 +37,7 @@ pub(super) fn ports(tables: &Tables, endpoint: Option<&EndpointSpec>, own: &str)
     for port in endpoint.ports.iter().filter(|port| port.published_port != 0) {
         let others = tables.services().by_published_port(port.published_port);
         for other in others.filter(|other| other.id != own) {
-            let wanted = other.spec.endpoint.iter().flat_map(|e| &e.ports);
-            let given = other.endpoint.iter().flat_map(|e| &e.ports);
-            for taken in wanted.chain(given) {
-                conflict(port, taken, other)?;
-            }
+            other.published_ports().try_for_each(|taken| conflict(port, taken, other))?;
         }
     }
     Ok(())
