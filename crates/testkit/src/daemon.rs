@@ -420,10 +420,7 @@ impl Cluster {
 
     /// Every task of a service.
     pub async fn tasks(&mut self, service: &str) -> Result<Vec<Shared<Task>>> {
-        let filters =
-            list_tasks_request::Filters { service_ids: vec![service.to_owned()], ..Default::default() };
-        let request = ListTasksRequest { filters: Some(filters) };
-        Ok(self.control.list_tasks(request).await?.into_inner().tasks)
+        tasks(&mut self.control, service).await
     }
 
     /// Waits until exactly `count` tasks of a service run and are wanted, and returns them.
@@ -433,31 +430,7 @@ impl Cluster {
         count: usize,
         deadline: Duration,
     ) -> Result<Vec<Shared<Task>>> {
-        let control = self.control.clone();
-        until(&format!("{count} running tasks"), deadline, || {
-            let (mut control, service) = (control.clone(), service.to_owned());
-            async move {
-                let filters =
-                    list_tasks_request::Filters { service_ids: vec![service], ..Default::default() };
-                let request = ListTasksRequest { filters: Some(filters) };
-                let tasks = control.list_tasks(request).await?.into_inner().tasks;
-                let wanted: Vec<_> =
-                    tasks.iter().filter(|t| t.desired_state() == TaskState::Running).cloned().collect();
-                let running: Vec<_> =
-                    wanted.iter().filter(|t| t.status.state() == TaskState::Running).cloned().collect();
-                if running.len() == count && wanted.len() == count {
-                    return Ok(running);
-                }
-                let states: Vec<_> = tasks
-                    .iter()
-                    .map(|t| {
-                        format!("{}→{} {}", t.status.state().name(), t.desired_state().name(), t.status.err)
-                    })
-                    .collect();
-                bail!("{} of {} run: {states:#?}", running.len(), wanted.len())
-            }
-        })
-        .await
+        running(&self.control, service, count, deadline).await
     }
 
     /// What every daemon wrote to its log: for the text of a failing test.
@@ -513,6 +486,47 @@ fn listening(log: &str) -> Result<String> {
     let address =
         line.split_whitespace().find_map(|w| w.strip_prefix("addr=")).context("no address in the log")?;
     Ok(address.trim_matches('"').to_owned())
+}
+
+/// Waits until exactly `count` tasks of a service run and are wanted, and returns them.
+///
+/// # Errors
+/// If it takes longer than `deadline`; the text tells of all its tasks.
+pub async fn running(
+    control: &ControlClient<Channel>,
+    service: &str,
+    count: usize,
+    deadline: Duration,
+) -> Result<Vec<Shared<Task>>> {
+    until(&format!("{count} running tasks"), deadline, || {
+        let (mut control, service) = (control.clone(), service.to_owned());
+        async move {
+            let tasks = tasks(&mut control, &service).await?;
+            let wanted: Vec<_> =
+                tasks.iter().filter(|t| t.desired_state() == TaskState::Running).cloned().collect();
+            let running: Vec<_> =
+                wanted.iter().filter(|t| t.status.state() == TaskState::Running).cloned().collect();
+            if running.len() == count && wanted.len() == count {
+                return Ok(running);
+            }
+            let states: Vec<_> = tasks
+                .iter()
+                .map(|t| format!("{}→{} {}", t.status.state().name(), t.desired_state().name(), t.status.err))
+                .collect();
+            bail!("{} of {} run: {states:#?}", running.len(), wanted.len())
+        }
+    })
+    .await
+}
+
+/// Every task of a service.
+///
+/// # Errors
+/// If the manager does not answer.
+pub async fn tasks(control: &mut ControlClient<Channel>, service: &str) -> Result<Vec<Shared<Task>>> {
+    let filters = list_tasks_request::Filters { service_ids: vec![service.to_owned()], ..Default::default() };
+    let request = ListTasksRequest { filters: Some(filters) };
+    Ok(control.list_tasks(request).await?.into_inner().tasks)
 }
 
 /// A plaintext gRPC channel over a UNIX socket, dialled when first used and again after a failure.
