@@ -3,9 +3,10 @@ use std::time::Duration;
 use futures::StreamExt as _;
 use swarm_api::v1::dispatcher_server::Dispatcher as _;
 use swarm_api::v1::{
-    Config, ConfigReference, ContainerSpec, ResourceReference, ResourceType, Secret, SecretReference, Task,
-    TaskState, TasksRequest, Volume, VolumePublishStatus, VolumeSecret, assignment, assignments_message,
-    task_spec, volume_publish_status,
+    AssignmentsMessage, Config, ConfigReference, ContainerSpec, Driver, ResourceReference, ResourceType,
+    Secret, SecretReference, Task, TaskState, TasksRequest, Volume, VolumeAccessMode, VolumeAssignment,
+    VolumeInfo, VolumePublishStatus, VolumeSecret, assignment, assignments_message, task_spec,
+    volume_access_mode, volume_publish_status,
 };
 use tonic::Code;
 
@@ -38,9 +39,12 @@ async fn with_objects(h: &Harness) {
         secret.spec.data = b"data".to_vec();
         h.create(secret).await;
     }
-    let mut config = Config { id: "c1".into(), ..Default::default() };
-    config.spec.annotations.name = "c1".into();
-    h.create(config).await;
+    for id in ["c1", "c2"] {
+        let mut config = Config { id: id.into(), ..Default::default() };
+        config.spec.annotations.name = id.into();
+        config.spec.data = b"data".to_vec();
+        h.create(config).await;
+    }
 }
 
 async fn set_state(h: &Harness, id: &str, state: TaskState) {
@@ -204,7 +208,16 @@ async fn a_deleted_task_is_removed_with_what_it_used() {
     let mut stream = h.assignments("n1", &session.id).await.unwrap();
     stream.next().await;
     h.remove::<Task>("t").await;
-    assert_eq!(summary(&stream.next().await), "-task:t -secret:s1 -config:c1");
+    let message = stream.next().await;
+    assert_eq!(summary(&message), "-task:t -secret:s1 -config:c1");
+    let only_ids = [
+        assignment::Item::Task(Task { id: "t".into(), ..Default::default() }.into()),
+        assignment::Item::Secret(Secret { id: "s1".into(), ..Default::default() }.into()),
+        assignment::Item::Config(Config { id: "c1".into(), ..Default::default() }.into()),
+    ];
+    let items: Vec<_> =
+        message.changes.into_iter().map(|change| change.assignment.unwrap().item.unwrap()).collect();
+    assert_eq!(items, only_ids);
     h.create(task("u", "n1", TaskState::Assigned)).await;
     h.change::<Task>("u", |t| t.desired_state = TaskState::Shutdown as i32).await;
     h.remove::<Task>("u").await;
@@ -220,11 +233,14 @@ async fn objects_follow_their_references() {
     let session = h.session("n1").await;
     let mut stream = h.assignments("n1", &session.id).await.unwrap();
     stream.next().await;
-    let both = with_container(task("both", "n1", TaskState::Assigned), &["s1"], &[]);
+    let both = with_container(task("both", "n1", TaskState::Assigned), &["s1"], &["c2"]);
     h.create(with_references(both, &[("s1", ResourceType::Secret), ("x", ResourceType::Volume)])).await;
-    assert_eq!(summary(&stream.next().await), "+secret:s1 +task:both");
+    assert_eq!(summary(&stream.next().await), "+secret:s1 +config:c2 +task:both");
     h.change::<Secret>("s1", |s| s.spec.data = b"other".to_vec()).await;
+    h.change::<Config>("c2", |c| c.spec.data = b"other".to_vec()).await;
+    stream.nothing().await;
     h.remove::<Secret>("s1").await;
+    h.remove::<Config>("c2").await;
     stream.nothing().await;
     let only = task("only", "n1", TaskState::Assigned);
     let references = [("s2", ResourceType::Secret), ("c1", ResourceType::Config)];
@@ -243,6 +259,14 @@ fn volume(node: &str, state: volume_publish_status::State) -> Volume {
         VolumeSecret { key: "k1".into(), secret: "s1".into() },
         VolumeSecret { key: "k2".into(), secret: "s2".into() },
     ];
+    volume.spec.driver = Some(Driver { name: "csi".into(), ..Default::default() });
+    let scope = volume_access_mode::Scope::MultiNode.into();
+    volume.spec.access_mode = Some(VolumeAccessMode { scope, ..Default::default() });
+    volume.volume_info = Some(VolumeInfo {
+        volume_id: "csi-id".into(),
+        volume_context: [("of".to_owned(), "all".to_owned())].into(),
+        ..Default::default()
+    });
     volume.publish_status = vec![VolumePublishStatus {
         node_id: node.into(),
         state: state as i32,
@@ -250,6 +274,13 @@ fn volume(node: &str, state: volume_publish_status::State) -> Volume {
         ..Default::default()
     }];
     volume
+}
+
+fn last_volume(message: &AssignmentsMessage) -> VolumeAssignment {
+    match message.changes.last().unwrap().assignment.clone().unwrap().item {
+        Some(assignment::Item::Volume(volume)) => volume,
+        other => panic!("{other:?}"),
+    }
 }
 
 // 60, 61, 62, 63, 64
@@ -270,17 +301,28 @@ async fn volumes_come_and_go_with_their_secrets() {
     set(State::Published).await;
     let message = stream.next().await;
     assert_eq!(summary(&message), "+secret:s1 +volume:v");
-    let Some(assignment::Item::Volume(sent)) = &message.changes[1].assignment.as_ref().unwrap().item else {
-        panic!("a volume")
+    let sent = last_volume(&message);
+    let stored = h.store.view().volumes().get("v").cloned().unwrap();
+    let all = VolumeAssignment {
+        id: "v".into(),
+        volume_id: "csi-id".into(),
+        driver: stored.spec.driver.clone(),
+        volume_context: [("of".to_owned(), "all".to_owned())].into(),
+        publish_context: [("context".to_owned(), "n1".to_owned())].into(),
+        access_mode: stored.spec.access_mode.clone(),
+        secrets: stored.spec.secrets.clone(),
     };
-    assert_eq!(sent.publish_context["context"], "n1");
+    assert_eq!(sent, all);
     h.change::<Volume>("v", |v| v.pending_delete = true).await;
     stream.nothing().await;
     set(State::PendingNodeUnpublish).await;
     let message = stream.next().await;
     assert_eq!(summary(&message), "-volume:v");
+    assert_eq!(last_volume(&message), all, "the node needs all of it to let the volume go");
     let mut fresh = h.assignments("n1", &session.id).await.unwrap();
-    assert_eq!(summary(&fresh.next().await), "+secret:s1 +secret:s2 +task:t -volume:v");
+    let message = fresh.next().await;
+    assert_eq!(summary(&message), "+secret:s1 +secret:s2 +task:t -volume:v");
+    assert_eq!(last_volume(&message), all);
     set(State::PendingUnpublish).await;
     assert_eq!(summary(&fresh.next().await), "-secret:s1", "s2 is used by the task");
     elsewhere.nothing().await;
@@ -305,6 +347,17 @@ async fn the_old_tasks_stream_lists_everything_each_time() {
     assert!(quiet.is_err(), "only the status changed");
     h.remove::<Task>("t").await;
     assert!(stream.next().await.unwrap().unwrap().tasks.is_empty());
+    let ids = ["a", "b", "c"];
+    for id in ids {
+        h.create(task(id, "n1", TaskState::Assigned)).await;
+    }
+    assert_eq!(stream.next().await.unwrap().unwrap().tasks.len(), 3);
+    for id in ids {
+        h.remove::<Task>(id).await;
+    }
+    assert!(stream.next().await.unwrap().unwrap().tasks.is_empty());
+    let quiet = tokio::time::timeout(Duration::from_millis(300), stream.next()).await;
+    assert!(quiet.is_err(), "all of them are gone with one list");
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,12 +1,18 @@
 //! Secrets that a plug-in provides. Real sockets, so no paused clock.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt as _;
 use serde_json::{Value, json};
-use swarm_api::v1::{AssignmentsMessage, Driver, Secret, Task, TaskState, assignment};
+use swarm_api::v1::endpoint_spec::ResolutionMode;
+use swarm_api::v1::port_config::{Protocol, PublishMode};
+use swarm_api::v1::{
+    AssignmentsMessage, Driver, EndpointSpec, PortConfig, Secret, Service, Task, TaskState, assignment,
+    task_spec,
+};
 use swarm_dispatcher::Timings;
 use swarm_plugins::testing::TestPlugin;
 use swarm_plugins::{Plugins, SECRET_PROVIDER};
@@ -91,6 +97,53 @@ async fn a_task_gets_a_secret_of_its_own_and_it_goes_with_the_task() {
     assert_eq!(summary(&next(&mut fresh).await), "+secret:own.b +task:a +task:b");
 }
 
+// 53
+#[tokio::test]
+async fn a_driver_is_told_what_the_service_is_called_and_how_it_is_reached() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_plugin, mut requests) = provider(dir.path(), false);
+    let h = started(dir.path()).await;
+    let labels = |text: &str| BTreeMap::from([("tier".to_owned(), text.to_owned())]);
+    let mut service = Service { id: "sid".into(), ..Default::default() };
+    service.spec.annotations.name = "web".into();
+    service.spec.annotations.labels = labels("front");
+    let port = PortConfig {
+        name: "http".into(),
+        protocol: Protocol::Udp.into(),
+        published_port: 8080,
+        target_port: 80,
+        publish_mode: PublishMode::Host.into(),
+    };
+    let mode = ResolutionMode::Dnsrr.into();
+    service.spec.endpoint = Some(EndpointSpec { mode, ports: vec![port] });
+    let annotations = service.spec.annotations.clone();
+    h.create(service).await;
+    h.change::<Secret>("own", |secret| secret.spec.annotations.labels = labels("of the secret")).await;
+    let session = h.session("n1").await;
+    let mut stream = h.assignments("n1", &session.id).await.unwrap();
+    next(&mut stream).await;
+    let mut task = assigned("t", &["own"]);
+    task.service_id = "sid".into();
+    task.slot = 2;
+    task.service_annotations = annotations;
+    if let Some(task_spec::Runtime::Container(container)) = &mut task.spec.runtime {
+        container.image = "image:1".into();
+        container.hostname = "host".into();
+    }
+    h.create(task).await;
+    assert_eq!(summary(&next(&mut stream).await), "+secret:own +task:t");
+    let expected = json!({
+        "SecretName": "name-own", "SecretLabels": {"tier": "of the secret"},
+        "ServiceHostname": "host", "ServiceID": "sid", "ServiceName": "web",
+        "ServiceLabels": {"tier": "front"},
+        "TaskID": "t", "TaskName": "web.2.t", "TaskImage": "image:1", "NodeID": "n1",
+        "ServiceEndpointSpec": {"Mode": 1, "Ports": [{
+            "Name": "http", "Protocol": 1, "PublishedPort": 8080, "TargetPort": 80, "PublishMode": 1,
+        }]},
+    });
+    assert_eq!(requests.recv().await.unwrap(), expected);
+}
+
 #[tokio::test]
 async fn what_may_be_reused_is_asked_for_once_while_it_is_in_use() {
     let dir = tempfile::tempdir().unwrap();
@@ -169,4 +222,25 @@ async fn without_its_driver_a_task_goes_alone_and_the_secret_follows() {
     }
     told.sort();
     assert_eq!(told, ["own.early=s1", "own.late=s1"]);
+}
+
+// 55
+#[tokio::test]
+async fn a_driver_that_answers_an_error_keeps_no_task_from_its_node() {
+    let dir = tempfile::tempdir().unwrap();
+    let (go, gate) = watch::channel(false);
+    let answer = move |_, _| {
+        let answer = if *gate.borrow() { json!({ "Value": S1 }) } else { json!({ "Err": "sealed" }) };
+        std::future::ready(Some(answer))
+    };
+    let _plugin = TestPlugin::start(&dir.path().join("p.sock"), SECRET_PROVIDER, answer).unwrap();
+    let h = started(dir.path()).await;
+    h.create(assigned("early", &["own", "plain"])).await;
+    let session = h.session("n1").await;
+    let mut stream = h.assignments("n1", &session.id).await.unwrap();
+    assert_eq!(summary(&next(&mut stream).await), "+secret:plain +task:early");
+    h.create(assigned("late", &["own"])).await;
+    assert_eq!(summary(&next(&mut stream).await), "+task:late");
+    go.send_replace(true);
+    assert_eq!(secrets(&next(&mut stream).await), [("own".to_owned(), "s1".to_owned(), false)]);
 }

@@ -151,3 +151,23 @@ async fn re_registering_before_the_grace_ends_leaves_the_node_ready() {
     tokio::time::sleep(Duration::from_secs(10)).await;
     assert_eq!(h.node_state("n1"), State::Ready);
 }
+
+// 29
+#[tokio::test(start_paused = true)]
+async fn a_description_that_waits_to_be_written_outlives_the_news_that_its_node_is_down() {
+    let mut t = timings();
+    t.commit_gather = Duration::from_secs(60);
+    let h = start_with(t).await;
+    let session = h.session("n1").await;
+    let name = || h.node("n1").description.clone().unwrap_or_default().hostname;
+    let both_wait = async {
+        // Three periods have passed without a heartbeat.
+        tokio::time::sleep(Duration::from_secs(30)).await;
+        let gone = h.heartbeat("n1", &session.id).await.unwrap_err();
+        assert_eq!(gone.message(), "node not registered");
+        assert_eq!((h.node_state("n1"), name().as_str()), (State::Ready, ""));
+    };
+    let (resumed, ()) = tokio::join!(h.open("n1", &session.id, Some(hostname("new"))), both_wait);
+    assert_eq!(resumed.unwrap().id, session.id);
+    assert_eq!((h.node_state("n1"), name().as_str()), (State::Down, "new"));
+}

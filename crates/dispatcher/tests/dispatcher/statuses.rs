@@ -34,9 +34,11 @@ async fn own_tasks_are_updated_and_the_rest_of_a_call_survives_oddities() {
     h.report("n1", &session.id, updates).await.unwrap();
     assert_eq!(h.task_state("a"), TaskState::Running);
     assert_eq!(h.task_state("b"), TaskState::Failed);
-    let stored = h.store.view().tasks().get("a").unwrap().status.clone();
-    assert_eq!(stored.applied_by, "m1");
-    assert!(stored.applied_at.is_some());
+    for id in ["a", "b"] {
+        let stored = h.store.view().tasks().get(id).unwrap().status.clone();
+        assert_eq!(stored.applied_by, "m1", "{id}");
+        assert!(stored.applied_at.is_some(), "{id}");
+    }
 }
 
 // 32
