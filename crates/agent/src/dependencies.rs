@@ -171,6 +171,23 @@ mod tests {
         assert!(store.config(&task, "s").unwrap_err().refused);
     }
 
+    // 102
+    #[test]
+    fn removals_in_a_complete_set_mean_nothing() {
+        let store = Store::default();
+        let config: Shared<Config> = Config { id: "c".into(), ..Default::default() }.into();
+        let changes = Changes {
+            secrets: vec![secret("a", "x")],
+            configs: vec![config],
+            removed_secrets: vec!["a".into()],
+            removed_configs: vec!["c".into()],
+        };
+        store.apply(true, changes);
+        let task = container("a");
+        assert!(store.secret(&task, "a").is_ok());
+        assert!(store.config(&task, "c").is_ok());
+    }
+
     #[test]
     fn a_complete_set_replaces_and_an_incremental_one_changes() {
         let store = Store::default();

@@ -388,3 +388,26 @@ pub(crate) async fn report_unresolved(
         Err(error) => tracing::error!(task.id = task.id, %error, "its status can't be stored"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // 127
+    #[test]
+    fn times_of_statuses_never_go_back() {
+        let at = |millis| SystemTime::UNIX_EPOCH + Duration::from_millis(millis);
+        let stamp = |millis| swarm_api::duration::timestamp(at(millis));
+        assert_eq!(later(None, at(5_500)), stamp(5_500));
+        for (previous, now, expected) in [
+            (5_500, 5_700, 5_700),
+            (5_500, 6_200, 6_200),
+            (5_500, 5_500, 5_500),
+            // The clock was set back, within a second and by more.
+            (5_500, 5_300, 5_500),
+            (5_500, 4_900, 5_500),
+        ] {
+            assert_eq!(later(Some(stamp(previous)), at(now)), stamp(expected), "{previous} {now}");
+        }
+    }
+}

@@ -231,11 +231,13 @@ struct Inner {
     open: JoinSet<()>,
     plugged: bool,
     dialled: usize,
+    /// The way to a manager in the same process.
+    local: Option<Channel>,
 }
 
 impl Wires {
     pub(crate) fn new(routes: Routes) -> Arc<Wires> {
-        let inner = Inner { open: JoinSet::new(), plugged: true, dialled: 0 };
+        let inner = Inner { open: JoinSet::new(), plugged: true, dialled: 0, local: None };
         Arc::new(Wires { routes, inner: Mutex::new(inner) })
     }
 
@@ -250,31 +252,24 @@ impl Wires {
         self.cut();
     }
 
+    /// How often a manager elsewhere was called.
     pub(crate) fn dialled(&self) -> usize {
         self.inner.lock().dialled
     }
-}
 
-#[async_trait]
-impl Connector for Wires {
-    fn local(&self) -> Option<Channel> {
-        None
+    /// Whether a manager runs in the same process.
+    pub(crate) async fn set_local(&self, local: bool) {
+        let channel = if local { Some(self.open().await.unwrap()) } else { None };
+        self.inner.lock().local = channel;
     }
 
-    async fn connect(&self, _: &Peer) -> Result<Channel, Box<dyn std::error::Error + Send + Sync>> {
+    async fn open(&self) -> Result<Channel, Box<dyn std::error::Error + Send + Sync>> {
         let (ours, mut near) = tokio::io::duplex(64 * 1024);
         let (mut far, theirs) = tokio::io::duplex(64 * 1024);
-        {
-            let mut inner = self.inner.lock();
-            inner.dialled += 1;
-            if !inner.plugged {
-                return Err("connection refused".into());
-            }
-            // The wire itself, which can be cut.
-            inner.open.spawn(async move {
-                let _ = tokio::io::copy_bidirectional(&mut near, &mut far).await;
-            });
-        }
+        // The wire itself, which can be cut.
+        self.inner.lock().open.spawn(async move {
+            let _ = tokio::io::copy_bidirectional(&mut near, &mut far).await;
+        });
         let incoming = futures::stream::iter([Ok::<_, std::io::Error>(theirs)]);
         Server::builder().add_routes(self.routes.clone()).serve_with_incoming(incoming).await?;
         let mut ours = Some(ours);
@@ -283,5 +278,23 @@ impl Connector for Wires {
             async move { ours.ok_or_else(|| std::io::Error::other("connected before")) }
         });
         Ok(Endpoint::from_static("http://manager").connect_with_connector(dial).await?)
+    }
+}
+
+#[async_trait]
+impl Connector for Wires {
+    fn local(&self) -> Option<Channel> {
+        self.inner.lock().local.clone()
+    }
+
+    async fn connect(&self, _: &Peer) -> Result<Channel, Box<dyn std::error::Error + Send + Sync>> {
+        {
+            let mut inner = self.inner.lock();
+            inner.dialled += 1;
+            if !inner.plugged {
+                return Err("connection refused".into());
+            }
+        }
+        self.open().await
     }
 }

@@ -5,4 +5,5 @@ mod cluster;
 mod pulls;
 mod scripted;
 mod sessions;
+mod steps;
 mod tasks;

@@ -4,14 +4,16 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::channel::mpsc;
 use futures::{Stream, StreamExt as _};
 use parking_lot::Mutex;
 use swarm_api::v1::dispatcher_server::{Dispatcher, DispatcherServer};
 use swarm_api::v1::{
     Assignment, AssignmentChange, AssignmentsMessage, AssignmentsRequest, HeartbeatRequest,
-    HeartbeatResponse, SessionMessage, SessionRequest, Task, TaskState, TasksMessage, TasksRequest,
-    UpdateTaskStatusRequest, UpdateTaskStatusResponse, UpdateVolumeStatusRequest, UpdateVolumeStatusResponse,
-    WeightedPeer, assignment, assignment_change::AssignmentAction, assignments_message,
+    HeartbeatResponse, Node, NodeRole, NodeTlsInfo, SessionMessage, SessionRequest, Task, TaskState,
+    TasksMessage, TasksRequest, UpdateTaskStatusRequest, UpdateTaskStatusResponse, UpdateVolumeStatusRequest,
+    UpdateVolumeStatusResponse, WeightedPeer, assignment, assignment_change::AssignmentAction,
+    assignments_message, node_status,
 };
 use swarm_executor_sim::{SimExecutor, World};
 use tokio::sync::watch;
@@ -31,6 +33,8 @@ struct Script {
     mute: bool,
     foreign: Option<&'static str>,
     session_error: Option<Status>,
+    /// What the first session says after its first message.
+    news: Option<mpsc::UnboundedReceiver<SessionMessage>>,
 }
 
 #[derive(Default)]
@@ -96,7 +100,7 @@ impl Dispatcher for Scripted {
         let resumed = request.into_inner().session_id;
         self.seen.lock().sessions.push(resumed.clone());
         self.changed.send_replace(());
-        let script = self.script.lock();
+        let mut script = self.script.lock();
         if let Some(status) = &script.session_error {
             return Err(status.clone());
         }
@@ -106,7 +110,10 @@ impl Dispatcher for Scripted {
         let session_id = if resumed.is_empty() { "session".into() } else { resumed };
         let managers = vec![WeightedPeer { peer: Some(peer("m1")), weight: 10 }];
         let message = SessionMessage { session_id, managers, ..Default::default() };
-        Ok(Response::new(then_silence(vec![message])))
+        let first = futures::stream::iter([Ok(message)]);
+        let news = script.news.take().map(|news| news.map(Ok).boxed());
+        let news = news.unwrap_or_else(|| futures::stream::empty().boxed());
+        Ok(Response::new(Box::pin(first.chain(news).chain(futures::stream::pending()))))
     }
 
     async fn heartbeat(&self, _: Request<HeartbeatRequest>) -> Result<Response<HeartbeatResponse>, Status> {
@@ -263,6 +270,26 @@ async fn repeated_and_useless_changes_do_no_harm() {
     s.world.assert_sound();
 }
 
+// 124: without this rule one of them would be started after all, and the other never.
+#[tokio::test(start_paused = true)]
+async fn a_lower_desired_state_is_ignored() {
+    let wanted = |id: &str, state: TaskState| {
+        let task = Task { desired_state: state as i32, ..task(id, "n1") };
+        change(task, AssignmentAction::Update)
+    };
+    let stream = vec![
+        ("", "1", vec![wanted("stops", TaskState::Shutdown), wanted("runs", TaskState::Running)]),
+        ("1", "2", vec![wanted("stops", TaskState::Running), wanted("runs", TaskState::Ready)]),
+    ];
+    let s = setup(Script { assignments: vec![stream], ..Default::default() }).await;
+    s.dispatcher.until_reported("stops", TaskState::Shutdown).await;
+    s.dispatcher.until_reported("runs", TaskState::Running).await;
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    assert_eq!((s.world.starts("stops"), s.world.running("runs")), (0, 1));
+    s.agent.stop().await;
+    s.world.assert_sound();
+}
+
 // 98, 99: it knows no log subscriptions either
 #[tokio::test(start_paused = true)]
 async fn a_manager_without_assignments_is_asked_for_tasks() {
@@ -330,6 +357,150 @@ async fn a_broken_session_is_resumed() {
     dispatcher.until("another", |seen| seen.assignments == 2).await;
     assert_eq!(dispatcher.seen.lock().sessions, ["", "session"]);
     agent.stop().await;
+}
+
+// 110
+#[tokio::test(start_paused = true)]
+async fn every_session_is_told_all_stored_statuses() {
+    let ends = with_env(task("ends", "n1"), &["SIM_RUN=1000", "SIM_EXIT=3"]);
+    let stream = vec![("", "1", vec![put("runs"), change(ends, AssignmentAction::Update)])];
+    let dispatcher = Scripted::new(Script { assignments: vec![stream], ..Default::default() });
+    let world = World::new(1);
+    let dir = tempfile::tempdir().unwrap();
+    let wires = dispatcher.wires();
+    let executor = Arc::new(SimExecutor::new(&world, "n1"));
+    let agent = start_agent("n1", dir.path(), wires.clone(), vec![executor]).await;
+    dispatcher.until_reported("runs", TaskState::Running).await;
+    dispatcher.until_reported("ends", TaskState::Failed).await;
+    for sessions in 2..4 {
+        dispatcher.seen.lock().reports.clear();
+        wires.cut();
+        dispatcher.until("another session", |seen| seen.sessions.len() == sessions).await;
+        dispatcher.until_reported("runs", TaskState::Running).await;
+        dispatcher.until_reported("ends", TaskState::Failed).await;
+        tokio::time::sleep(Duration::from_secs(30)).await;
+        assert_eq!(dispatcher.seen.lock().reports.len(), 2, "each once");
+    }
+    agent.stop().await;
+}
+
+// 90
+#[tokio::test(start_paused = true)]
+async fn an_identity_that_is_the_same_is_not_told_again() {
+    let s = setup(Script::default()).await;
+    s.agent.handle.ready().await;
+    let identity = |root: &[u8]| Some(NodeTlsInfo { trust_root: root.to_vec(), ..Default::default() });
+    for (root, told) in [(b"one", 2), (b"one", 2), (b"two", 3)] {
+        s.agent.tls_info.send(identity(root)).unwrap();
+        tokio::time::sleep(Duration::from_secs(100)).await;
+        assert_eq!(s.dispatcher.seen.lock().sessions.len(), told, "{root:?}");
+    }
+    s.agent.stop().await;
+}
+
+/// A session whose messages a test chooses.
+struct Said {
+    setup: Setup,
+    say: mpsc::UnboundedSender<SessionMessage>,
+    observed: watch::Receiver<swarm_agent::Observed>,
+    managers: Vec<WeightedPeer>,
+}
+
+fn manager(id: &str, addr: &str, weight: i64) -> WeightedPeer {
+    let peer = swarm_api::v1::Peer { node_id: id.into(), addr: addr.into() };
+    WeightedPeer { peer: Some(peer), weight }
+}
+
+impl Said {
+    async fn new() -> Said {
+        let (say, news) = mpsc::unbounded();
+        let setup = setup(Script { news: Some(news), ..Default::default() }).await;
+        setup.agent.handle.ready().await;
+        let mut observed = setup.agent.handle.observed();
+        observed.mark_unchanged();
+        Said { setup, say, observed, managers: Vec::new() }
+    }
+
+    fn send(&self, message: SessionMessage) {
+        let managers = self.managers.clone();
+        self.say
+            .unbounded_send(SessionMessage { session_id: "session".into(), managers, ..message })
+            .unwrap();
+    }
+
+    /// Says it, and waits until the agent has taken it in: whether that was news for the node.
+    async fn is_news(&mut self, message: SessionMessage) -> bool {
+        self.send(message);
+        // Messages are taken one after the other, and the next one names one manager more.
+        let number = self.managers.len();
+        self.managers.push(manager(&format!("next{number}"), &format!("next{number}:4242"), 10));
+        self.send(SessionMessage::default());
+        let remotes = self.setup.agent.remotes.clone();
+        let mut changes = remotes.changes();
+        let known = |id: &str| remotes.peers().iter().any(|p| p.peer.as_ref().unwrap().node_id == id);
+        let wait = async {
+            while !known(&format!("next{number}")) {
+                changes.changed().await.unwrap();
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(120), wait).await.unwrap();
+        let news = self.observed.has_changed().unwrap();
+        self.observed.mark_unchanged();
+        news
+    }
+}
+
+// 92
+#[tokio::test(start_paused = true)]
+async fn odd_managers_are_no_news_of_the_node_and_do_no_harm() {
+    let mut s = Said::new().await;
+    s.managers = vec![
+        manager("m1", "m1:4242", 10),
+        manager("homeless", "", 10),
+        manager("", "nameless:4242", 10),
+        manager("weightless", "weightless:4242", 0),
+        WeightedPeer { peer: None, weight: 10 },
+    ];
+    assert!(!s.is_news(SessionMessage::default()).await);
+    let known: Vec<String> =
+        s.setup.agent.remotes.peers().into_iter().map(|p| p.peer.unwrap().addr).collect();
+    assert_eq!(known, ["nameless:4242", "m1:4242", "next5:4242", "weightless:4242"]);
+    assert_eq!(s.setup.dispatcher.seen.lock().sessions.len(), 1);
+    s.setup.agent.stop().await;
+}
+
+// 93
+#[tokio::test(start_paused = true)]
+async fn only_another_node_or_root_is_news() {
+    let mut s = Said::new().await;
+    let node = |role: NodeRole, state: node_status::State| {
+        let mut node = Node { id: "n1".into(), ..Default::default() };
+        node.spec.desired_role = role as i32;
+        node.status.state = state as i32;
+        node.meta.version.index = 7 + u64::from(state as u32);
+        Some(node.into())
+    };
+    let (worker, manager) = (NodeRole::Worker, NodeRole::Manager);
+    let (ready, down) = (node_status::State::Ready, node_status::State::Down);
+    let roots = |root: &[u8]| root.to_vec();
+    for (node, root_ca, expected) in [
+        (node(worker, ready), roots(b"one"), true),
+        (node(worker, ready), roots(b"one"), false),
+        (node(worker, down), roots(b"one"), false),
+        (None, roots(b""), false),
+        (node(manager, ready), roots(b"one"), true),
+        (node(manager, ready), roots(b"two"), true),
+        (node(worker, ready), roots(b"three"), true),
+        (None, roots(b"three"), false),
+    ] {
+        let text = format!("{node:?} {root_ca:?}");
+        let news = s.is_news(SessionMessage { node, root_ca, ..Default::default() }).await;
+        assert_eq!(news, expected, "{text}");
+    }
+    let last = s.observed.borrow().clone();
+    assert_eq!(last.node.unwrap().spec.desired_role(), worker);
+    assert_eq!(last.root_ca, b"three");
+    s.setup.agent.stop().await;
 }
 
 #[tokio::test(start_paused = true)]

@@ -66,6 +66,29 @@ async fn a_new_identity_gets_a_new_connection() {
     agent.stop().await;
 }
 
+// 96
+#[tokio::test(start_paused = true)]
+async fn the_manager_in_the_same_process_is_used_instead_of_others() {
+    let cluster = Cluster::start().await;
+    let dir = tempfile::tempdir().unwrap();
+    let wires = cluster.connector("n1");
+    wires.set_local(true).await;
+    let agent = cluster.agent_on("n1", dir.path(), wires.clone()).await;
+    agent.handle.ready().await;
+    let mut observed = agent.handle.observed();
+    assert_eq!(observed.borrow().manager.as_deref(), Some(swarm_agent::LOCAL));
+    cluster.create(task("t", "n1")).await;
+    cluster.until_state("t", TaskState::Running).await;
+    let known: Vec<_> = agent.remotes.peers().into_iter().map(|p| p.peer.unwrap()).collect();
+    assert_eq!((known, wires.dialled()), (vec![peer("m1")], 0), "it knows of others, and calls none");
+    // Once it is gone, the others are there.
+    wires.set_local(false).await;
+    agent.handle.reconnect().now();
+    observed.wait_for(|observed| observed.manager.as_deref() == Some("m1:4242")).await.unwrap();
+    assert_eq!(wires.dialled(), 1);
+    agent.stop().await;
+}
+
 // 84, 85
 #[tokio::test(start_paused = true)]
 async fn a_leader_that_changes_is_followed() {

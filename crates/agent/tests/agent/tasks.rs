@@ -117,6 +117,20 @@ async fn a_preparation_is_cancelled_when_the_task_is_not_wanted_any_more() {
     agent.stop().await;
 }
 
+// 117
+#[tokio::test(start_paused = true)]
+async fn a_preparation_that_fails_rejects_the_task_and_says_what_it_was_at() {
+    let cluster = Cluster::start().await;
+    let dir = tempfile::tempdir().unwrap();
+    cluster.world.set_behaviour(Behaviour { prepare_fails: 1.0, ..Default::default() });
+    let agent = cluster.agent("n1", dir.path()).await;
+    cluster.create(task("t", "n1")).await;
+    cluster.until_state("t", TaskState::Rejected).await;
+    let status = cluster.status("t");
+    assert_eq!((status.message.as_str(), status.err.as_str()), ("preparing", "simulated failure"));
+    agent.stop().await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_deleted_task_leaves_nothing() {
     let cluster = Cluster::start().await;
