@@ -252,6 +252,26 @@ fn mounts_by_type() {
     }
 }
 
+/// What the engine calls `Volumes` it makes without a name, whatever the mounts say.
+#[test]
+fn no_mount_is_asked_for_twice() {
+    let unnamed = mounted(Type::Volume, "", "/unnamed");
+    let mounts = vec![
+        mounted(Type::Bind, "/s", "/bind"),
+        mounted(Type::Volume, "data", "/volume"),
+        unnamed,
+        mounted(Type::Tmpfs, "", "/tmpfs"),
+        mounted(Type::Npipe, "//./pipe/x", "//./pipe/x"),
+    ];
+    let body = body(&task(ContainerSpec { mounts, ..image() }));
+    assert_eq!(body["HostConfig"]["Mounts"].as_array().map(Vec::len), Some(5));
+    assert_eq!(
+        body["HostConfig"]["Mounts"][2],
+        json!({"Type": "volume", "Target": "/unnamed", "ReadOnly": false})
+    );
+    assert_eq!(body.get("Volumes"), None, "{body}");
+}
+
 #[test]
 fn mistaken_mounts_are_refused_by_name() {
     let with = |mount| ContainerSpec { mounts: vec![mount], ..image() };

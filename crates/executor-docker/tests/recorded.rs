@@ -131,14 +131,16 @@ async fn what_only_windows_has_is_passed_on() {
         config_name: id.into(),
         target: Some(target),
     };
+    let pipes = [r"\\.\pipe\docker_engine", "//./pipe/docker_engine"];
+    let pipe = |path: &str| Mount {
+        r#type: Type::Npipe.into(),
+        source: path.into(),
+        target: path.into(),
+        ..Default::default()
+    };
     let spec = ContainerSpec {
         isolation: Isolation::Hyperv.into(),
-        mounts: vec![Mount {
-            r#type: Type::Npipe.into(),
-            source: r"\\.\pipe\docker_engine".into(),
-            target: r"\\.\pipe\docker_engine".into(),
-            ..Default::default()
-        }],
+        mounts: pipes.map(pipe).into(),
         configs: vec![config("cred", config_reference::Target::Runtime(RuntimeTarget {}))],
         privileges: Some(Privileges {
             credential_spec: Some(CredentialSpec {
@@ -152,8 +154,8 @@ async fn what_only_windows_has_is_passed_on() {
     let body = body(Character::default(), &task(spec), &given).await;
     let host = &body["HostConfig"];
     assert_eq!(host["Isolation"], json!("hyperv"));
-    let pipe = r"\\.\pipe\docker_engine";
-    assert_eq!(host["Mounts"], json!([{"Type": "npipe", "Source": pipe, "Target": pipe, "ReadOnly": false}]));
+    let pipe = |path| json!({"Type": "npipe", "Source": path, "Target": path, "ReadOnly": false});
+    assert_eq!(host["Mounts"], json!(pipes.map(pipe)));
     assert_eq!(
         host["SecurityOpt"],
         json!(["credentialspec=raw://{\"CmsPlugins\":[]}", "no-new-privileges=true"])

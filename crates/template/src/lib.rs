@@ -155,7 +155,9 @@ pub fn resource_env(resources: &[GenericResource]) -> Vec<String> {
 mod tests {
     use super::*;
     use swarm_api::v1::mount::VolumeOptions;
-    use swarm_api::v1::{Annotations, Driver, Mount, NamedGenericResource, Platform};
+    use swarm_api::v1::{
+        Annotations, DiscreteGenericResource, Driver, Mount, NamedGenericResource, Platform,
+    };
 
     fn context() -> Context {
         let task = Task {
@@ -262,10 +264,12 @@ mod tests {
             args: vec![t.clone()],
             env: vec![format!("{t}={t}"), t.clone()],
             hostname: format!("{t}-{{{{.Node.Hostname}}}}"),
+            labels: BTreeMap::from([(t.clone(), t.clone())]),
             mounts: vec![Mount { source: t.clone(), target: format!("/{t}"), ..Default::default() }],
             ..Default::default()
         };
         let out = expand_container_spec(&spec, &context()).unwrap();
+        assert_eq!(out.labels, BTreeMap::from([(t.clone(), t.clone())]));
         assert_eq!((out.image, out.args, out.env), (t.clone(), vec![t.clone()], vec![format!("{t}=t1"), t]));
         assert_eq!((out.hostname.as_str(), out.mounts[0].source.as_str()), ("t1-host", "t1"));
         assert_eq!(out.mounts[0].target, "/t1");
@@ -329,9 +333,12 @@ mod tests {
                 value: value.into(),
             })),
         };
+        let disk = DiscreteGenericResource { kind: "disk".into(), value: 12 };
+        let discrete =
+            GenericResource { resource: Some(generic_resource::Resource::DiscreteResourceSpec(disk)) };
         assert_eq!(
-            resource_env(&[named("gpu", "b"), named("fpga", "x"), named("gpu", "a")]),
-            ["DOCKER_RESOURCE_FPGA=x", "DOCKER_RESOURCE_GPU=b,a"]
+            resource_env(&[named("gpu", "b"), named("fpga", "x"), discrete, named("gpu", "a")]),
+            ["DOCKER_RESOURCE_DISK=12", "DOCKER_RESOURCE_FPGA=x", "DOCKER_RESOURCE_GPU=b,a"]
         );
     }
 }
