@@ -270,26 +270,6 @@ async fn repeated_and_useless_changes_do_no_harm() {
     s.world.assert_sound();
 }
 
-// 124: without this rule one of them would be started after all, and the other never.
-#[tokio::test(start_paused = true)]
-async fn a_lower_desired_state_is_ignored() {
-    let wanted = |id: &str, state: TaskState| {
-        let task = Task { desired_state: state as i32, ..task(id, "n1") };
-        change(task, AssignmentAction::Update)
-    };
-    let stream = vec![
-        ("", "1", vec![wanted("stops", TaskState::Shutdown), wanted("runs", TaskState::Running)]),
-        ("1", "2", vec![wanted("stops", TaskState::Running), wanted("runs", TaskState::Ready)]),
-    ];
-    let s = setup(Script { assignments: vec![stream], ..Default::default() }).await;
-    s.dispatcher.until_reported("stops", TaskState::Shutdown).await;
-    s.dispatcher.until_reported("runs", TaskState::Running).await;
-    tokio::time::sleep(Duration::from_secs(30)).await;
-    assert_eq!((s.world.starts("stops"), s.world.running("runs")), (0, 1));
-    s.agent.stop().await;
-    s.world.assert_sound();
-}
-
 // 98, 99: it knows no log subscriptions either
 #[tokio::test(start_paused = true)]
 async fn a_manager_without_assignments_is_asked_for_tasks() {

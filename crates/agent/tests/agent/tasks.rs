@@ -117,6 +117,28 @@ async fn a_preparation_is_cancelled_when_the_task_is_not_wanted_any_more() {
     agent.stop().await;
 }
 
+// 124
+#[tokio::test(start_paused = true)]
+async fn a_lower_desired_state_is_ignored() {
+    let cluster = Cluster::start().await;
+    let dir = tempfile::tempdir().unwrap();
+    let long = Delay::fixed(Duration::from_secs(10));
+    cluster.world.set_behaviour(Behaviour { prepare: long, stop: long, ..Default::default() });
+    let agent = cluster.agent("n1", dir.path()).await;
+    cluster.create(task("t", "n1")).await;
+    cluster.until_state("t", TaskState::Preparing).await;
+    cluster.want("t", TaskState::Ready).await;
+    cluster.until_state("t", TaskState::Running).await;
+    cluster.want("t", TaskState::Shutdown).await;
+    // It is being asked to stop.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    cluster.want("t", TaskState::Running).await;
+    cluster.until_state("t", TaskState::Shutdown).await;
+    assert_eq!((cluster.world.starts("t"), cluster.world.running("t")), (1, 0));
+    agent.stop().await;
+    cluster.world.assert_sound();
+}
+
 // 117
 #[tokio::test(start_paused = true)]
 async fn a_preparation_that_fails_rejects_the_task_and_says_what_it_was_at() {
