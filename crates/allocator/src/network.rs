@@ -1,4 +1,4 @@
-//! Networks as far as they need no addresses (`network.md` A3, A10).
+//! Networks as far as they need no addresses from us (`network.md` A3, A10).
 //!
 //! The seam for overlay networks: [`allocate`] gives a network its state, [`attach`] a task its attachment.
 
@@ -92,7 +92,8 @@ fn attachment(
     }
     Ok(NetworkAttachment {
         network: Some(Shared::clone(network)),
-        addresses: Vec::new(),
+        // The node's engine gives them, or says why it can't: which addresses there are it knows alone.
+        addresses: config.addresses.clone(),
         aliases: config.aliases.clone(),
         driver_attachment_opts: config.driver_attachment_opts.clone(),
     })

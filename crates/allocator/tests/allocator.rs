@@ -318,6 +318,22 @@ fn a_network_that_nodes_make_themselves_is_attached_without_addresses() {
 }
 
 #[test]
+fn addresses_that_a_service_asks_for_reach_its_tasks_on_networks_that_nodes_make() {
+    let mut web = attached("web", "net");
+    web.spec.task.networks[0].addresses = vec!["192.168.7.9/24".into(), "fd00::9".into()];
+    let mut sim = cluster(&[web]);
+    sim.write(|tx| drop(tx.create(network("net", "macvlan")).unwrap()));
+    sim.think();
+    let view = sim.view();
+    let task = view.tasks().get("web-task").unwrap();
+    assert_eq!((task.status.state(), &task.status.err[..]), (TaskState::Pending, ""));
+    let [attachment] = &task.networks[..] else { panic!("one attachment") };
+    assert_eq!(attachment.addresses, ["192.168.7.9/24", "fd00::9"]);
+    let net = attachment.network.as_ref().unwrap();
+    assert!(net.ipam.as_ref().unwrap().configs.is_empty(), "nothing is allocated here");
+}
+
+#[test]
 fn a_task_on_an_overlay_network_stays_new_and_says_so() {
     let mut sim = Sim::new(|tx| {
         let web = attached("web", "net");
