@@ -263,10 +263,11 @@ fn host_config(task: &Task, spec: &ContainerSpec, facts: &EngineFacts) -> HostCo
         ..Default::default()
     };
     let resources = task.spec.resources.as_ref();
+    // Needs no limits. (The original leaves it out where there are none.)
+    host.memory_swappiness = resources.and_then(|resources| resources.memory_swappiness);
     if let Some(limits) = resources.and_then(|resources| resources.limits.as_ref()) {
         host.nano_cpus = (limits.nano_cpus > 0).then_some(limits.nano_cpus);
         host.memory = (limits.memory_bytes > 0).then_some(limits.memory_bytes);
-        host.memory_swappiness = resources.and_then(|resources| resources.memory_swappiness);
         let swap = resources.and_then(|resources| resources.swap_bytes).filter(|_| limits.memory_bytes > 0);
         host.memory_swap =
             swap.map(|swap| if swap < 0 { -1 } else { limits.memory_bytes.saturating_add(swap) });

@@ -157,6 +157,10 @@ fn resources_are_limits_only() {
         assert_eq!(host["MemorySwappiness"], json!(10));
         assert!(host.get("MemoryReservation").is_none());
     }
+    let swappiness = ResourceRequirements { memory_swappiness: Some(0), ..Default::default() };
+    task.spec.resources = Some(ResourceRequirements { swap_bytes: Some(1 << 20), ..swappiness });
+    let host = &body(&task)["HostConfig"];
+    assert_eq!((&host["MemorySwappiness"], host.get("MemorySwap")), (&json!(0), None), "without limits");
     task.assigned_generic_resources = vec![GenericResource {
         resource: Some(generic_resource::Resource::NamedResourceSpec(NamedGenericResource {
             kind: "gpu".into(),

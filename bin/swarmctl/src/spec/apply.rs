@@ -251,6 +251,17 @@ fn resources(spec: &mut ServiceSpec, flags: &ServiceFlags) -> Result<()> {
         set(&mut limits.memory_bytes, flags.memory_limit.as_ref());
         set(&mut limits.nano_cpus, flags.cpu_limit.as_ref());
     }
+    if resources.limits.as_ref().is_none_or(|limits| limits.memory_bytes <= 0) {
+        if swap.is_some() {
+            return Err(Error::usage(
+                "--memory-swap is the swap beside a memory limit, and there is none: --memory-limit sets one",
+            ));
+        }
+        // Who takes the limit away takes what lies beside it.
+        if flags.memory_limit.is_some() {
+            resources.swap_bytes = None;
+        }
+    }
     if reservations {
         let reservations = resources.reservations.get_or_insert_default();
         set(&mut reservations.memory_bytes, flags.memory_reservation.as_ref());

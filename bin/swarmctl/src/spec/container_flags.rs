@@ -82,7 +82,7 @@ pub(crate) struct ContainerFlags {
     /// Send the credentials that `docker login` stored for the image's registry
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = boolean)]
     pub(crate) with_registry_auth: Option<bool>,
-    /// Swap that a task may use beside its memory limit, such as 64m, or -1 for any amount
+    /// Swap that a task may use beside its memory limit, such as 64m, or -1 for any amount; without a limit there is none
     #[arg(long, value_name = "SIZE", value_parser = swap, allow_hyphen_values = true)]
     pub(crate) memory_swap: Option<i64>,
     /// How readily the kernel swaps, 0 to 100, or -1 for the host's setting

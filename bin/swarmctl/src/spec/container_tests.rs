@@ -30,6 +30,8 @@ fn containers_are_set_up_by_flags() {
         "CHOWN,KILL",
         "--isolation",
         "hyperv",
+        "--memory-limit",
+        "64m",
         "--memory-swap",
         "1m",
         "--memory-swappiness",
@@ -57,6 +59,27 @@ fn containers_are_set_up_by_flags() {
         .unwrap();
     assert_eq!((&container(&spec).dns_config, container(&spec).capability_drop.len()), (&None, 0));
     assert_eq!(spec.task.resources.as_ref().unwrap().swap_bytes, Some(-1));
+}
+
+#[test]
+fn swap_needs_a_memory_limit_and_goes_with_it() {
+    let text = "--memory-swap is the swap beside a memory limit, and there is none";
+    wrong(create(&[WEB, &["--memory-swap", "1m"]].concat()), text);
+    wrong(create(&[WEB, &["--memory-swap=-1", "--cpu-limit", "1", "--memory-limit", "0"]].concat()), text);
+    wrong(update(web(&["--memory-swappiness", "0"]), &["--memory-swap", "1m"]), text);
+
+    let resources = |spec: &swarm_api::v1::ServiceSpec| spec.task.resources.clone().unwrap();
+    let spec = web(&["--memory-limit", "64m", "--memory-swap", "1m", "--memory-swappiness", "5"]);
+    let spec = update(spec, &["--memory-limit", "32m"]).unwrap();
+    assert_eq!(resources(&spec).swap_bytes, Some(1 << 20));
+    let spec = update(spec, &["--memory-limit", "0"]).unwrap();
+    assert_eq!((resources(&spec).swap_bytes, resources(&spec).memory_swappiness), (None, Some(5)));
+
+    // What other clients have written stays as it is.
+    let mut spec = web(&[]);
+    spec.task.resources.get_or_insert_default().swap_bytes = Some(1 << 20);
+    let spec = update(spec, &["--cpu-limit", "1", "--memory-swappiness", "5"]).unwrap();
+    assert_eq!(resources(&spec).swap_bytes, Some(1 << 20));
 }
 
 #[test]
