@@ -87,16 +87,24 @@ fn one_task(cluster: &Cluster, task: &str, node: &str, service: &str) -> Result<
     let output = ctl(&socket, &["task", "logs", &task[..12], "--timestamps", "--details", "-n"])?;
     ensure!(output.status.success(), "{}", text(&output.stderr));
     let out = lines(&output.stdout)?;
-    ensure!(out.len() == 2 && out.iter().all(|(source, _)| *source == format!("{task}@{node}")), "{out:?}");
-    let words: Vec<&str> = out[1].1.split(' ').collect();
-    ensure!(words.len() == 3 && words[2] == "three", "{out:?}");
+    let ours = format!(" {task}@{node}");
+    ensure!(out.len() == 2 && out.iter().all(|(source, _)| source.ends_with(&ours)), "{out:?}");
+    // Processes have no log driver that attaches anything.
+    let (time, _) = out[1].0.split_once(' ').context("a time")?;
+    ensure!(out[1].1 == " three", "{out:?}");
+    // Everything from that moment on is that line alone.
+    let since = ctl(&socket, &["task", "logs", task, "--since", time, "--raw"])?;
+    ensure!(text(&since.stdout) == "three\n", "{since:?}");
+    let raw = ctl(&socket, &["task", "logs", task, "--tail", "1", "--raw", "-t", "--details"])?;
     let details = format!(
         "com.docker.swarm.node.id={node},com.docker.swarm.service.id={service},com.docker.swarm.task.id={task}"
     );
-    ensure!(words[1] == details, "{out:?}");
-    // Everything from that moment on is that line alone.
-    let since = ctl(&socket, &["task", "logs", task, "--since", words[0], "--raw"])?;
-    ensure!(text(&since.stdout) == "three\n", "{since:?}");
+    ensure!(text(&raw.stdout) == format!("{time} {details} three\n"), "{raw:?}");
+    let full = ctl(&socket, &["task", "logs", task, "--tail", "1", "--no-trunc"])?;
+    let slot =
+        text(&ctl(&socket, &["task", "logs", task, "--tail", "1", "--no-trunc", "--no-task-ids"])?.stdout);
+    let (name, rest) = slot.split_once('@').context("a name")?;
+    ensure!(text(&full.stdout) == format!("{name}.{task}@{rest}"), "{full:?} {slot}");
     for (args, code) in [
         (&["service", "logs", "nothing"][..], 1),
         (&["service", "logs"], 2),
@@ -289,12 +297,14 @@ async fn attributes(cluster: &mut Cluster, image: &str) -> Result<()> {
     written(cluster, "told", 1).await?;
     let output = ctl(&cluster.socket(), &["service", "logs", "told", "--details"])?;
     let lines = lines(&output.stdout)?;
+    ensure!(lines.len() == 1 && lines[0].1 == "REGION=eu,tag=t,team=a b out", "{lines:?}");
+    let raw = ctl(&cluster.socket(), &["service", "logs", "told", "--details", "--raw"])?;
     let expected = format!(
-        "com.docker.swarm.node.id={},com.docker.swarm.service.id={service},com.docker.swarm.task.id={},\
-         REGION=eu,tag=t,team=a%20b out",
+        "REGION=eu,com.docker.swarm.node.id={},com.docker.swarm.service.id={service},com.docker.swarm.task.id={},\
+         tag=t,team=a+b out\n",
         task.node_id, task.id
     );
-    ensure!(lines.len() == 1 && lines[0].1 == expected, "{lines:?}");
+    ensure!(text(&raw.stdout) == expected, "{raw:?}");
     cluster.ctl_ok(&["service", "remove", "told"])?;
     Ok(())
 }

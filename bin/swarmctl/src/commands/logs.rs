@@ -43,7 +43,7 @@ pub(crate) struct Flags {
     /// Show when each line was written
     #[arg(short, long)]
     timestamps: bool,
-    /// Show the attributes of each line: the IDs of its node, service and task, and those of the log driver
+    /// Show the attributes of each line that the log driver attached; with --raw also the IDs of node, service and task
     #[arg(long)]
     details: bool,
     /// Only what was written to the standard output
@@ -52,9 +52,15 @@ pub(crate) struct Flags {
     /// Only what was written to the standard error
     #[arg(long)]
     stderr: bool,
-    /// Show lines as they were written, without the names of task and node
+    /// Show lines without the names of task and node
     #[arg(long)]
     raw: bool,
+    /// Show names of tasks in full, with their IDs
+    #[arg(long)]
+    no_trunc: bool,
+    /// Show names of tasks without their IDs, as is done without --no-trunc
+    #[arg(long)]
+    no_task_ids: bool,
 }
 
 /// Whose lines.
@@ -91,7 +97,7 @@ pub(crate) async fn run(context: &mut Context, of: Of, flags: &Flags) -> Result<
         tail: flags.tail,
         since: flags.since.map(|since| timestamp(since.moment(context.now))),
     };
-    let mut sources = Sources::new(context, &selector).await?;
+    let mut sources = Sources::new(context, &selector, flags.no_trunc && !flags.no_task_ids).await?;
     let mut printer =
         Printer::new(Shown { raw: flags.raw, timestamps: flags.timestamps, details: flags.details });
     if flags.follow {

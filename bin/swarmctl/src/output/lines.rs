@@ -11,7 +11,7 @@ const BUFFER: usize = 64 * 1024;
 /// What is shown of each line beside its text.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Shown {
-    /// Nothing.
+    /// Not where it comes from.
     pub(crate) raw: bool,
     /// When it was written.
     pub(crate) timestamps: bool,
@@ -94,17 +94,20 @@ impl<W: Write> Output<W> {
     fn print(&mut self, printed: &Printed<'_>, shown: Shown) -> io::Result<()> {
         let Printed { source, prefix, line } = printed;
         self.dirty = true;
+        let plain = shown.raw && !shown.timestamps && !shown.details;
         // Agents of other makes cut long lines: the rest goes behind the beginning.
-        if !shown.raw && self.open != Some(*source) {
+        if !plain && self.open != Some(*source) {
             if self.open.is_some() {
                 self.to.write_all(b"\n")?;
             }
-            self.to.write_all(prefix.as_bytes())?;
             if shown.timestamps {
                 write!(self.to, "{} ", time(line))?;
             }
+            if !shown.raw {
+                self.to.write_all(prefix.as_bytes())?;
+            }
             if shown.details {
-                write!(self.to, "{} ", details(line))?;
+                write!(self.to, "{} ", details(line, shown.raw))?;
             }
         }
         self.open = (!line.data.ends_with(b"\n")).then_some(*source);
@@ -119,25 +122,30 @@ fn time(line: &Line<'_>) -> String {
     humantime::format_rfc3339_nanos(time).to_string()
 }
 
-/// `key=value,…`: the IDs as Docker's command line calls them, then what the log driver attached.
-fn details(line: &Line<'_>) -> String {
+/// `key=value,…` in order, as Docker's command line has them: without the IDs, for which the prefix stands, and as they are;
+/// where there is no prefix, with the IDs, and escaped as in URLs.
+fn details(line: &Line<'_>, raw: bool) -> String {
     const IDS: [&str; 3] =
         ["com.docker.swarm.node.id", "com.docker.swarm.service.id", "com.docker.swarm.task.id"];
-    let ids = IDS.into_iter().zip([line.node_id, line.service_id, line.task_id]);
-    let mut others: Vec<_> = line.attributes().filter(|(key, _)| !IDS.contains(key)).collect();
-    others.sort_unstable();
-    let all = ids.chain(others).map(|(key, value)| format!("{}={}", escaped(key), escaped(value)));
-    all.collect::<Vec<_>>().join(",")
+    let attributes = line.attributes().filter(|(key, _)| !IDS.contains(key));
+    let mut all: Vec<String> = if raw {
+        let ids = IDS.into_iter().zip([line.node_id, line.service_id, line.task_id]);
+        ids.chain(attributes).map(|(key, value)| format!("{}={}", escaped(key), escaped(value))).collect()
+    } else {
+        attributes.map(|(key, value)| format!("{key}={value}")).collect()
+    };
+    all.sort_unstable();
+    all.join(",")
 }
 
-/// What would be taken for the end of a key, a value or all of them stands in hexadecimal, as in URLs.
+/// As in the query of a URL: what is neither letter, digit nor one of `-_.~` in hexadecimal, and blanks as `+`.
 fn escaped(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            '=' | ',' | '%' | ' ' => out.push_str(&format!("%{:02X}", u32::from(c))),
-            c if c.is_control() => out.push_str(&format!("%{:02X}", u32::from(c))),
-            c => out.push(c),
+    for byte in text.bytes() {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => out.push(byte.into()),
+            b' ' => out.push('+'),
+            _ => out.push_str(&format!("%{byte:02X}")),
         }
     }
     out
@@ -158,7 +166,12 @@ mod tests {
             timestamp: Some(Timestamp { seconds: 1, nanos: 5 }),
             stream: stream as i32,
             data: text.into(),
-            attrs: vec![attr("z", "a b"), attr("a=", "1"), attr("com.docker.swarm.node.id", "other")],
+            attrs: vec![
+                attr("z", "a b"),
+                attr("a=", "1,ä"),
+                attr("com.docker.swarm.node.id", "other"),
+                attr("com.example.~id", "7"),
+            ],
         };
         (&message).into()
     }
@@ -183,7 +196,7 @@ mod tests {
             [(1, LogStream::Stdout, "a\n"), (2, LogStream::Stderr, "b\n"), (1, LogStream::Stdout, "\n")];
         let (out, err) = printed(Shown::default(), &lines);
         assert_eq!((out.as_str(), err.as_str()), ("web.1@host❯ a\nweb.1@host❯ \n", "web.2@host❯ b\n"));
-        let (out, err) = printed(Shown { raw: true, timestamps: true, details: true }, &lines);
+        let (out, err) = printed(Shown { raw: true, ..Default::default() }, &lines);
         assert_eq!((out.as_str(), err.as_str()), ("a\n\n", "b\n"));
     }
 
@@ -191,13 +204,25 @@ mod tests {
     fn times_and_attributes_are_shown_when_asked_for() {
         let line = [(1, LogStream::Stdout, "a\n")];
         let (out, _) = printed(Shown { timestamps: true, ..Default::default() }, &line);
-        assert_eq!(out, "web.1@host❯ 1970-01-01T00:00:01.000000005Z a\n");
+        assert_eq!(out, "1970-01-01T00:00:01.000000005Z web.1@host❯ a\n");
         let (out, _) = printed(Shown { details: true, ..Default::default() }, &line);
-        assert_eq!(
-            out,
-            "web.1@host❯ com.docker.swarm.node.id=n,com.docker.swarm.service.id=s,com.docker.swarm.task.id=t,a%3D=1,\
-             z=a%20b a\n"
-        );
+        assert_eq!(out, "web.1@host❯ a==1,ä,com.example.~id=7,z=a b a\n");
+        let (out, _) = printed(Shown { details: true, timestamps: true, raw: false }, &line);
+        assert!(out.starts_with("1970-01-01T00:00:01.000000005Z web.1@host❯ a=="), "{out}");
+    }
+
+    #[test]
+    fn raw_lines_lack_only_the_names() {
+        let line = [(1, LogStream::Stdout, "a\n")];
+        let (out, _) = printed(Shown { timestamps: true, raw: true, details: false }, &line);
+        assert_eq!(out, "1970-01-01T00:00:01.000000005Z a\n");
+        let ids = "com.docker.swarm.node.id=n,com.docker.swarm.service.id=s,com.docker.swarm.task.id=t";
+        let (out, _) = printed(Shown { details: true, raw: true, timestamps: false }, &line);
+        assert_eq!(out, format!("a%3D=1%2C%C3%A4,{ids},com.example.~id=7,z=a+b a\n"));
+        let cut =
+            [(1, LogStream::Stdout, "cut"), (1, LogStream::Stdout, " off"), (2, LogStream::Stdout, "b\n")];
+        let (out, _) = printed(Shown { timestamps: true, raw: true, details: false }, &cut);
+        assert_eq!(out, "1970-01-01T00:00:01.000000005Z cut off\n1970-01-01T00:00:01.000000005Z b\n");
     }
 
     #[test]

@@ -22,6 +22,8 @@ const INCOMPLETE: &str = "incomplete log stream";
 #[derive(Debug)]
 pub(crate) struct Sources {
     names: Option<Names>,
+    /// Names of tasks have their ids behind them.
+    full: bool,
     /// Slot and node of tasks that were there at the beginning, by id.
     tasks: HashMap<String, (u64, String)>,
     known: HashMap<String, usize>,
@@ -31,7 +33,7 @@ pub(crate) struct Sources {
 
 impl Sources {
     /// Looks up the names of all that is wanted: few calls, however many tasks there are.
-    pub(crate) async fn new(context: &mut Context, selector: &LogSelector) -> Result<Sources> {
+    pub(crate) async fn new(context: &mut Context, selector: &LogSelector, full: bool) -> Result<Sources> {
         let names = match context.resolve {
             true => Some(context.names().await?),
             false => None,
@@ -47,7 +49,7 @@ impl Sources {
             let found = context.control.list_tasks(request).await?.into_inner().tasks;
             tasks.extend(found.iter().map(|task| (task.id.clone(), (task.slot, task.node_id.clone()))));
         }
-        Ok(Sources { names, tasks, known: HashMap::new(), shown: Vec::new() })
+        Ok(Sources { names, full, tasks, known: HashMap::new(), shown: Vec::new() })
     }
 
     /// Nodes with wanted tasks that do not answer now, as notes for people.
@@ -116,7 +118,8 @@ impl Sources {
         let task = match slot {
             Some(slot) => {
                 let task = Task { slot, service_id: line.service_id.to_owned(), ..Default::default() };
-                names.task(&task)
+                let name = names.task(&task);
+                if self.full { format!("{name}.{}", line.task_id) } else { name }
             }
             None => line.task_id.to_owned(),
         };
@@ -168,7 +171,7 @@ mod tests {
     use super::*;
 
     fn sources(names: Option<Names>) -> Sources {
-        Sources { names, tasks: HashMap::new(), known: HashMap::new(), shown: Vec::new() }
+        Sources { names, full: false, tasks: HashMap::new(), known: HashMap::new(), shown: Vec::new() }
     }
 
     #[test]
