@@ -2,7 +2,7 @@
 
 use swarm_api::extensions::PREFIX;
 use swarm_api::v1::container_spec::{self, DnsConfig, PullOptions, Ulimit};
-use swarm_api::v1::{ContainerSpec, HealthConfig};
+use swarm_api::v1::{ContainerSpec, HealthConfig, Mount};
 
 use super::container_flags::{ContainerFlags, Isolation};
 use super::process::for_processes;
@@ -49,6 +49,7 @@ pub(super) fn apply(container: &mut ContainerSpec, flags: &ServiceFlags, found: 
         });
         container.ulimits = limits.collect::<Result<_, _>>().map_err(Error::Usage)?;
     }
+    let present = container.mounts.len();
     for (lists, parse) in [
         (&flags.bind, mount::bind as fn(&str) -> _),
         (&flags.volume, mount::volume),
@@ -62,9 +63,9 @@ pub(super) fn apply(container: &mut ContainerSpec, flags: &ServiceFlags, found: 
     start::apply_to_container(container, &flags.start)?;
     let flags = &flags.container;
     // Each occurrence is one mount; an empty one adds none.
-    for fields in flags.mount.iter().flatten().filter(|fields| !fields.0.is_empty()) {
-        container.mounts.push(mount_fields::parse(&fields.0).map_err(Error::Usage)?);
-    }
+    let fields = flags.mount.iter().flatten().filter(|fields| !fields.0.is_empty());
+    let mounts = fields.map(|fields| mount_fields::parse(&fields.0)).collect::<Result<Vec<_>, _>>();
+    mount_over(&mut container.mounts, present, mounts.map_err(Error::Usage)?);
     set(&mut container.capability_add, join(flags.cap_add.as_ref()).as_ref());
     set(&mut container.capability_drop, join(flags.cap_drop.as_ref()).as_ref());
     if let Some(terms) = join(flags.host.as_ref()) {
@@ -92,6 +93,19 @@ pub(super) fn apply(container: &mut ContainerSpec, flags: &ServiceFlags, found: 
         None => {}
     }
     Ok(())
+}
+
+/// Adds mounts. Each takes the place of that one of the first `present` which has its target; where two of those that are new
+/// have one, the manager refuses them.
+fn mount_over(mounts: &mut Vec<Mount>, present: usize, new: Vec<Mount>) {
+    let mut replaced = vec![false; present];
+    for mount in new {
+        let place = mounts[..present].iter().position(|old| old.target == mount.target);
+        match place.filter(|place| !std::mem::replace(&mut replaced[*place], true)) {
+            Some(place) => mounts[place] = mount,
+            None => mounts.push(mount),
+        }
+    }
 }
 
 /// `name:address` as the spec has it: the address first.

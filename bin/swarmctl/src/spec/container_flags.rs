@@ -27,7 +27,7 @@ pub(crate) enum AppArmor {
 #[command(next_help_heading = "Containers only")]
 pub(crate) struct ContainerFlags {
     /// Mount something, such as type=bind,source=/srv,target=/data,readonly; type is bind, volume, tmpfs, npipe or cluster;
-    /// adds to those there
+    /// adds to those there, or takes the place of the one with its target
     #[arg(long, visible_alias = "mount-add", value_name = "FIELDS")]
     pub(crate) mount: Option<Vec<List>>,
     /// Name servers; replaces all

@@ -92,6 +92,25 @@ fn a_mount_goes_before_another_takes_its_place() {
 }
 
 #[test]
+fn a_mount_takes_the_place_of_the_one_with_its_target() {
+    let mounts = |spec: &_| -> Vec<(String, String)> {
+        container(spec).mounts.iter().map(|mount| (mount.source.clone(), mount.target.clone())).collect()
+    };
+    let pair = |source: &str, target: &str| (source.to_owned(), target.to_owned());
+    let spec = web(&["--mount", "source=old,target=/t", "--mount", "source=other,target=/o"]);
+    let spec = update(spec, &["--mount-add", "source=new,target=/t,readonly"]).unwrap();
+    assert_eq!(mounts(&spec), [pair("new", "/t"), pair("other", "/o")]);
+    assert!(container(&spec).mounts[0].readonly);
+    let same = update(spec.clone(), &["--mount-add", "source=new,target=/t,readonly"]).unwrap();
+    assert_eq!(same, spec);
+    // What one command asks for twice is the manager's to refuse.
+    let twice = update(spec, &["--mount", "source=a,target=/t", "--mount", "source=b,target=/t"]).unwrap();
+    assert_eq!(mounts(&twice), [pair("a", "/t"), pair("other", "/o"), pair("b", "/t")]);
+    let both = web(&["--bind", "/a:/t", "--mount", "source=b,target=/t"]);
+    assert_eq!(mounts(&both), [pair("/a", "/t"), pair("b", "/t")]);
+}
+
+#[test]
 fn health_checks_are_given_changed_and_taken_away() {
     let check = |spec: &_| container(spec).healthcheck.clone();
     let spec =

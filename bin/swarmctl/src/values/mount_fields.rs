@@ -1,7 +1,7 @@
 //! Mounts in the long form: `type=bind,source=/srv,target=/data,readonly`.
 
 use swarm_api::v1::mount::bind_options::Propagation;
-use swarm_api::v1::mount::{BindOptions, TmpfsOptions, Type, VolumeOptions};
+use swarm_api::v1::mount::{BindOptions, Consistency, TmpfsOptions, Type, VolumeOptions};
 use swarm_api::v1::{Driver, Mount};
 
 use super::{boolean, size};
@@ -22,6 +22,13 @@ const PROPAGATIONS: [(&str, Propagation); 6] = [
     ("shared", Propagation::Shared),
     ("rslave", Propagation::Rslave),
     ("slave", Propagation::Slave),
+];
+
+const CONSISTENCIES: [(&str, Consistency); 4] = [
+    ("default", Consistency::Default),
+    ("consistent", Consistency::Consistent),
+    ("cached", Consistency::Cached),
+    ("delegated", Consistency::Delegated),
 ];
 
 /// Reads one mount from its fields. Without a type it is a volume.
@@ -105,6 +112,8 @@ fn common(mount: &mut Mount, field: Field<'_>) -> Result<bool, String> {
         "source" | "src" => field.text()?.clone_into(&mut mount.source),
         "target" | "dst" | "destination" => field.text()?.clone_into(&mut mount.target),
         "readonly" | "ro" => mount.readonly = field.switch()?,
+        // Stored, as Docker does; engines on Linux make nothing of it.
+        "consistency" => mount.consistency = field.one_of(&CONSISTENCIES)? as i32,
         _ => return Ok(false),
     }
     Ok(true)
@@ -218,6 +227,10 @@ mod tests {
         let driver = options.driver_config.unwrap();
         assert_eq!((driver.name.as_str(), driver.options["o"].as_str()), ("local", "size=1m"));
         assert_eq!(read("target=/t").unwrap().source, "");
+        for (name, expected) in CONSISTENCIES {
+            let mount = read(&format!("type=bind,source=/s,target=/t,consistency={name}")).unwrap();
+            assert_eq!(mount.consistency(), expected);
+        }
     }
 
     #[test]
@@ -246,6 +259,10 @@ mod tests {
             ),
             ("target=/t,nonsense=1", "mounts of type volume have no field \"nonsense\""),
             ("target=", "target needs a value"),
+            (
+                "target=/t,consistency=weak",
+                "consistency \"weak\" is not one of default, consistent, cached, delegated",
+            ),
             ("target=/t,readonly=perhaps", "readonly: expected true or false"),
             ("type=tmpfs,target=/t,tmpfs-mode=9", "tmpfs-mode \"9\" is no octal mode"),
             ("type=tmpfs,target=/t,tmpfs-size=x", "no amount of memory"),
