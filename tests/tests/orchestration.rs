@@ -437,3 +437,69 @@ mod job {
         with_logs(&cluster, result)
     }
 }
+
+/// Commands that wait for their effect.
+mod waits {
+    use super::*;
+
+    /// Runs the command and gives its code, its answer, and what it said on the way.
+    fn ctl(cluster: &Cluster, args: &[&str]) -> Result<(Option<i32>, String, String)> {
+        let output = cluster.ctl(args)?;
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        Ok((output.status.code(), text(&output.stdout), text(&output.stderr)))
+    }
+
+    async fn a_service_comes_up_changes_and_fails(cluster: &mut Cluster) -> Result<()> {
+        let web = [
+            "service",
+            "create",
+            "--name",
+            "web",
+            "--runtime",
+            "process",
+            "--replicas",
+            "3",
+            "--detach=false",
+        ];
+        let sleep = ["--update-monitor", "1s", "--", "/bin/sleep", "1000"];
+        let (code, id, said) = ctl(cluster, &[&web[..], &sleep].concat())?;
+        ensure!(code == Some(0) && said.ends_with("web: 3/3 running, done\n"), "{code:?} {said}");
+        let id = id.trim();
+        ensure!(
+            cluster.tasks(id).await?.iter().filter(|t| t.status.state() == TaskState::Running).count() == 3
+        );
+
+        let update = ["service", "update", "web", "--detach=false"];
+        let (code, out, said) = ctl(cluster, &[&update[..], &["--quiet", "--env", "A=1"]].concat())?;
+        ensure!((code, out.trim(), said.as_str()) == (Some(0), id, ""), "{code:?} {out} {said}");
+        let service = cluster.service(id).await?;
+        let state = service.update_status.as_ref().map(|status| status.state());
+        ensure!(state == Some(UpdateState::Completed), "{state:?}");
+
+        let (code, out, said) = ctl(cluster, &[&update[..], &["--", "/bin/sh", "-c", "exit 7"]].concat())?;
+        ensure!(code == Some(1) && out.trim() == id, "{code:?} {out}");
+        ensure!(
+            said.contains("Error: the update of web is paused (") && said.contains("non-zero exit (7)"),
+            "{said}"
+        );
+        let (code, _, said) = ctl(cluster, &["service", "rollback", "web", "--detach=false"])?;
+        ensure!(code == Some(0) && said.ends_with("web: 3/3 running, done\n"), "{code:?} {said}");
+
+        let bad = ["--name", "bad", "--runtime", "process", "--detach=false", "--", "/nonexistent"];
+        let (code, _, said) = ctl(cluster, &[&["service", "create"][..], &bad].concat())?;
+        ensure!(code == Some(1) && said.contains("Error: bad: 0/1 running: bad.1 on "), "{code:?} {said}");
+
+        let job = ["--name", "job", "--runtime", "process", "--mode", "replicated-job", "--replicas", "2"];
+        let (code, _, said) =
+            ctl(cluster, &[&["service", "create", "-d=false"][..], &job, &["--", "/bin/true"]].concat())?;
+        ensure!(code == Some(0) && said.ends_with("job: 2/2 completed, done\n"), "{code:?} {said}");
+        Ok(())
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_command_that_does_not_detach_tells_what_became_of_its_service() -> Result<()> {
+        let mut cluster = Cluster::start(Engine::None, 0).await?;
+        let result = a_service_comes_up_changes_and_fails(&mut cluster).await;
+        with_logs(&cluster, result)
+    }
+}

@@ -126,7 +126,12 @@ mod tests {
             &["node", "inspect", "a", "b"],
             &["secret", "remove", "a", "b"],
             &["service", "create", "--name", "x", "--mode", "both"],
-            &["service", "create", "--restart-condition", "on-failure"],
+            &["service", "create", "--restart-condition", "onfailure"],
+            &["service", "create", "--command", "a", "--entrypoint", "b"],
+            // What Docker's update has no short forms of would replace lists.
+            &["service", "update", "web", "-e", "A=1"],
+            &["service", "update", "web", "-l", "a=1"],
+            &["service", "update", "web", "-p", "80"],
             &["service", "create", "--rollback-on-failure", "rollback"],
             &["service", "create", "--update-delay", "5"],
             &["service", "create", "--log-opt", "a=b"],

@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used)] // a test that can't be set up has failed
 
-use std::io::Write as _;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
@@ -126,6 +126,26 @@ fn a_service_is_created_shown_changed_and_removed() {
     );
     assert_eq!(swarm.ok(&["service", "rm", "web"]), "web\n");
     swarm.fails(&["service", "inspect", "web"], 1, "service \"web\" not found");
+}
+
+#[test]
+fn a_wait_gives_the_id_at_once_and_ends_with_the_service() {
+    let swarm = Swarm::start();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_swarmctl"));
+    command.args(["service", "create", "--name", "web", "--image", "x", "--detach=false"]);
+    command.env("SWARM_SOCKET", swarm.socket()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let mut out = BufReader::new(child.stdout.take().unwrap());
+    let mut err = BufReader::new(child.stderr.take().unwrap());
+    let (mut id, mut line) = (String::new(), String::new());
+    out.read_line(&mut id).unwrap();
+    err.read_line(&mut line).unwrap();
+    assert_eq!((id.trim(), line.as_str()), (swarm.ok(&["service", "ls", "-q"]).trim(), "web: 0/1 running\n"));
+    swarm.ok(&["service", "rm", "web"]);
+    let mut rest = String::new();
+    err.read_to_string(&mut rest).unwrap();
+    assert!(rest.starts_with("Error: service web was removed meanwhile"), "{rest}");
+    assert_eq!(child.wait().unwrap().code(), Some(1));
 }
 
 #[test]

@@ -276,7 +276,7 @@ fn print(
 }
 
 /// The manager that answered does not lead any more, or nobody leads yet.
-fn is_change_of_leaders(status: &Status) -> bool {
+pub(super) fn is_change_of_leaders(status: &Status) -> bool {
     match status.code() {
         Code::Cancelled | Code::Unavailable | Code::Aborted => true,
         Code::ResourceExhausted => status.message().starts_with("more than one redirect"),

@@ -3,6 +3,7 @@
 mod backup;
 pub(crate) mod cluster;
 pub(crate) mod config;
+mod converge;
 mod dry_run;
 pub(crate) mod exec;
 pub(crate) mod image;

@@ -1,8 +1,9 @@
 //! Services.
 
 use clap::{Args, Subcommand};
-use swarm_api::swarmd::RebalanceRequest;
+use swarm_api::Shared;
 use swarm_api::swarmd::dry_run_request::Call;
+use swarm_api::swarmd::{DryRunResponse, RebalanceRequest};
 use swarm_api::v1::update_service_request::Rollback;
 use swarm_api::v1::{
     CreateServiceRequest, ListConfigsRequest, ListNodesRequest, ListSecretsRequest, ListServicesRequest,
@@ -10,6 +11,7 @@ use swarm_api::v1::{
     list_secrets_request, list_tasks_request,
 };
 
+use super::converge::{self, Wait};
 use super::{Answer, Context, dry_run, ids, logs, service_view, stats, task_view};
 use crate::error::{Error, Result};
 use crate::output::Names;
@@ -28,6 +30,8 @@ pub(crate) enum Command {
         create: Box<CreateFlags>,
         #[command(flatten)]
         flags: Box<ServiceFlags>,
+        #[command(flatten)]
+        wait: Wait,
     },
     /// Show a service and its tasks
     Inspect {
@@ -65,6 +69,8 @@ pub(crate) enum Command {
         /// everything would find its place
         #[arg(long)]
         dry_run: bool,
+        #[command(flatten)]
+        wait: Wait,
     },
     /// Show what the tasks of services use: processor, memory, network and disks
     Stats {
@@ -75,6 +81,8 @@ pub(crate) enum Command {
         flags: stats::Flags,
     },
     /// Change a service; its tasks are replaced where they change
+    // Short flags that add something on create would replace lists here.
+    #[command(mut_arg("env", no_short), mut_arg("label", no_short), mut_arg("publish", no_short))]
     Update {
         #[command(flatten)]
         service: One,
@@ -82,7 +90,13 @@ pub(crate) enum Command {
         update: Box<UpdateFlags>,
         #[command(flatten)]
         flags: Box<ServiceFlags>,
+        #[command(flatten)]
+        wait: Wait,
     },
+}
+
+fn no_short(arg: clap::Arg) -> clap::Arg {
+    arg.short(None)
 }
 
 /// A service.
@@ -106,7 +120,7 @@ pub(crate) async fn run(context: &mut Context, command: Command) -> Result<Answe
             service_view::list(&services, &nodes, &tasks)
         }
         Command::Inspect { service, all } => inspect(context, &service.service, all).await?,
-        Command::Create { create, flags } => {
+        Command::Create { create, flags, wait } => {
             let changes = Changes::of_create(&create)?;
             let mut spec = new_spec(&create, &flags)?;
             let found = find(context, &changes, &flags).await?;
@@ -117,16 +131,19 @@ pub(crate) async fn run(context: &mut Context, command: Command) -> Result<Answe
             }
             let request = CreateServiceRequest { spec: Some(spec) };
             let service = context.control.create_service(request).await?.into_inner().service;
-            format!("{}\n", service.ok_or(Error::Incomplete("service"))?.id)
+            let service = service.ok_or(Error::Incomplete("service"))?;
+            return converge::finish(context, &service, false, &wait).await;
         }
-        Command::Update { service, update, flags } => {
-            return self::update(context, &service.service, &update, &flags).await;
+        Command::Update { service, update, flags, wait } => {
+            return self::update(context, &service.service, &update, &flags, &wait).await;
         }
         Command::Logs { services, flags } => {
             return logs::run(context, logs::Of::Services(services), &flags).await;
         }
         Command::Rebalance(One { service }) => rebalance(context, &service).await?,
-        Command::Rollback { service, dry_run } => return rollback(context, &service.service, dry_run).await,
+        Command::Rollback { service, dry_run, wait } => {
+            return rollback(context, &service.service, dry_run, &wait).await;
+        }
         Command::Remove(One { service: given }) => {
             let service = resolve::service(&mut context.control, &given).await?;
             context.control.remove_service(RemoveServiceRequest { service_id: service.id.clone() }).await?;
@@ -156,13 +173,14 @@ async fn update(
     given: &str,
     update: &UpdateFlags,
     flags: &ServiceFlags,
+    wait: &Wait,
 ) -> Result<Answer> {
     if update.rollback == Some(true) {
-        return rollback(context, given, flags.dry_run).await;
+        return rollback(context, given, flags.dry_run, wait).await;
     }
     let changes = Changes::of_update(update)?;
     let found = find(context, &changes, flags).await?;
-    write(context, given, Rollback::None, flags.dry_run, |service| {
+    write(context, given, Rollback::None, flags.dry_run, wait, |service| {
         let mut spec = service.spec.clone();
         if update.force == Some(true) {
             spec.task.force_update += 1;
@@ -174,8 +192,8 @@ async fn update(
 }
 
 /// Back to the previous spec, which the manager has.
-async fn rollback(context: &mut Context, given: &str, dry_run: bool) -> Result<Answer> {
-    write(context, given, Rollback::Previous, dry_run, |service| Ok(service.spec.clone())).await
+async fn rollback(context: &mut Context, given: &str, dry_run: bool, wait: &Wait) -> Result<Answer> {
+    write(context, given, Rollback::Previous, dry_run, wait, |service| Ok(service.spec.clone())).await
 }
 
 /// Asks for an even spread, once. Says how many tasks are to move.
@@ -195,6 +213,12 @@ async fn rebalance(context: &mut Context, given: &str) -> Result<String> {
     }
 }
 
+/// What became of an update.
+enum Done {
+    Asked(Box<DryRunResponse>),
+    Written(Option<Shared<Service>>),
+}
+
 /// Updates a service, or shows what that would come to. When somebody else changed it meanwhile, the change is made to
 /// what it is then.
 async fn write(
@@ -202,6 +226,7 @@ async fn write(
     given: &str,
     rollback: Rollback,
     dry_run: bool,
+    wait: &Wait,
     change: impl Fn(&Service) -> Result<ServiceSpec>,
 ) -> Result<Answer> {
     let mut tries = TRIES;
@@ -215,14 +240,20 @@ async fn write(
         };
         tries -= 1;
         let done = match dry_run {
-            true => dry_run::ask(context, Call::Update(request)).await.map(Some),
-            false => context.control.update_service(request).await.map(|_| None),
+            true => {
+                dry_run::ask(context, Call::Update(request)).await.map(|answer| Done::Asked(answer.into()))
+            }
+            false => {
+                let answer = context.control.update_service(request).await;
+                answer.map(|answer| Done::Written(answer.into_inner().service))
+            }
         };
         match done {
-            Ok(Some(answer)) => {
-                return dry_run::show(context, &service.spec, answer).await;
+            Ok(Done::Asked(answer)) => return dry_run::show(context, &service.spec, *answer).await,
+            Ok(Done::Written(written)) => {
+                let written = written.ok_or(Error::Incomplete("service"))?;
+                return converge::finish(context, &written, rollback == Rollback::Previous, wait).await;
             }
-            Ok(None) => return Ok(format!("{}\n", service.id).into()),
             Err(status) if tries > 0 && status.message().contains("update out of sequence") => {}
             Err(status) => return Err(status.into()),
         }

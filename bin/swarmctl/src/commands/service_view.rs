@@ -39,6 +39,21 @@ impl Count {
         count
     }
 
+    /// How many tasks are what they should be, of how many, and what that is.
+    pub(super) fn progress(self, service: &Service, tasks: &[Shared<Task>]) -> (u64, u64, &'static str) {
+        // Those that are meant to end are not meant.
+        let current = tasks.iter().filter(|t| t.service_id == service.id && task_view::is_current(t));
+        let running = current.clone().filter(|t| t.status.state() == TaskState::Running).count();
+        match &service.spec.mode {
+            Some(Mode::Replicated(mode)) => (running as u64, mode.replicas, "running"),
+            Some(Mode::Global(_)) | None => (running as u64, current.count() as u64, "running"),
+            Some(Mode::ReplicatedJob(mode)) => (self.completed as u64, mode.total_completions, "completed"),
+            Some(Mode::GlobalJob(_)) => {
+                (self.completed as u64, (self.open + self.completed) as u64, "completed")
+            }
+        }
+    }
+
     /// Running and wanted tasks.
     fn replicas(self, service: &Service) -> String {
         let Count { running, completed, open } = self;

@@ -25,7 +25,7 @@ pub(super) fn last_state(task: &Task, now: SystemTime) -> String {
 }
 
 /// What an agent says of a step that takes its time; what it says of every task on its way tells nobody anything.
-fn doing(task: &Task) -> Option<&str> {
+pub(super) fn doing(task: &Task) -> Option<&str> {
     const USUAL: [&str; 6] = ["", "preparing", "prepared", "starting", "started", "accepted"];
     let under_way =
         [TaskState::Preparing, TaskState::Starting, TaskState::Running].contains(&task.status.state());

@@ -26,10 +26,11 @@ pub(crate) fn new_spec(create: &CreateFlags, flags: &ServiceFlags) -> Result<Ser
     }
     let runtime = match create.runtime {
         Some(Runtime::Process) => {
-            if flags.command.is_none() && flags.words.is_empty() {
+            let command = flags.command.is_some() || flags.entrypoint.is_some();
+            if !command && flags.words.is_empty() {
                 return Err(Error::usage("--command, or words after --, must say which process to run"));
             }
-            if flags.command.is_none() && flags.args.is_some() {
+            if !command && flags.args.is_some() {
                 let text =
                     "with --args, words after -- are arguments too: --command must say which process to run";
                 return Err(Error::usage(text));

@@ -28,7 +28,7 @@ pub(super) fn apply(container: &mut ContainerSpec, flags: &ServiceFlags, found: 
     set(&mut container.read_only, flags.read_only.as_ref());
     set(&mut container.oom_score_adj, flags.oom_score_adj.as_ref());
     set(&mut container.pids_limit, flags.pids_limit.as_ref());
-    set(&mut container.command, join(flags.command.as_ref()).as_ref());
+    set(&mut container.command, flags.command()?.as_ref());
     set(&mut container.args, super::process::words(flags).as_ref());
     set(&mut container.env, env::given(flags)?.as_ref());
     set(&mut container.groups, join(flags.group.as_ref()).as_ref());
@@ -66,8 +66,9 @@ pub(super) fn apply(container: &mut ContainerSpec, flags: &ServiceFlags, found: 
     let fields = flags.mount.iter().flatten().filter(|fields| !fields.0.is_empty());
     let mounts = fields.map(|fields| mount_fields::parse(&fields.0)).collect::<Result<Vec<_>, _>>();
     mount_over(&mut container.mounts, present, mounts.map_err(Error::Usage)?);
-    set(&mut container.capability_add, join(flags.cap_add.as_ref()).as_ref());
-    set(&mut container.capability_drop, join(flags.cap_drop.as_ref()).as_ref());
+    let (add, drop) = (&mut container.capability_add, &mut container.capability_drop);
+    privileges::capabilities(flags.cap_drop.as_ref(), add, drop);
+    privileges::capabilities(flags.cap_add.as_ref(), drop, add);
     if let Some(terms) = join(flags.host.as_ref()) {
         container.hosts = terms.iter().map(|term| host(term)).collect::<Result<_>>()?;
     }

@@ -55,10 +55,11 @@ pub(crate) struct ContainerFlags {
     /// names, kind=KIND for another kind, or none
     #[arg(long, value_name = "GPUS")]
     pub(crate) gpus: Option<List>,
-    /// Capabilities that containers have beyond the usual ones; replaces all
+    /// Capabilities that containers have beyond the usual ones; adds to those there, and they are dropped no more; an empty
+    /// list takes them all away
     #[arg(long, value_name = "LIST")]
     pub(crate) cap_add: Option<Vec<List>>,
-    /// Capabilities that containers do not have; replaces all
+    /// Capabilities that containers do not have; adds to those there, and they are had no more; an empty list takes none away
     #[arg(long, value_name = "LIST")]
     pub(crate) cap_drop: Option<Vec<List>>,
     /// How containers of Windows are kept apart

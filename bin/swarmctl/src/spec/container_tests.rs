@@ -92,6 +92,20 @@ fn a_mount_goes_before_another_takes_its_place() {
 }
 
 #[test]
+fn capabilities_move_between_what_is_added_and_what_is_dropped() {
+    let lists =
+        |spec: &_| (container(spec).capability_add.join(" "), container(spec).capability_drop.join(" "));
+    let spec = web(&["--cap-add", "NET_ADMIN,SYS_TIME", "--cap-drop", "CHOWN"]);
+    let spec = update(spec, &["--cap-add", "CAP_CHOWN,net_admin", "--cap-drop=SYS_TIME,KILL"]).unwrap();
+    assert_eq!(lists(&spec), ("NET_ADMIN CAP_CHOWN".into(), "SYS_TIME KILL".into()));
+    let spec = update(spec, &["--add-capability", "kill", "--rm-capability", "CHOWN"]).unwrap();
+    assert_eq!(lists(&spec), ("NET_ADMIN kill".into(), "SYS_TIME CHOWN".into()));
+    let spec = update(spec, &["--cap-add=", "--cap-drop", "NET_ADMIN"]).unwrap();
+    assert_eq!(lists(&spec), ("".into(), "SYS_TIME CHOWN NET_ADMIN".into()));
+    assert_eq!(lists(&web(&["--cap-add", "KILL", "--cap-drop", "KILL"])), ("KILL".into(), "".into()));
+}
+
+#[test]
 fn a_mount_takes_the_place_of_the_one_with_its_target() {
     let mounts = |spec: &_| -> Vec<(String, String)> {
         container(spec).mounts.iter().map(|mount| (mount.source.clone(), mount.target.clone())).collect()

@@ -8,8 +8,9 @@ use swarm_api::extensions::Strategy;
 
 use super::container_flags::ContainerFlags;
 use super::lists::{ListFlags, attachments};
-use super::start::StartFlags;
+use super::start::{StartFlags, words};
 use crate::error::Result;
+use crate::values::csv::join;
 use crate::values::network::Attachment;
 use crate::values::{List, boolean, integer, share, unsigned};
 
@@ -90,6 +91,7 @@ pub(crate) enum Rebalance {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Restart {
     Any,
+    #[value(alias = "on-failure")]
     Failure,
     None,
 }
@@ -105,7 +107,7 @@ pub(crate) struct ServiceFlags {
     #[arg(long, value_name = "NAME")]
     pub(crate) name: Option<String>,
     /// Labels of the service, key=value; replaces all
-    #[arg(long, value_name = "LIST", allow_hyphen_values = true)]
+    #[arg(short, long, value_name = "LIST", allow_hyphen_values = true)]
     pub(crate) label: Option<Vec<List>>,
     /// Number of tasks; of jobs, the same as --total-completions [default: 1]
     #[arg(long, value_name = "N", value_parser = unsigned, allow_negative_numbers = true)]
@@ -123,24 +125,38 @@ pub(crate) struct ServiceFlags {
     /// Image of the containers
     #[arg(long, value_name = "IMAGE", help_heading = "What runs")]
     pub(crate) image: Option<String>,
+    /// Means nothing, and is there for scripts written for Docker: images are never resolved to digests here, each node
+    /// pulls what their tag stands for
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = boolean, help_heading = "What runs")]
+    #[allow(dead_code)] // nobody asks for it
+    pub(crate) no_resolve_image: Option<bool>,
     /// Program and its first arguments: the entry point of containers, the command of processes
     #[arg(long, value_name = "LIST", allow_hyphen_values = true, help_heading = "What runs")]
     pub(crate) command: Option<Vec<List>>,
+    /// The same as one text, with quotes as in a shell; an empty one is the image's own
+    #[arg(
+        long,
+        value_name = "COMMAND",
+        allow_hyphen_values = true,
+        conflicts_with = "command",
+        help_heading = "What runs"
+    )]
+    pub(crate) entrypoint: Option<String>,
     /// Arguments behind the command; words after -- are arguments too
     #[arg(long, value_name = "LIST", allow_hyphen_values = true, help_heading = "What runs")]
     pub(crate) args: Option<Vec<List>>,
     /// Environment, NAME=value; values may hold templates such as {{.Task.Slot}}; with --env-file, replaces all
-    #[arg(long, value_name = "LIST", allow_hyphen_values = true, help_heading = "What runs")]
+    #[arg(short, long, value_name = "LIST", allow_hyphen_values = true, help_heading = "What runs")]
     pub(crate) env: Option<Vec<List>>,
     /// File with variables of the environment, NAME=value a line, or NAME alone for one of this environment; # begins a
     /// comment; --env overrules it
     #[arg(long, value_name = "FILE", help_heading = "What runs")]
     pub(crate) env_file: Option<Vec<std::path::PathBuf>>,
     /// Working directory
-    #[arg(long, visible_alias = "workdir", value_name = "DIR", help_heading = "What runs")]
+    #[arg(short = 'w', long, visible_alias = "workdir", value_name = "DIR", help_heading = "What runs")]
     pub(crate) dir: Option<String>,
     /// User, by name or number, and group behind a colon
-    #[arg(long, value_name = "USER[:GROUP]", help_heading = "What runs")]
+    #[arg(short, long, value_name = "USER[:GROUP]", help_heading = "What runs")]
     pub(crate) user: Option<String>,
     /// Supplementary groups; replaces all
     #[arg(long, value_name = "LIST", help_heading = "What runs")]
@@ -161,7 +177,7 @@ pub(crate) struct ServiceFlags {
     #[arg(long, value_name = "LIST", help_heading = "Containers only")]
     pub(crate) container_label: Option<Vec<List>>,
     /// Allocate a terminal
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = boolean, help_heading = "Containers only")]
+    #[arg(short, long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = boolean, help_heading = "Containers only")]
     pub(crate) tty: Option<bool>,
     /// Keep the standard input open
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = boolean, help_heading = "Containers only")]
@@ -211,7 +227,7 @@ pub(crate) struct ServiceFlags {
     pub(crate) ports: Option<Vec<List>>,
     /// The same as Docker's command line writes it: target or published:target, with /protocol if it is
     /// not tcp, with ranges such as 8000-8010:80-90, or one as published=…,target=…,protocol=…,mode=host|ingress,name=…; without a mode it is host
-    #[arg(long, value_name = "PORTS", help_heading = "Network")]
+    #[arg(short, long, value_name = "PORTS", help_heading = "Network")]
     pub(crate) publish: Option<Vec<List>>,
     /// Networks to attach to, by name or ID, or one as name=…,alias=…,driver-opt=key=value; replaces all
     #[arg(long, value_name = "NETWORKS", help_heading = "Network")]
@@ -322,6 +338,14 @@ pub(crate) struct ServiceFlags {
 }
 
 impl ServiceFlags {
+    /// The program and its first arguments, if they were given.
+    pub(super) fn command(&self) -> Result<Option<Vec<String>>> {
+        match &self.entrypoint {
+            Some(text) => words("--entrypoint", text).map(Some),
+            None => Ok(join(self.command.as_ref())),
+        }
+    }
+
     /// The networks that tasks are to be attached to, if they were given.
     pub(crate) fn networks(&self) -> Result<Option<Vec<Attachment>>> {
         attachments(self.network.as_ref())

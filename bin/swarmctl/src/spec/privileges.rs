@@ -9,6 +9,7 @@ use swarm_api::v1::{ConfigReference, ContainerSpec, Privileges, RuntimeTarget, c
 use super::Found;
 use super::container_flags::{AppArmor, ContainerFlags};
 use crate::error::{Error, Result};
+use crate::values::List;
 use crate::values::csv::join;
 
 /// Applies what was given.
@@ -37,6 +38,29 @@ pub(super) fn apply(container: &mut ContainerSpec, flags: &ContainerFlags, found
         container.privileges = None;
     }
     Ok(())
+}
+
+/// What a flag says of one of the two lists of capabilities: its names come into it, and leave the other one. No names at all
+/// empty it.
+pub(super) fn capabilities(names: Option<&Vec<List>>, from: &mut Vec<String>, to: &mut Vec<String>) {
+    let Some(names) = join(names) else { return };
+    if names.is_empty() {
+        to.clear();
+    }
+    names.iter().for_each(|name| move_capability(name, from, to));
+}
+
+/// Moves a capability from one list to the other, in whatever spelling it has there.
+pub(super) fn move_capability(name: &str, from: &mut Vec<String>, to: &mut Vec<String>) {
+    fn bare(name: &str) -> String {
+        let upper = name.to_ascii_uppercase();
+        upper.strip_prefix("CAP_").map_or_else(|| upper.clone(), str::to_owned)
+    }
+    let wanted = bare(name);
+    from.retain(|has| bare(has) != wanted);
+    if !to.iter().any(|has| bare(has) == wanted) {
+        to.push(name.to_owned());
+    }
 }
 
 fn credential_spec(container: &mut ContainerSpec, text: &str, found: &Found) -> Result<()> {

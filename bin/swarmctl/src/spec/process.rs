@@ -51,7 +51,7 @@ pub(super) fn apply(process: &mut ProcessSpec, flags: &ServiceFlags) -> Result<(
             "{flag} is for containers, and this service runs native processes"
         )));
     }
-    match (join(flags.command.as_ref()), words(flags)) {
+    match (flags.command()?, words(flags)) {
         // Without --command and --args, the words are the whole command line.
         (None, Some(words)) if flags.args.is_none() => {
             process.command = words;

@@ -14,6 +14,7 @@ use crate::values::csv::join;
 use crate::values::reference::{self, Reference};
 
 use super::lists::Lists;
+use super::privileges::move_capability;
 use super::{CreateFlags, UpdateFlags, extensions};
 
 /// Mode of the files: everybody in the container may read them.
@@ -72,10 +73,10 @@ impl Changes {
         self.secrets(&mut container.secrets, found, &file)?;
         self.configs(&mut container.configs, found, &file)?;
         for name in &self.add_capabilities {
-            move_to(name, &mut container.capability_drop, &mut container.capability_add);
+            move_capability(name, &mut container.capability_drop, &mut container.capability_add);
         }
         for name in &self.rm_capabilities {
-            move_to(name, &mut container.capability_add, &mut container.capability_drop);
+            move_capability(name, &mut container.capability_add, &mut container.capability_drop);
         }
         self.lists.apply_to_container(container)
     }
@@ -203,12 +204,5 @@ fn private_file(reference: &Reference) -> FileTarget {
         uid: number(reference.uid),
         gid: number(reference.gid),
         mode: reference.mode.unwrap_or(PRIVATE_FILE_MODE),
-    }
-}
-
-fn move_to(name: &str, from: &mut Vec<String>, to: &mut Vec<String>) {
-    from.retain(|has| has != name);
-    if !to.iter().any(|has| has == name) {
-        to.push(name.to_owned());
     }
 }

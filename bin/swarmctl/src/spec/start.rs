@@ -86,7 +86,7 @@ impl StartFlags {
 }
 
 /// The words of a command line.
-fn words(flag: &str, text: &str) -> Result<Vec<String>> {
+pub(super) fn words(flag: &str, text: &str) -> Result<Vec<String>> {
     shlex::split(text).ok_or_else(|| Error::usage(format!("{flag} {text:?}: a quotation mark is left open")))
 }
 

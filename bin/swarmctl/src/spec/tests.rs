@@ -371,7 +371,7 @@ fn numbers_and_durations_that_make_no_sense_are_refused_with_what_would() {
     refused(&["--update-on-failure", "stop"], "pause, continue, rollback");
     refused(&["--rollback-failure-action", "rollback"], "pause, continue]");
     refused(&["--rollback-order", "first"], "stop-first, start-first");
-    refused(&["--restart-condition", "on-failure"], "any, failure, none");
+    refused(&["--restart-condition", "onfailure"], "any, failure, none");
     refused(&["--priority", "high"], "expected a whole number");
 }
 
@@ -524,6 +524,42 @@ fn updates_change_only_what_is_asked_for() {
     let native = create(&["--name", "n", "--runtime", "process", "--", "sleep", "1"]).unwrap();
     let after = update(native, &["--env", "A=2"]).unwrap();
     assert_eq!((process(&after).env, process(&after).command.len()), (vec!["A=2".to_owned()], 2));
+}
+
+#[test]
+fn an_entry_point_is_a_command_written_as_in_a_shell() {
+    let spec = web(&["--entrypoint", "sh -c 'echo  $0'", "--args", "a"]);
+    assert_eq!((container(&spec).command.len(), container(&spec).command[2].as_str()), (3, "echo  $0"));
+    assert_eq!(container(&spec).args, ["a"]);
+    let spec = update(spec, &["--entrypoint="]).unwrap();
+    assert_eq!((container(&spec).command.len(), container(&spec).args.len()), (0, 1));
+    wrong(create(&[WEB, &["--entrypoint", "a 'b"]].concat()), "a quotation mark is left open");
+    let native = create(&["--name=p", "--runtime=process", "--entrypoint=/bin/sh -c", "--", "true"]).unwrap();
+    assert_eq!(process(&native).command, ["/bin/sh", "-c"]);
+    assert_eq!(process(&native).args, ["true"]);
+}
+
+#[test]
+fn dockers_short_flags_and_names_of_values_work() {
+    let short = ["-e", "A=1", "-e", "B=2", "-l", "a=b", "-p", "8080:80", "-t", "-u", "1000", "-w", "/srv"];
+    let long = [
+        "--env",
+        "A=1,B=2",
+        "--label",
+        "a=b",
+        "--publish",
+        "8080:80",
+        "--tty",
+        "--user",
+        "1000",
+        "--dir",
+        "/srv",
+    ];
+    assert_eq!(web(&short), web(&long));
+    let restart =
+        |word: &str| web(&["--restart-condition", word, "--no-resolve-image"]).task.restart.unwrap();
+    assert_eq!(restart("on-failure").condition(), RestartCondition::OnFailure);
+    assert_eq!(restart("on-failure"), restart("failure"));
 }
 
 #[test]
