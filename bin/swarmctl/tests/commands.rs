@@ -7,6 +7,8 @@ use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE;
 use swarm_api::swarmd::services_server::ServicesServer;
 use swarm_api::v1::control_server::ControlServer;
 use swarm_api::v1::{Cluster, Node, NodeDescription, NodeRole, Task, TaskState, node_spec, node_status};
@@ -146,6 +148,83 @@ fn a_wait_gives_the_id_at_once_and_ends_with_the_service() {
     err.read_to_string(&mut rest).unwrap();
     assert!(rest.starts_with("Error: service web was removed meanwhile"), "{rest}");
     assert_eq!(child.wait().unwrap().code(), Some(1));
+}
+
+/// A directory for PATH with a credential helper, and a client's configuration that names it.
+fn helper(script: &str) -> tempfile::TempDir {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = tempfile::tempdir().unwrap();
+    let config = r#"{"auths": {"localhost:5000": {}}, "credHelpers": {"localhost:5000": "test"}}"#;
+    std::fs::write(dir.path().join("config.json"), config).unwrap();
+    let program = dir.path().join("docker-credential-test");
+    std::fs::write(&program, format!("#!/bin/sh\n{script}\n")).unwrap();
+    std::fs::set_permissions(&program, PermissionsExt::from_mode(0o755)).unwrap();
+    dir
+}
+
+#[test]
+fn credential_helpers_are_asked() {
+    let swarm = Swarm::start();
+    let run = |script: &str, words: &[&str]| {
+        let dir = helper(script);
+        let path = format!("{}:{}", dir.path().display(), std::env::var("PATH").unwrap());
+        let mut command = Command::new(env!("CARGO_BIN_EXE_swarmctl"));
+        command.args(words).env("SWARM_SOCKET", swarm.socket()).env("PATH", path);
+        let output = command.env("DOCKER_CONFIG", dir.path()).output().unwrap();
+        let asked = std::fs::read_to_string(dir.path().join("asked")).unwrap_or_default();
+        (output.status.code(), String::from_utf8(output.stderr).unwrap(), asked)
+    };
+    let auth = |name: &str| {
+        let services = swarm.store.view();
+        let service = services.services().iter().find(|s| s.spec.annotations.name == name).unwrap();
+        let Some(swarm_api::v1::task_spec::Runtime::Container(container)) = &service.spec.task.runtime else {
+            panic!("a container")
+        };
+        let options = container.pull_options.as_ref()?;
+        Some(URL_SAFE.decode(&options.registry_auth).map(|json| String::from_utf8(json).unwrap()).unwrap())
+    };
+    let create =
+        ["service", "create", "--name", "web", "--image", "localhost:5000/x", "--with-registry-auth"];
+    let answer = r#"printf '%s %s' "$1" "$(cat)" >"${0%/*}/asked"; echo '{"ServerURL":"","Username":"me","Secret":"s3cret"}'"#;
+    assert_eq!(run(answer, &create), (Some(0), String::new(), "get localhost:5000".into()));
+    let expected = r#"{"password":"s3cret","serveraddress":"localhost:5000","username":"me"}"#;
+    assert_eq!(auth("web").as_deref(), Some(expected));
+
+    let update = ["service", "update", "web", "--image", "localhost:5000/y", "--with-registry-auth"];
+    let token = r#"echo '{"Username":"<token>","Secret":"t0ken"}'"#;
+    assert_eq!(run(token, &update), (Some(0), String::new(), String::new()));
+    assert_eq!(auth("web").as_deref(), Some(r#"{"identitytoken":"t0ken","serveraddress":"localhost:5000"}"#));
+
+    for (script, text) in [
+        (
+            "echo 'the keychain is locked'; exit 1",
+            "docker-credential-test failed (exit status: 1): the keychain is locked",
+        ),
+        (
+            "echo '{\"Secret\":\"s3cret\"}'",
+            "docker-credential-test did not answer with a JSON object that has",
+        ),
+        ("echo 's3cret'", "docker-credential-test did not answer with a JSON object that has"),
+        (
+            "echo 'credentials not found in native keychain'; exit 1",
+            "no credentials for localhost:5000, and docker-credential-test has none: `docker login localhost:5000`",
+        ),
+        ("exec sleep 1000", "docker-credential-test did not answer within 10s"),
+    ] {
+        let (code, err, _) = run(script, &update);
+        assert_eq!(code, Some(1), "{script}");
+        assert!(err.contains("--with-registry-auth: ") && err.contains(text), "{script}: {err}");
+        assert!(!err.contains("s3cret"), "{err}");
+    }
+
+    // What is for one registry is not for another.
+    let other = swarm.run(&["service", "update", "web", "--image", "quay.io/x"]);
+    let err = String::from_utf8(other.stderr).unwrap();
+    assert!(
+        other.status.success() && err.starts_with("Note: the service's credentials for localhost:5000 "),
+        "{err}"
+    );
+    assert_eq!(auth("web"), None);
 }
 
 #[test]

@@ -16,7 +16,9 @@ use super::{Answer, Context, dry_run, ids, logs, service_view, stats, task_view}
 use crate::error::{Error, Result};
 use crate::output::Names;
 use crate::resolve;
-use crate::spec::{Changes, CreateFlags, Found, ServiceFlags, UpdateFlags, apply, dependency, new_spec};
+use crate::spec::{
+    Changes, CreateFlags, Found, ServiceFlags, UpdateFlags, apply, dependency, lost_credentials, new_spec,
+};
 
 /// How often an update is tried on a service that somebody else changes at the same time.
 const TRIES: usize = 3;
@@ -232,10 +234,12 @@ async fn write(
     let mut tries = TRIES;
     loop {
         let service = resolve::service(&mut context.control, given).await?;
+        let spec = change(&service)?;
+        let lost = lost_credentials(&service.spec, &spec).map(str::to_owned);
         let request = UpdateServiceRequest {
             service_id: service.id.clone(),
             service_version: Some(service.meta.version),
-            spec: Some(change(&service)?),
+            spec: Some(spec),
             rollback: rollback as i32,
         };
         tries -= 1;
@@ -252,6 +256,12 @@ async fn write(
             Ok(Done::Asked(answer)) => return dry_run::show(context, &service.spec, *answer).await,
             Ok(Done::Written(written)) => {
                 let written = written.ok_or(Error::Incomplete("service"))?;
+                if let Some(registry) = lost {
+                    eprintln!(
+                        "Note: the service's credentials for {registry} were taken out of it, since its image comes from \
+                         another registry now; --with-registry-auth sends those for that one"
+                    );
+                }
                 return converge::finish(context, &written, rollback == Rollback::Previous, wait).await;
             }
             Err(status) if tries > 0 && status.message().contains("update out of sequence") => {}

@@ -18,6 +18,12 @@ pub(super) fn apply(container: &mut ContainerSpec, flags: &ServiceFlags, found: 
             "{flag} is for native processes, and this service runs containers"
         )));
     }
+    if let Some(image) = &flags.image
+        && registry::registry(image) != registry::registry(&container.image)
+    {
+        // They are those of another registry; this one is not to see them.
+        container.pull_options = None;
+    }
     set(&mut container.image, flags.image.as_ref());
     set(&mut container.hostname, flags.hostname.as_ref());
     set(&mut container.dir, flags.dir.as_ref());

@@ -106,6 +106,32 @@ fn capabilities_move_between_what_is_added_and_what_is_dropped() {
 }
 
 #[test]
+fn credentials_stay_with_their_registry() {
+    use super::lost_credentials;
+    let with_credentials = |image: &str| {
+        let mut spec = web(&["--image", image]);
+        let Some(swarm_api::v1::task_spec::Runtime::Container(made)) = &mut spec.task.runtime else {
+            panic!("a container")
+        };
+        made.pull_options.get_or_insert_default().registry_auth = "e30=".into();
+        spec
+    };
+    for (before, after, expected) in [
+        ("quay.io/a", "quay.io/b:2", None),
+        ("quay.io/a", "docker.io/a", Some("quay.io")),
+        ("redis", "docker.io/library/redis:7", None),
+        ("redis", "localhost:5000/redis", Some("docker.io")),
+    ] {
+        let spec = with_credentials(before);
+        let changed = update(spec.clone(), &["--image", after]).unwrap();
+        assert_eq!(lost_credentials(&spec, &changed), expected, "{before} {after}");
+        assert_eq!(container(&changed).pull_options.is_none(), expected.is_some(), "{before} {after}");
+    }
+    let spec = with_credentials("quay.io/a");
+    assert!(container(&update(spec, &["--replicas", "2"]).unwrap()).pull_options.is_some());
+}
+
+#[test]
 fn a_mount_takes_the_place_of_the_one_with_its_target() {
     let mounts = |spec: &_| -> Vec<(String, String)> {
         container(spec).mounts.iter().map(|mount| (mount.source.clone(), mount.target.clone())).collect()

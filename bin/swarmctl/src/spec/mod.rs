@@ -17,7 +17,7 @@ pub(crate) use apply::{apply, new_spec};
 pub(crate) use flags::{CreateFlags, ServiceFlags, UpdateFlags};
 pub(crate) use process::decode as decode_process;
 pub(crate) use references::{Changes, Found};
-pub(crate) use registry::credentials;
+pub(crate) use registry::{credentials, lost_credentials};
 pub(crate) use start::{command_line, dependency};
 
 #[cfg(test)]
