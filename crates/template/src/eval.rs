@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use super::parse::{Node, Operand, Pipeline};
+use super::printf::general;
 use super::{Functions, Result, TemplateError, functions};
 
 /// What templates compute with.
@@ -11,8 +12,10 @@ use super::{Functions, Result, TemplateError, functions};
 pub enum Value {
     /// Text.
     Str(String),
-    /// A number.
+    /// A whole number.
     Int(i64),
+    /// A number with a point or an exponent.
+    Float(f64),
     /// A truth value.
     Bool(bool),
     /// A map: a missing key is an error.
@@ -31,6 +34,7 @@ impl Value {
         match self {
             Value::Str(text) => !text.is_empty(),
             Value::Int(number) => *number != 0,
+            Value::Float(number) => *number != 0.0,
             Value::Bool(truth) => *truth,
             Value::Map(map) => !map.is_empty(),
             Value::List(list) => !list.is_empty(),
@@ -62,6 +66,7 @@ impl fmt::Display for Value {
         match self {
             Value::Str(text) => f.write_str(text),
             Value::Int(number) => write!(f, "{number}"),
+            Value::Float(number) => f.write_str(&general(*number, None)),
             Value::Bool(truth) => write!(f, "{truth}"),
             Value::Nil => f.write_str("<nil>"),
             Value::List(items) => {

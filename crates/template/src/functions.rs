@@ -1,15 +1,28 @@
 //! The functions that every template has.
 
 use super::eval::Value;
+use super::printf::{is_printable, printf};
 use super::{Result, TemplateError};
 
 fn wrong(name: &str, what: &str) -> TemplateError {
     TemplateError(format!("{name}: {what}"))
 }
 
+/// The operands behind each other, with a blank between two of which neither is text.
+fn print(args: &[Value]) -> String {
+    let is_text = |at: usize| matches!(args[at], Value::Str(_));
+    let mut out = String::new();
+    for (at, value) in args.iter().enumerate() {
+        if at > 0 && !is_text(at) && !is_text(at - 1) {
+            out.push(' ');
+        }
+        out.push_str(&value.to_string());
+    }
+    out
+}
+
 /// Calls a built-in function.
 pub(super) fn call(name: &str, args: &[Value]) -> Result<Value> {
-    let text = || args.iter().map(Value::to_string).collect::<String>();
     Ok(match (name, args) {
         ("not", [value]) => Value::Bool(!value.truth()),
         ("len", [value]) => Value::Int(length(value)? as i64),
@@ -17,19 +30,27 @@ pub(super) fn call(name: &str, args: &[Value]) -> Result<Value> {
             keys.iter().try_fold(value.clone(), |value, key| index(&value, key))?
         }
         ("slice", [value, bounds @ ..]) if bounds.len() <= 2 => slice(value, bounds)?,
-        ("eq", [first, others @ ..]) if !others.is_empty() => Value::Bool(others.contains(first)),
-        ("ne", [a, b]) => Value::Bool(a != b),
+        ("eq", [first, others @ ..]) if !others.is_empty() => {
+            for other in others {
+                if equal(name, first, other)? {
+                    return Ok(Value::Bool(true));
+                }
+            }
+            Value::Bool(false)
+        }
+        ("ne", [a, b]) => Value::Bool(!equal(name, a, b)?),
         ("lt", [a, b]) => Value::Bool(order(name, a, b)?.is_lt()),
         ("le", [a, b]) => Value::Bool(order(name, a, b)?.is_le()),
         ("gt", [a, b]) => Value::Bool(order(name, a, b)?.is_gt()),
         ("ge", [a, b]) => Value::Bool(order(name, a, b)?.is_ge()),
-        ("print", _) => Value::Str(text()),
+        ("print", _) => Value::Str(print(args)),
         ("println", _) => Value::Str(args.iter().map(Value::to_string).collect::<Vec<_>>().join(" ") + "\n"),
         ("printf", [Value::Str(format), values @ ..]) => Value::Str(printf(format, values)),
         ("join", [Value::Str(separator), values @ ..]) => {
             Value::Str(values.iter().map(Value::to_string).collect::<Vec<_>>().join(separator))
         }
-        ("html", _) => Value::Str(escape(&text(), |c| match c {
+        ("html", _) => Value::Str(escape(&print(args), |c| match c {
+            '\0' => Some("\u{fffd}".to_owned()),
             '<' => Some("&lt;".to_owned()),
             '>' => Some("&gt;".to_owned()),
             '&' => Some("&amp;".to_owned()),
@@ -37,15 +58,17 @@ pub(super) fn call(name: &str, args: &[Value]) -> Result<Value> {
             '\'' => Some("&#39;".to_owned()),
             _ => None,
         })),
-        ("js", _) => Value::Str(escape(&text(), |c| match c {
+        ("js", _) => Value::Str(escape(&print(args), |c| match c {
             '\\' | '\'' | '"' => Some(format!("\\{c}")),
             '<' | '>' | '&' | '=' => Some(format!("\\u{:04X}", u32::from(c))),
-            c if c.is_control() => Some(format!("\\u{:04X}", u32::from(c))),
+            c if c < ' ' || (!c.is_ascii() && !is_printable(c)) => Some(format!("\\u{:04X}", u32::from(c))),
             _ => None,
         })),
-        ("urlquery", _) => Value::Str(url_query(&text())),
+        ("urlquery", _) => Value::Str(url_query(&print(args))),
+        ("call", [first, ..]) => return Err(wrong(name, &format!("{first} is no function"))),
         (
-            "not" | "len" | "index" | "slice" | "eq" | "ne" | "lt" | "le" | "gt" | "ge" | "printf" | "join",
+            "not" | "len" | "index" | "slice" | "eq" | "ne" | "lt" | "le" | "gt" | "ge" | "printf" | "join"
+            | "call",
             _,
         ) => return Err(wrong(name, "wrong number or kind of arguments")),
         _ => return Err(TemplateError(format!("function {name:?} not defined"))),
@@ -94,11 +117,27 @@ fn slice(value: &Value, bounds: &[Value]) -> Result<Value> {
     }
 }
 
+const INCOMPATIBLE: &str = "incompatible types for comparison";
+
+fn equal(name: &str, a: &Value, b: &Value) -> Result<bool> {
+    use Value::{Bool, Float, Int, Nil, Str, Struct};
+    match (a, b) {
+        (Str(_), Str(_)) | (Int(_), Int(_)) | (Float(_), Float(_)) | (Bool(_), Bool(_)) => Ok(a == b),
+        (Struct(_), Struct(_)) | (Nil, _) | (_, Nil) => Ok(a == b),
+        (Value::Map(_) | Value::List(_), _) | (_, Value::Map(_) | Value::List(_)) => {
+            Err(wrong(name, "maps and lists can't be compared"))
+        }
+        _ => Err(wrong(name, INCOMPATIBLE)),
+    }
+}
+
 fn order(name: &str, a: &Value, b: &Value) -> Result<std::cmp::Ordering> {
     match (a, b) {
         (Value::Str(a), Value::Str(b)) => Ok(a.cmp(b)),
         (Value::Int(a), Value::Int(b)) => Ok(a.cmp(b)),
-        _ => Err(wrong(name, "incompatible types for comparison")),
+        (Value::Float(a), Value::Float(b)) => Ok(a.total_cmp(b)),
+        (Value::Bool(_), Value::Bool(_)) => Err(wrong(name, "invalid type for comparison")),
+        _ => Err(wrong(name, INCOMPATIBLE)),
     }
 }
 
@@ -114,61 +153,6 @@ fn url_query(text: &str) -> String {
             b' ' => out.push('+'),
             _ => out.push_str(&format!("%{byte:02X}")),
         }
-    }
-    out
-}
-
-/// The verbs `%s %v %d %q %t %x %X %c %%` with width, `-` and `0`.
-fn printf(format: &str, values: &[Value]) -> String {
-    let mut out = String::new();
-    let mut values = values.iter();
-    let mut chars = format.chars().peekable();
-    while let Some(c) = chars.next() {
-        if c != '%' {
-            out.push(c);
-            continue;
-        }
-        let mut spec = String::new();
-        while let Some(flag) = chars.next_if(|c| c.is_ascii_digit() || "-+# .".contains(*c)) {
-            spec.push(flag);
-        }
-        let Some(verb) = chars.next() else {
-            out.push_str("%!(NOVERB)");
-            break;
-        };
-        if verb == '%' {
-            out.push('%');
-            continue;
-        }
-        let Some(value) = values.next() else {
-            out.push_str(&format!("%!{verb}(MISSING)"));
-            continue;
-        };
-        let text = match (verb, value) {
-            ('s' | 'v', value) => value.to_string(),
-            ('d', Value::Int(number)) => number.to_string(),
-            ('t', Value::Bool(truth)) => truth.to_string(),
-            ('q', Value::Str(text)) => format!("{text:?}"),
-            ('x', Value::Int(number)) => format!("{number:x}"),
-            ('X', Value::Int(number)) => format!("{number:X}"),
-            ('x', Value::Str(text)) => text.bytes().map(|b| format!("{b:02x}")).collect(),
-            ('c', Value::Int(code)) => {
-                u32::try_from(*code).ok().and_then(char::from_u32).unwrap_or('\u{fffd}').to_string()
-            }
-            (verb, value) => format!("%!{verb}({value})"),
-        };
-        let width: usize = spec.trim_start_matches(['-', '0', '+', '#', ' ']).parse().unwrap_or(0).min(1024);
-        out.push_str(&match (spec.contains('-'), spec.starts_with('0')) {
-            (true, _) => format!("{text:<width$}"),
-            (false, true) => match text.strip_prefix('-') {
-                Some(digits) => format!("-{digits:0>w$}", w = width.saturating_sub(1)),
-                None => format!("{text:0>width$}"),
-            },
-            (false, false) => format!("{text:>width$}"),
-        });
-    }
-    if values.next().is_some() {
-        out.push_str("%!(EXTRA)");
     }
     out
 }

@@ -1,12 +1,16 @@
 //! Templates in task specs: `{{.Service.Name}}` and the like, with conditions, loops and functions.
 //!
 //! The control API checks specs with it, both executors expand with it, and so do payloads of secrets and configs (with more functions, see
-//! [`Functions`]). Which fields are expanded is the caller's matter, except for containers, where
+//! [`Functions`]). The language is Go's text/template, with all of its functions, but without `define`, `template`, `block`, `break` and
+//! `continue`, which are refused by name, and without numbers that are complex. Which fields are expanded is the caller's matter, except for containers, where
 //! [`expand_container_spec`] knows them.
 
 mod eval;
 mod functions;
 mod parse;
+mod printf;
+#[cfg(test)]
+mod table;
 
 use std::collections::BTreeMap;
 

@@ -340,6 +340,8 @@ fn tokens(text: &str) -> Result<Vec<Token>> {
             ',' => (Token::Comma, 1),
             '=' => (Token::Assign, 1),
             ':' if rest.starts_with(":=") => (Token::Declare, 2),
+            '0'..='9' | '-' | '+' => number(rest)?,
+            '.' if rest[1..].starts_with(|c: char| c.is_ascii_digit()) => number(rest)?,
             '.' => match word_end(&rest[1..]) {
                 0 => (Token::Dot, 1),
                 end => (Token::Field(rest[1..=end].to_owned(), spaced), end + 1),
@@ -349,13 +351,6 @@ fn tokens(text: &str) -> Result<Vec<Token>> {
                 (Token::Variable(rest[..end].to_owned()), end)
             }
             '"' | '`' | '\'' => quoted(rest, first)?,
-            '0'..='9' | '-' | '+' => {
-                let end = 1 + rest[1..].find(|c: char| !c.is_ascii_alphanumeric()).unwrap_or(rest.len() - 1);
-                let number = rest[..end]
-                    .parse()
-                    .map_err(|_| TemplateError(format!("bad number {:?}", &rest[..end])))?;
-                (Token::Literal(Value::Int(number)), end)
-            }
             c if c.is_alphabetic() || c == '_' => {
                 let end = word_end(rest);
                 let token = match &rest[..end] {
@@ -371,6 +366,42 @@ fn tokens(text: &str) -> Result<Vec<Token>> {
         tokens.push(token);
         rest = &rest[used..];
     }
+}
+
+/// A number and the bytes it takes: whole ones to the bases 2, 8, 10 and 16, others with a point or an exponent.
+fn number(text: &str) -> Result<(Token, usize)> {
+    let mut end = 1;
+    for (at, c) in text.char_indices().skip(1) {
+        let exponent = text[..at].ends_with(['e', 'E']) && !text[..at].contains(['x', 'X']);
+        if !(c.is_ascii_alphanumeric() || c == '.' || c == '_' || (matches!(c, '+' | '-') && exponent)) {
+            break;
+        }
+        end = at + 1;
+    }
+    let whole = &text[..end];
+    let value = integer(whole).map(Value::Int).or_else(|| {
+        let float = whole.replace('_', "").parse::<f64>().ok().filter(|number| number.is_finite());
+        float.filter(|_| whole.contains(['.', 'e', 'E'])).map(Value::Float)
+    });
+    let value = value.ok_or_else(|| TemplateError(format!("bad number {whole:?}")))?;
+    Ok((Token::Literal(value), end))
+}
+
+fn integer(text: &str) -> Option<i64> {
+    let digits = text.strip_prefix(['+', '-']).unwrap_or(text);
+    let lower = digits.to_ascii_lowercase();
+    let (rest, radix) = match lower.as_bytes() {
+        [b'0', b'x', ..] => (&digits[2..], 16),
+        [b'0', b'o', ..] => (&digits[2..], 8),
+        [b'0', b'b', ..] => (&digits[2..], 2),
+        [b'0', _, ..] => (&digits[1..], 8),
+        _ => (digits, 10),
+    };
+    if !rest.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '_') {
+        return None;
+    }
+    let number = i128::from_str_radix(&rest.replace('_', ""), radix).ok()?;
+    i64::try_from(if text.starts_with('-') { -number } else { number }).ok()
 }
 
 /// A quoted string (or character) and the number of bytes it takes.
