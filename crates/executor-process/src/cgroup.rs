@@ -305,6 +305,27 @@ mod tests {
         }
     }
 
+    /// Its controllers may be those of version 1 here; what holds processes together needs none.
+    #[test]
+    fn a_group_of_version_2_is_made_joined_killed_and_removed() {
+        let [mounts, own] = [PROC_MOUNTS, PROC_GROUPS].map(|file| fs::read_to_string(file).unwrap());
+        let (Some(unified), true) = (candidates(&mounts, &own).0, rustix::process::geteuid().is_root())
+        else {
+            eprintln!("not run: no control groups of version 2 here, or no right to them");
+            return;
+        };
+        let path = unified.join(format!("swarmd-test-{}", std::process::id()));
+        let group = TaskGroup { directories: vec![Directory { path: path.clone(), settings: Vec::new() }] };
+        group.create().unwrap();
+        let mut child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+        fs::write(path.join("cgroup.procs"), child.id().to_string()).unwrap();
+        assert_eq!(group.members(), [child.id() as i32]);
+        assert!(!group.remove(), "somebody is in there");
+        group.kill();
+        assert!(!child.wait().unwrap().success());
+        assert!(group.members().is_empty() && !group.ran_out_of_memory() && group.remove() && !path.exists());
+    }
+
     #[test]
     fn own_groups_are_found_in_a_mixed_host() {
         let mounts = "30 25 0:26 / /nonexistent/cpu rw - cgroup cgroup rw,cpu,cpuacct\n\

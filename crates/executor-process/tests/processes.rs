@@ -12,7 +12,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Uid;
 use swarm_agent::{ControllerError, Executor, LogOptions, LogStream};
 use swarm_api::swarmd::{ProcessSpec, process_spec::Rlimit};
-use swarm_api::v1::{Node, ResourceRequirements, Resources};
+use swarm_api::v1::Node;
 use swarm_testkit::wait::until;
 
 use common::*;
@@ -319,7 +319,8 @@ async fn killed_at_any_point_a_task_neither_runs_twice_nor_is_forgotten() {
         match within(task.start()).await {
             Ok(()) => {
                 until_lines_of(&count, 1).await;
-                assert_eq!(processes_of(&record.id).len(), 1, "round {round}");
+                // A process that becomes another program has no environment for a moment.
+                until_processes(&record, 1).await;
                 within(task.terminate()).await.unwrap();
                 never += 1;
             }
@@ -456,24 +457,6 @@ async fn much_output_is_rotated_and_followed_without_a_gap() {
     // A file may exceed its size by what came in at once.
     assert!(size("log") + size("log.1") < 2 << 20);
     assert!(!lab.dir(&record).join("log.2").exists());
-    lab.done().await;
-}
-
-#[tokio::test]
-async fn memory_limit_ends_the_greedy() {
-    let lab = Lab::new();
-    let mut record = lab.task(&shell("exec tail /dev/zero"));
-    let limits = Resources { memory_bytes: 32 << 20, ..Default::default() };
-    record.spec.resources = Some(ResourceRequirements { limits: Some(limits), ..Default::default() });
-    let task = lab.controller(&record);
-    start(task.as_ref()).await;
-    let result = within(task.wait()).await;
-    // By the kernel where there are control groups, by a failed allocation where there are none.
-    match &result {
-        Err(ControllerError::Exit { code: 137, cause: Some(cause) }) => assert_eq!(cause, "out of memory"),
-        Err(ControllerError::Exit { .. }) => {}
-        other => panic!("it got what it wanted: {other:?}"),
-    }
     lab.done().await;
 }
 
