@@ -251,7 +251,8 @@ impl TaskDir {
 
     /// Whether somebody holds the lock.
     fn is_locked(&self) -> io::Result<bool> {
-        let file = match private().open(self.file(LOCK)) {
+        // Only looked at: that goes on a read-only disk too.
+        let file = match OpenOptions::new().read(true).open(self.file(LOCK)) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
             other => other?,
         };
