@@ -230,9 +230,12 @@ async fn services(swarm: &Swarm, scratch: &Path) -> Result<()> {
         let slot = seen.trim().rsplit('.').next().unwrap_or_default();
         let expected = format!("400 1000\nslot {slot} on {OURS} with {password}\nweb.{slot}\n");
         ensure!(seen == expected, "{seen}");
-        let (published, target) = task.ports.split_once("->").with_context(|| task.ports.clone())?;
-        let port = published.rsplit(':').next().unwrap_or_default();
-        ensure!(target == "8080/tcp" && port.parse::<u16>().is_ok_and(|port| port > 0), "{task:?}");
+        // An engine whose numbers for IPv4 and IPv6 went apart publishes two.
+        for one in task.ports.split(',') {
+            let (published, target) = one.split_once("->").with_context(|| task.ports.clone())?;
+            let port = published.rsplit(':').next().unwrap_or_default();
+            ensure!(target == "8080/tcp" && port.parse::<u16>().is_ok_and(|port| port > 0), "{task:?}");
+        }
     }
     let lines = ["web.1", "web.1 complains", "web.2", "web.2 complains"].map(str::to_owned).into();
     swarm.logs("web", &lines).await?;
@@ -283,6 +286,56 @@ async fn trouble(swarm: &Swarm) -> Result<()> {
     swarm.docker(&["service", "rm", "ends", "far", "mesh", "job"])?;
     // The manager of version 20.10 never has a job's completed task removed, not from nodes of its own make either.
     for service in ["ends", "far", "mesh"] {
+        swarm.nothing_left(service).await?;
+    }
+    Ok(())
+}
+
+/// What goes beyond the contract is in labels of containers, which Docker's manager passes on as it passes on any; the constraints
+/// that our managers add to it by themselves are the operator's to give.
+async fn extensions(swarm: &Swarm, scratch: &Path) -> Result<()> {
+    let offered =
+        swarm.docker(&["node", "inspect", OURS, "--format", "{{json .Description.Engine.Labels}}"])?;
+    ensure!(
+        offered.contains("\"swarmd.init-tasks\":\"1\"") && offered.contains("\"swarmd.pre-stop\":\"1\""),
+        "{offered}"
+    );
+    let mount = format!("type=bind,source={},target=/shared", scratch.display());
+    let init = r#"swarmd.init-tasks=[{"command":["sh","-c","echo $NAME prepared >>/shared/steps"]}]"#;
+    let stop = r#"swarmd.pre-stop=["sh","-c","echo $NAME stops >>/shared/steps"]"#;
+    let flags = [
+        ["--container-label", init],
+        ["--container-label", stop],
+        ["--constraint", "engine.labels.swarmd.init-tasks==1"],
+        ["--constraint", "engine.labels.swarmd.pre-stop==1"],
+        ["--mount", &mount],
+        ["--env", "NAME={{.Service.Name}}.{{.Task.Slot}}"],
+    ];
+    let steps = || std::fs::read_to_string(scratch.join("steps")).unwrap_or_default();
+    swarm.create("steps", flags.as_flattened(), &format!("echo began >>/shared/steps; {REST}"))?;
+    swarm.running("steps", 1).await?;
+    until("the command to begin behind its init task", SOON, || async {
+        ensure!(steps() == "steps.1 prepared\nbegan\n", "{}", steps());
+        Ok(())
+    })
+    .await?;
+    swarm.docker(&["service", "rm", "steps"])?;
+    swarm.nothing_left("steps").await?;
+    ensure!(steps() == "steps.1 prepared\nbegan\nsteps.1 stops\n", "{}", steps());
+
+    for (service, label, text) in [
+        ("bad", r#"swarmd.init-tasks=[{"command":["sh","-c","echo no database; exit 4"]}]"#, "no database"),
+        ("unreadable", "swarmd.pre-stop=quit", "label \"swarmd.pre-stop\" can't be read"),
+        ("unknown", "swarmd.nonsense=1", "swarmd.nonsense"),
+    ] {
+        swarm.create(service, &["--container-label", label, "--restart-condition", "none"], REST)?;
+        until(text, SOON, || async {
+            let tasks = swarm.tasks(service)?;
+            ensure!(tasks.iter().any(|t| t.state == "Rejected" && t.error.contains(text)), "{tasks:#?}");
+            Ok(())
+        })
+        .await?;
+        swarm.docker(&["service", "rm", service])?;
         swarm.nothing_left(service).await?;
     }
     Ok(())
@@ -343,6 +396,8 @@ async fn docker_as_manager_runs_services_on_a_node_of_ours() -> Result<()> {
     let result = services(&swarm, scratch.path()).await;
     swarm.with_logs(result)?;
     let result = trouble(&swarm).await;
+    swarm.with_logs(result)?;
+    let result = extensions(&swarm, scratch.path()).await;
     swarm.with_logs(result)
 }
 
