@@ -26,13 +26,18 @@ use tokio::time::Instant;
 use crate::error;
 use crate::events::News;
 use crate::executor::Parts;
+use crate::facts::Api;
 use crate::files::{self, TaskFiles};
+use crate::image::Wanted;
 use crate::logs;
 use crate::observed::Observed;
 use crate::session;
 use crate::spec::{ContainerPlan, PlannedNetwork};
 use crate::stats;
 use crate::steps::whole_seconds;
+
+/// From which version on an engine may be asked for a container of a platform.
+const PLATFORM_OF_CONTAINERS: Api = (1, 41);
 
 /// A look, and the news that were known before it.
 #[derive(Clone)]
@@ -103,17 +108,26 @@ impl DockerController {
         }
     }
 
-    /// Makes sure that the image is there, and says how far that is.
-    async fn ensure_image(&self) -> Result<(), ControllerError> {
+    /// Makes sure that the image is there, and says how far that is. Gives the platform to ask for a container of.
+    async fn ensure_image(&self) -> Result<Option<&str>, ControllerError> {
         self.pull(&self.plan.image, &self.plan.registry_auth, "preparing").await
     }
 
-    /// Makes sure that an image is there; what is said afterwards is `then`.
-    pub(crate) async fn pull(&self, image: &str, auth: &str, then: &str) -> Result<(), ControllerError> {
+    /// Makes sure that an image is there; what is said afterwards is `then`. Gives the platform to ask for a container of.
+    pub(crate) async fn pull(
+        &self,
+        image: &str,
+        auth: &str,
+        then: &str,
+    ) -> Result<Option<&str>, ControllerError> {
         let tell = |percent| self.say(format!("pulling {percent} %"));
-        let result = self.parts.images.ensure(image, auth, tell).await;
+        let platform = self.plan.platform.as_deref();
+        let (image, auth) = (image.to_owned(), auth.to_owned());
+        let wanted = Wanted { image, auth, platform: platform.map(str::to_owned) };
+        let result = self.parts.images.ensure(&wanted, tell).await;
         self.say(then);
-        result
+        let says = result?.says_platform;
+        Ok(platform.filter(|_| says && self.parts.engine.facts().api >= PLATFORM_OF_CONTAINERS))
     }
 
     pub(crate) fn failed(&self, step: &str, error: &bollard::errors::Error) -> ControllerError {
@@ -225,10 +239,14 @@ impl DockerController {
         }
     }
 
-    async fn create(&self, body: ContainerCreateBody) -> Result<(), bollard::errors::Error> {
+    async fn create(
+        &self,
+        body: ContainerCreateBody,
+        platform: Option<&str>,
+    ) -> Result<(), bollard::errors::Error> {
         let mut news = self.news.clone();
         news.mark_seen();
-        let id = self.create_container(&self.plan.name, body).await?;
+        let id = self.create_container(&self.plan.name, body, platform).await?;
         // As good as a look.
         *self.last.lock() = Some(Look { news, seen: Observed::created(id) });
         Ok(())
@@ -239,11 +257,13 @@ impl DockerController {
         &self,
         name: &str,
         body: ContainerCreateBody,
+        platform: Option<&str>,
     ) -> Result<String, bollard::errors::Error> {
         let engine = &self.parts.engine;
         // Closed only with the process.
         let _permit = engine.heavy.acquire().await;
-        let options = CreateContainerOptionsBuilder::new().name(name).build();
+        let platform = platform.unwrap_or_default();
+        let options = CreateContainerOptionsBuilder::new().name(name).platform(platform).build();
         let created = engine.docker.create_container(Some(options), body).await?;
         for warning in created.warnings {
             tracing::warn!(task.id = self.task_id, warning, "the engine warns of a container");
@@ -354,7 +374,7 @@ impl Controller for DockerController {
 
     async fn prepare(&self) -> Result<(), ControllerError> {
         let parts = &self.parts;
-        self.ensure_image().await?;
+        let mut platform = self.ensure_image().await?;
         for volume in &self.plan.volumes {
             let created = parts.engine.docker.create_volume(volume.clone()).await;
             created.map_err(|error| self.failed("creating volume failed", &error))?;
@@ -362,12 +382,12 @@ impl Controller for DockerController {
         self.make_ready().await?;
         self.run_init_tasks().await?;
         let body = self.body()?;
-        let mut created = self.create(body.clone()).await;
+        let mut created = self.create(body.clone(), platform).await;
         if matches!(&created, Err(error) if error::is_not_found(error) && no_such_image(error)) {
-            // Removed by somebody since it was looked for.
+            // Removed by somebody since it was looked for, or replaced by that of another platform.
             parts.images.forget(&self.plan.image);
-            self.ensure_image().await?;
-            created = self.create(body).await;
+            platform = self.ensure_image().await?;
+            created = self.create(body, platform).await;
         }
         match created {
             Ok(()) => {
@@ -535,5 +555,6 @@ impl Controller for DockerController {
 }
 
 fn no_such_image(error: &bollard::errors::Error) -> bool {
-    error::message(error).to_lowercase().contains("no such image")
+    let text = error::message(error).to_lowercase();
+    text.contains("no such image") || text.contains("does not match the specified platform")
 }

@@ -2,6 +2,7 @@
 
 use bollard::models::SystemInfo;
 use swarm_agent::ControllerError;
+use swarm_api::v1::Platform;
 
 /// A version of the engine's interface: major, minor.
 pub type Api = (usize, usize);
@@ -17,12 +18,15 @@ pub struct EngineFacts {
     pub selinux: bool,
     /// User and group on the host that are root in containers.
     pub root: (u32, u32),
+    /// Its own platform, in its own words; nothing if it did not say.
+    pub platform: Platform,
 }
 
 impl EngineFacts {
     /// An engine that can everything, as it is installed.
     pub const fn newest() -> EngineFacts {
-        EngineFacts { api: (usize::MAX, 0), version: String::new(), selinux: false, root: (0, 0) }
+        let platform = Platform { architecture: String::new(), os: String::new() };
+        EngineFacts { api: (usize::MAX, 0), version: String::new(), selinux: false, root: (0, 0), platform }
     }
 
     /// What an engine says of itself.
@@ -43,6 +47,10 @@ impl EngineFacts {
             version: info.server_version.clone().unwrap_or_default(),
             selinux: names.contains(&"selinux"),
             root,
+            platform: Platform {
+                architecture: info.architecture.clone().unwrap_or_default(),
+                os: info.os_type.clone().unwrap_or_default(),
+            },
         }
     }
 
@@ -68,12 +76,15 @@ mod tests {
             server_version: Some("20.10.24".into()),
             security_options: Some(options.iter().map(|option| (*option).to_owned()).collect()),
             docker_root_dir: Some(directory.into()),
+            architecture: Some("x86_64".into()),
+            os_type: Some("linux".into()),
             ..Default::default()
         };
         let of = |options: &[&str], directory: &str| EngineFacts::of((1, 41), &info(options, directory));
         let plain = of(&["name=seccomp,profile=default"], "/var/lib/docker/5.5");
         let version = "20.10.24".to_owned();
-        assert_eq!(plain, EngineFacts { api: (1, 41), version, selinux: false, root: (0, 0) });
+        let platform = Platform { architecture: "x86_64".into(), os: "linux".into() };
+        assert_eq!(plain, EngineFacts { api: (1, 41), version, selinux: false, root: (0, 0), platform });
         assert!(of(&["name=apparmor", "name=selinux"], "/var/lib/docker").selinux);
         assert_eq!(of(&["name=userns"], "/var/lib/docker/165536.165537").root, (165_536, 165_537));
         assert_eq!(of(&["name=userns"], "/var/lib/docker").root, (0, 0));

@@ -1,9 +1,10 @@
 //! Whether an image is there, and getting it.
 //!
 //! A digest or an image id that is present is never pulled. A tag is pulled, since it may have moved, unless the
-//! image never came from a registry; if that fails, an image that is present serves. One pull serves all tasks
-//! that want the same image with the same credentials, goes on when one of them is cancelled, and its result
-//! holds for a while. All of them hear how far it is.
+//! image never came from a registry; if that fails, an image that is present serves. An image of another platform than
+//! the one that is wanted counts as absent. One pull serves all tasks that want the same image of the same platform with the
+//! same credentials, goes on when one of them is cancelled, and its result holds for a while. All of them hear how far it
+//! is.
 
 use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
@@ -25,6 +26,7 @@ use tokio_util::task::TaskTracker;
 use crate::client::Engine;
 use crate::error;
 use crate::pull_progress::Layers;
+use crate::spec::is_of;
 
 /// How long an image counts as looked after.
 const GOOD_FOR: Duration = Duration::from_secs(60);
@@ -37,8 +39,52 @@ const SILENCE: Duration = Duration::from_secs(60);
 /// Set to `1`, it makes any image that is present serve without a pull.
 const PREFER_OFFLINE: &str = "DOCKER_SERVICE_PREFER_OFFLINE_IMAGE";
 
-/// Success may come with the reason for which a pull failed although the image is there: an older one serves.
-type Outcome = Result<Option<String>, ControllerError>;
+/// An image that is there.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Found {
+    /// Why a pull of it failed: an older one serves.
+    kept: Option<String>,
+    /// It says what platform it is for: engines refuse a container of a platform if it does not.
+    pub(crate) says_platform: bool,
+}
+
+type Outcome = Result<Found, ControllerError>;
+
+/// An image that is wanted.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) struct Wanted {
+    /// Its name, as the spec has it.
+    pub(crate) image: String,
+    /// Base64url JSON for its registry, or nothing.
+    pub(crate) auth: String,
+    /// As engines write it, such as `linux/amd64`; none leaves it to the engine.
+    pub(crate) platform: Option<String>,
+}
+
+impl Wanted {
+    /// For messages.
+    fn text(&self) -> String {
+        match &self.platform {
+            Some(platform) => format!("{} for {platform}", self.image),
+            None => self.image.clone(),
+        }
+    }
+
+    /// What is there is of the platform that is wanted, or does not say.
+    fn may_be(&self, found: &ImageInspect) -> bool {
+        self.platform.as_ref().is_none_or(|platform| is_of(platform, platform_of(found)))
+    }
+}
+
+/// System and architecture that an image says it is for.
+fn platform_of(image: &ImageInspect) -> (&str, &str) {
+    (image.os.as_deref().unwrap_or_default(), image.architecture.as_deref().unwrap_or_default())
+}
+
+fn says_platform(image: &ImageInspect) -> bool {
+    let (os, architecture) = platform_of(image);
+    !os.is_empty() && !architecture.is_empty()
+}
 
 struct Entry {
     outcome: Shared<BoxFuture<'static, Outcome>>,
@@ -58,7 +104,7 @@ pub(crate) struct Images {
     engine: Arc<Engine>,
     tracker: TaskTracker,
     stop: CancellationToken,
-    entries: Mutex<HashMap<(String, String), Entry>>,
+    entries: Mutex<HashMap<Wanted, Entry>>,
 }
 
 impl Images {
@@ -66,15 +112,9 @@ impl Images {
         Images { engine, tracker, stop, entries: Mutex::default() }
     }
 
-    /// Makes sure that the image is there; `auth` is base64url JSON, or empty. Says how far a pull is, in percent, once it
-    /// has begun.
-    pub(crate) async fn ensure(
-        &self,
-        image: &str,
-        auth: &str,
-        tell: impl FnMut(u8),
-    ) -> Result<(), ControllerError> {
-        self.get(image, auth, tell).await.map(drop)
+    /// Makes sure that the image is there. Says how far a pull is, in percent, once it has begun.
+    pub(crate) async fn ensure(&self, wanted: &Wanted, tell: impl FnMut(u8)) -> Outcome {
+        self.get(wanted, tell).await
     }
 
     /// As [`Images::ensure`], but what was found before does not count, only a pull that is under way; and an older image does
@@ -86,7 +126,8 @@ impl Images {
         tell: impl FnMut(u8),
     ) -> Result<(), ControllerError> {
         self.forget(image);
-        match self.get(image, auth, tell).await? {
+        let wanted = Wanted { image: image.to_owned(), auth: auth.to_owned(), platform: None };
+        match self.get(&wanted, tell).await?.kept {
             None => Ok(()),
             Some(reason) => Err(ControllerError::Fatal(format!(
                 "pulling image {image} failed: {reason} (the one that is here may be an older one)"
@@ -94,12 +135,11 @@ impl Images {
         }
     }
 
-    async fn get(&self, image: &str, auth: &str, mut tell: impl FnMut(u8)) -> Outcome {
-        let key = (image.to_owned(), auth.to_owned());
+    async fn get(&self, wanted: &Wanted, mut tell: impl FnMut(u8)) -> Outcome {
         let (mut outcome, mut progress) = {
             let mut entries = self.entries.lock();
             entries.retain(|_, entry| entry.holds());
-            let entry = entries.entry(key).or_insert_with(|| self.begin(image, auth));
+            let entry = entries.entry(wanted.clone()).or_insert_with(|| self.begin(wanted.clone()));
             (entry.outcome.clone(), entry.progress.clone())
         };
         progress.mark_changed();
@@ -118,25 +158,23 @@ impl Images {
 
     /// Forgets what is known of an image: it has vanished from the engine, or somebody wants to know anew.
     pub(crate) fn forget(&self, image: &str) {
-        self.entries.lock().retain(|(known, _), entry| known != image || entry.ended.get().is_none());
+        self.entries.lock().retain(|known, entry| known.image != image || entry.ended.get().is_none());
     }
 
-    fn begin(&self, image: &str, auth: &str) -> Entry {
+    fn begin(&self, wanted: Wanted) -> Entry {
         let ended = Arc::new(OnceLock::new());
         let (tell, progress) = watch::channel(None);
         let task = {
             let (engine, stop, ended) = (self.engine.clone(), self.stop.clone(), ended.clone());
-            let (image, auth) = (image.to_owned(), auth.to_owned());
             async move {
-                let outcome =
-                    match stop.run_until_cancelled_owned(provide(&engine, &image, &auth, &tell)).await {
-                        Some(outcome) => outcome,
-                        None => Err(ControllerError::Temporary("the daemon is stopping".to_owned())),
-                    };
+                let outcome = match stop.run_until_cancelled_owned(provide(&engine, &wanted, &tell)).await {
+                    Some(outcome) => outcome,
+                    None => Err(ControllerError::Temporary("the daemon is stopping".to_owned())),
+                };
                 let holds = match &outcome {
-                    Ok(None) => GOOD_FOR,
+                    Ok(Found { kept: None, .. }) => GOOD_FOR,
                     // Tasks run with it; whoever corrects the reason need not wait for long.
-                    Ok(Some(_)) => KEPT_FOR,
+                    Ok(Found { kept: Some(_), .. }) => KEPT_FOR,
                     Err(ControllerError::Temporary(_)) => Duration::ZERO,
                     Err(_) => BAD_FOR,
                 };
@@ -155,47 +193,67 @@ impl Images {
     }
 }
 
-async fn provide(engine: &Engine, image: &str, auth: &str, tell: &watch::Sender<Option<u8>>) -> Outcome {
-    let present = match engine.docker.inspect_image(image).await {
-        Ok(found) => Some(found),
-        Err(error) if error::is_not_found(&error) => None,
-        Err(error) => return Err(error::of_step("looking for the image", &engine.address, &error)),
-    };
+async fn look(engine: &Engine, image: &str) -> Result<Option<ImageInspect>, ControllerError> {
+    match engine.docker.inspect_image(image).await {
+        Ok(found) => Ok(Some(found)),
+        Err(error) if error::is_not_found(&error) => Ok(None),
+        Err(error) => Err(error::of_step("looking for the image", &engine.address, &error)),
+    }
+}
+
+async fn provide(engine: &Engine, wanted: &Wanted, tell: &watch::Sender<Option<u8>>) -> Outcome {
+    let image = wanted.image.as_str();
+    let (mut present, mut other) = (look(engine, image).await?, String::new());
+    if let Some(found) = present.take_if(|found| !wanted.may_be(found)) {
+        let (os, architecture) = platform_of(&found);
+        other = format!(" (the one that is here is for {os}/{architecture})");
+    }
     match &present {
         Some(found) if !worth_a_pull(image, found, std::env::var(PREFER_OFFLINE).is_ok_and(|v| v == "1")) => {
-            return Ok(None);
+            return Ok(Found { kept: None, says_platform: says_platform(found) });
         }
         None if is_id(image) => {
+            let text = wanted.text();
             return Err(ControllerError::Fatal(format!(
-                "No such image: {image} (an image id can't be pulled)"
+                "No such image: {text} (an image id can't be pulled){other}"
             )));
         }
         _ => {}
     }
-    let credentials = match decode_auth(auth) {
+    let credentials = match decode_auth(&wanted.auth) {
         Ok(credentials) => credentials,
         Err(reason) => {
             tracing::warn!(image, reason, "invalid registry credentials: pulling without any");
             None
         }
     };
-    let mut pulled = pull(engine, image, credentials.clone(), tell).await;
+    let mut pulled = pull(engine, wanted, credentials.clone(), tell).await;
     if credentials.is_some() && matches!(&pulled, Err(PullError::Engine(error)) if is_unauthorized(error)) {
         tracing::info!(image, "registry refused the credentials: pulling without any");
         // The first refusal says more than what anonymous users are told.
-        pulled = pull(engine, image, None, tell).await.or(pulled);
+        pulled = pull(engine, wanted, None, tell).await.or(pulled);
     }
+    let text = wanted.text();
     match (pulled, present) {
-        (Ok(()), _) => Ok(None),
-        (Err(reason), Some(_)) => {
+        (Ok(()), _) if wanted.platform.is_none() => Ok(Found::default()),
+        // Removed again meanwhile: the engine says so when it is asked for the container.
+        (Ok(()), _) => {
+            let says_platform = look(engine, image).await?.is_none_or(|found| says_platform(&found));
+            Ok(Found { kept: None, says_platform })
+        }
+        (Err(reason), Some(found)) => {
             tracing::warn!(image, %reason, "pulling image failed: using the one that is here");
-            Ok(Some(reason.to_string()))
+            Ok(Found { kept: Some(reason.to_string()), says_platform: says_platform(&found) })
         }
         // A registry that can't be reached is the image's trouble, an engine that can't is not.
-        (Err(PullError::Engine(error)), None) if error::status(&error).is_none() => {
-            Err(error::of_step(&format!("pulling image {image} failed"), &engine.address, &error))
+        (Err(PullError::Engine(error)), None)
+            if error::status(&error).is_none() && error::is_temporary(&error) =>
+        {
+            Err(error::of_step(&format!("pulling image {text} failed"), &engine.address, &error))
         }
-        (Err(reason), None) => Err(ControllerError::Fatal(format!("pulling image {image} failed: {reason}"))),
+        (Err(reason), None) => {
+            Err(ControllerError::Fatal(format!("pulling image {text} failed: {reason}{other}")))
+        }
     }
 }
 
@@ -209,13 +267,15 @@ enum PullError {
 
 async fn pull(
     engine: &Engine,
-    image: &str,
+    wanted: &Wanted,
     credentials: Option<DockerCredentials>,
     tell: &watch::Sender<Option<u8>>,
 ) -> Result<(), PullError> {
+    let image = wanted.image.as_str();
     let (name, tag) = split_reference(image);
-    tracing::info!(image, "pulling image");
-    let options = CreateImageOptionsBuilder::new().from_image(name).tag(tag).build();
+    let platform = wanted.platform.as_deref().unwrap_or_default();
+    tracing::info!(image, platform, "pulling image");
+    let options = CreateImageOptionsBuilder::new().from_image(name).tag(tag).platform(platform).build();
     let mut messages = std::pin::pin!(engine.docker.create_image(Some(options), None, credentials));
     let mut layers = Layers::default();
     tell.send_replace(Some(0));

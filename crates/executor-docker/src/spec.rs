@@ -5,6 +5,7 @@ mod files;
 mod init;
 mod mounts;
 mod networks;
+mod platform;
 mod privileges;
 
 use std::collections::HashMap;
@@ -28,6 +29,7 @@ pub use files::PlannedFile;
 pub use init::PlannedInit;
 pub use networks::PlannedNetwork;
 pub(crate) use networks::{NETWORK_ID_LABEL, OVERLAY};
+pub(crate) use platform::is_of;
 
 use crate::facts::{Api, EngineFacts};
 
@@ -48,6 +50,8 @@ pub struct ContainerPlan {
     pub image: String,
     /// Base64url JSON for the registry; empty for none.
     pub registry_auth: String,
+    /// The platform that image and container are to be of, such as `linux/amd64`; none if the task does not say.
+    pub platform: Option<String>,
     /// Volumes that need a request of their own, before the container's.
     pub volumes: Vec<VolumeCreateRequest>,
     /// Networks that must be there before the container is started. The first one is in the body, unless that has a
@@ -182,6 +186,7 @@ pub fn plan(task: &Task, around: &Surroundings<'_>) -> Result<ContainerPlan, Con
             .as_ref()
             .map(|options| options.registry_auth.clone())
             .unwrap_or_default(),
+        platform: platform::platform(task, facts),
         volumes: spec.mounts.iter().filter_map(mounts::volume_request).collect(),
         networks,
         files,

@@ -66,10 +66,11 @@ impl DockerController {
                     return Err(ControllerError::Fatal(format!("{what} failed: its container was removed")));
                 }
                 None => {
-                    self.pull(&step.image, &step.registry_auth, &format!("running {what}")).await?;
+                    let then = format!("running {what}");
+                    let platform = self.pull(&step.image, &step.registry_auth, &then).await?;
                     let mut body = step.body.clone();
                     self.add_credential(&mut body)?;
-                    match self.create_container(&step.name, body).await {
+                    match self.create_container(&step.name, body, platform).await {
                         // Seen by the next look.
                         Err(error) if error::status(&error) == Some(409) => {}
                         created => {

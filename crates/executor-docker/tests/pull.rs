@@ -192,3 +192,63 @@ async fn an_image_that_is_ordered_must_come_from_its_registry() {
     forget(&lab, &image).await;
     lab.done().await;
 }
+
+/// This machine's architecture in the words of images, and another one.
+fn architectures() -> [&'static str; 2] {
+    if std::env::consts::ARCH == "aarch64" { ["arm64", "amd64"] } else { ["amd64", "arm64"] }
+}
+
+#[tokio::test]
+async fn the_image_of_the_nodes_platform_is_pulled_and_no_other_serves() {
+    let lab = Lab::new().await;
+    let registry = Registry::start(None).await.unwrap();
+    let name = id::random();
+    let [own, other] = architectures();
+    let image = format!("{}/{name}:1", registry.address());
+    let task = |image: &str| {
+        let mut task = lab.task(spec(&lab, image));
+        let platform = |architecture: &str| swarm_api::v1::Platform {
+            os: "linux".into(),
+            architecture: architecture.into(),
+        };
+        let platforms = vec![platform(other), platform(std::env::consts::ARCH)];
+        task.spec.placement = Some(swarm_api::v1::Placement { platforms, ..Default::default() });
+        task
+    };
+    // There is one for the other platform only, and it is here.
+    registry.push_many(&name, "1", &layer(), &[other]).unwrap();
+    let options = bollard::query_parameters::CreateImageOptionsBuilder::new()
+        .from_image(&image)
+        .platform(&format!("linux/{other}"))
+        .build();
+    let pulled: Vec<_> =
+        futures::StreamExt::collect(lab.docker.create_image(Some(options), None, None)).await;
+    assert!(pulled.iter().all(Result::is_ok), "{pulled:?}");
+    assert_eq!(command_of(&lab, &image).await, [other]);
+    let Err(ControllerError::Fatal(text)) = within(lab.controller(&task(&image)).prepare()).await else {
+        panic!("an image of another platform was taken")
+    };
+    assert!(text.starts_with(&format!("pulling image {image} for linux/{own} failed: ")), "{text}");
+    assert!(text.ends_with(&format!(" (the one that is here is for linux/{other})")), "{text}");
+
+    // Now there are both.
+    registry.push_many(&name, "1", &layer(), &[other, own]).unwrap();
+    let again = lab.restarted().await;
+    let controller = common::controller(&again, &task(&image));
+    within(controller.prepare()).await.unwrap();
+    within(controller.start()).await.unwrap();
+    assert_eq!(command_of(&lab, &image).await, [own]);
+
+    // An image that was made here says what it is for, and one that does not say runs as well.
+    within(common::controller(&again, &task(&lab.image)).prepare()).await.unwrap();
+    let silent = swarm_testkit::image::without_platform(&lab.docker).await.unwrap();
+    let seen = lab.docker.inspect_image(&silent).await.unwrap();
+    assert_eq!(seen.architecture.as_deref().unwrap_or_default(), "");
+    let controller = common::controller(&again, &task(&silent));
+    within(controller.prepare()).await.unwrap();
+    within(controller.start()).await.unwrap();
+    again.close().await;
+    lab.executor_sweep().await;
+    forget(&lab, &image).await;
+    lab.done().await;
+}

@@ -123,6 +123,68 @@ async fn options_of_newer_engines_are_passed_on() {
     );
 }
 
+/// For a task that may run on these platforms: the pull, if there was one, and the request for the container.
+async fn requests_of(executor: &DockerExecutor, engine: &FakeEngine, platforms: &[(&str, &str)]) -> Vec<String> {
+    let mut task = task(image());
+    let platform = |(os, architecture): &(&str, &str)| swarm_api::v1::Platform {
+        os: (*os).into(),
+        architecture: (*architecture).into(),
+    };
+    let platforms = platforms.iter().map(platform).collect();
+    task.spec.placement = Some(swarm_api::v1::Placement { platforms, ..Default::default() });
+    let before = engine.requests().len();
+    within(controller(executor, &task, &Given::default()).prepare()).await.unwrap();
+    let asked = engine.requests().split_off(before).into_iter().map(|request| request.path);
+    let name = format!("name={}&", swarm_api::naming::task_name(&task));
+    asked.filter(|path| path.contains("/create?")).map(|path| path.replace(&name, "")).collect()
+}
+
+#[tokio::test]
+async fn the_nodes_own_platform_of_a_task_is_asked_for() {
+    let both = &[("windows", "amd64"), ("linux", "X86_64")][..];
+    let pull = |platform: &str| {
+        format!("/images/create?fromImage=web&tag=1&platform={}", platform.replace('/', "%2F"))
+    };
+    let create =
+        |platform: &str| format!("/containers/create?platform={}", platform.replace('/', "%2F"));
+    let local = Character::default();
+    let pulled = Character { pulled: true, ..local.clone() };
+    let arm = Character { image_platform: ("linux", "arm64"), ..local.clone() };
+    let old = Character { api: "1.40", ..pulled.clone() };
+    let unknown = Character { image_platform: ("", ""), ..local.clone() };
+    let own = "linux/amd64";
+    for (what, character, platforms, expected) in [
+        ("from a registry", &pulled, both, vec![pull(own), create(own)]),
+        ("made here", &local, both, vec![create(own)]),
+        ("for another platform", &arm, both, vec![pull(own), create(own)]),
+        ("of an older engine", &old, both, vec![pull(own), create("")]),
+        ("of no known platform", &unknown, both, vec![create("")]),
+        ("for any architecture", &pulled, &[("linux", "")], vec![pull("linux"), create("linux")]),
+        ("for anything", &pulled, &[("", "")], vec![pull(""), create("")]),
+        ("without a wish", &pulled, &[], vec![pull(""), create("")]),
+        ("for others only", &pulled, &[("linux", "arm64")], vec![pull(""), create("")]),
+    ] {
+        let engine = FakeEngine::start(character.clone()).unwrap();
+        let executor = executor(&engine).await;
+        assert_eq!(requests_of(&executor, &engine, platforms).await, expected, "{what}");
+        executor.close().await;
+    }
+}
+
+#[tokio::test]
+async fn tasks_share_the_pull_of_an_image_only_for_one_platform() {
+    let engine = FakeEngine::start(Character { pulled: true, ..Default::default() }).unwrap();
+    let executor = executor(&engine).await;
+    for (platforms, pulls) in
+        [(&[][..], 1), (&[("linux", "amd64")], 1), (&[("", "amd64")], 0), (&[("linux", "")], 1), (&[], 0)]
+    {
+        let asked = requests_of(&executor, &engine, platforms).await;
+        let count = asked.iter().filter(|path| path.starts_with("/images/create?")).count();
+        assert_eq!(count, pulls, "{platforms:?}: {asked:?}");
+    }
+    executor.close().await;
+}
+
 #[tokio::test]
 async fn what_only_windows_has_is_passed_on() {
     let given = Given::default().config("cred", "{\"CmsPlugins\":[]}", "").config("file", "x", "");

@@ -6,6 +6,7 @@
 //! - [`Demand`]: what a task takes on a node, read from its spec.
 //! - [`NodeInfo`]: the account of one node: what it has, what its tasks take, which host ports they use, how many
 //!   are wanted there, and which services keep failing there.
+//! - [`NormalPlatform`]: an operating system and an architecture, whichever of its names is used.
 //!
 //! Everything is whole numbers. Sums are wide enough that no specs, however large, make them wrap.
 
@@ -15,9 +16,11 @@ mod demand;
 mod failures;
 pub mod generic;
 mod node;
+mod platform;
 
 pub use constraint::{Constraint, ConstraintError, Key, all_hold, constraints_of};
 pub use demand::{Demand, Holding, HostPort};
 pub use failures::{FAILURE_LIMIT, FAILURE_WINDOW, Failures};
 pub use generic::{GenericError, Ledger, Request};
 pub use node::NodeInfo;
+pub use platform::NormalPlatform;

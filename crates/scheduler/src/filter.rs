@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use swarm_api::extensions::{self, Feature};
 use swarm_api::naming;
-use swarm_api::v1::{Mount, Node, Platform, Task, mount, task_spec};
-use swarm_placement::{Constraint, Demand, Key, NodeInfo, all_hold, constraints_of};
+use swarm_api::v1::{Mount, Node, Task, mount, task_spec};
+use swarm_placement::{Constraint, Demand, Key, NodeInfo, NormalPlatform, all_hold, constraints_of};
 
 use crate::nodes::{Nodes, Slot};
 use crate::services::ServiceNo;
@@ -25,7 +25,7 @@ pub(crate) struct Fixed {
     plugins: BTreeSet<(&'static str, String)>,
     pub(crate) constraints: Vec<Constraint>,
     /// System and architecture, normalised; an empty one is any.
-    platforms: Vec<(String, String)>,
+    platforms: Vec<NormalPlatform>,
 }
 
 /// Everything a task asks of a node. Tasks of one version of a service ask the same, but for ports of the node.
@@ -90,7 +90,7 @@ impl Requirements {
                 runtime: runtime(task),
                 plugins: plugins(task),
                 constraints: constraints_of(placement),
-                platforms: platforms.iter().map(normal).collect(),
+                platforms: platforms.iter().map(NormalPlatform::from).collect(),
             },
             demand: Demand::of(task),
             max_replicas: placement.map_or(0, |p| p.max_replicas),
@@ -205,10 +205,8 @@ impl Fixed {
         let Some(platform) = node.description.as_ref().and_then(|d| d.platform.as_ref()) else {
             return false;
         };
-        let (node_os, node_arch) = normal(platform);
-        self.platforms
-            .iter()
-            .any(|(os, arch)| (os.is_empty() || *os == node_os) && (arch.is_empty() || *arch == node_arch))
+        let platform = NormalPlatform::from(platform);
+        self.platforms.iter().any(|wanted| platform.serves(wanted))
     }
 }
 
@@ -252,13 +250,4 @@ fn plugins(task: &Task) -> BTreeSet<(&'static str, String)> {
     });
     let log = task.spec.log_driver.iter().filter(|d| !d.name.is_empty() && d.name != "none");
     volumes.chain(networks).chain(log.map(|d| (LOG, d.name.clone()))).collect()
-}
-
-fn normal(platform: &Platform) -> (String, String) {
-    let arch = match platform.architecture.as_str() {
-        "x86_64" => "amd64",
-        "aarch64" => "arm64",
-        arch => arch,
-    };
-    (platform.os.clone(), arch.to_owned())
 }

@@ -49,6 +49,12 @@ pub struct Character {
     pub volume_plugins: &'static [&'static str],
     /// Memory of its host, in bytes.
     pub memory: i64,
+    /// System and architecture of its host.
+    pub platform: (&'static str, &'static str),
+    /// System and architecture that its images say they are for.
+    pub image_platform: (&'static str, &'static str),
+    /// Its images came from a registry.
+    pub pulled: bool,
 }
 
 impl Default for Character {
@@ -61,6 +67,9 @@ impl Default for Character {
             labels: &[],
             volume_plugins: &["local"],
             memory: 1 << 30,
+            platform: ("linux", "x86_64"),
+            image_platform: ("linux", "amd64"),
+            pulled: false,
         }
     }
 }
@@ -181,11 +190,18 @@ fn answer(request: &Recorded, character: &Character) -> (u16, Value) {
                 "Labels": character.labels,
                 "Plugins": {"Volume": character.volume_plugins},
                 "MemTotal": character.memory,
+                "OSType": character.platform.0,
+                "Architecture": character.platform.1,
             }),
         ),
         ("GET", "/plugins" | "/containers/json" | "/networks") => (200, json!([])),
         ("GET", image) if image.starts_with("/images/") => {
-            (200, json!({"Id": "sha256:1", "RepoDigests": []}))
+            let (os, architecture) = character.image_platform;
+            let digests = if character.pulled { vec!["web@sha256:1"] } else { Vec::new() };
+            let image = json!({
+                "Id": "sha256:1", "RepoDigests": digests, "Os": os, "Architecture": architecture,
+            });
+            (200, image)
         }
         ("GET", _) => (404, json!({"message": "nothing is here"})),
         ("POST", "/containers/create") => {

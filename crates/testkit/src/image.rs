@@ -8,8 +8,10 @@ use std::process::Command;
 
 use anyhow::{Context as _, bail};
 use bollard::Docker;
-use bollard::query_parameters::CreateImageOptionsBuilder;
+use bollard::query_parameters::{CreateImageOptionsBuilder, ImportImageOptionsBuilder};
 use futures::StreamExt;
+use serde_json::json;
+use sha2::{Digest, Sha256};
 
 use crate::archive::{Archive, Kind};
 
@@ -17,6 +19,8 @@ use crate::archive::{Archive, Kind};
 pub const NAME: &str = "swarm-test/busybox";
 /// Name of the image that runs into an error.
 const FAILING: &str = "swarm-test/failing";
+/// Name of the image that does not say what platform it is for.
+const SILENT: &str = "swarm-test/silent";
 
 /// Accounts in the image, for tests of users and groups: `app` is 1000:1000, `extra` is the group 2000.
 const PASSWD: &str = "root:x:0:0:root:/root:/bin/sh\napp:x:1000:1000:app:/tmp:/bin/sh\n";
@@ -70,6 +74,35 @@ pub(crate) async fn import(
         answer.with_context(|| format!("importing the image {name}"))?;
     }
     Ok(())
+}
+
+/// The same as an image that does not say for which architecture it is.
+///
+/// # Errors
+/// As [`busybox`].
+pub async fn without_platform(docker: &Docker) -> anyhow::Result<String> {
+    let layer = busybox_layer()?;
+    let sum = Sha256::digest(&layer).iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    let image = format!("{SILENT}:{}", &sum[..8]);
+    if docker.inspect_image(&image).await.is_ok() {
+        return Ok(image);
+    }
+    let config = json!({
+        "config": {"Cmd": ["/bin/sh", "-c", "exec sleep 3600"]},
+        "rootfs": {"type": "layers", "diff_ids": [format!("sha256:{sum}")]},
+    });
+    let manifest = json!([{"Config": "config.json", "RepoTags": [image], "Layers": ["layer.tar"]}]);
+    let mut archive = Archive::default();
+    archive.entry("config.json", Kind::File(config.to_string().as_bytes()), 0o644);
+    archive.entry("manifest.json", Kind::File(manifest.to_string().as_bytes()), 0o644);
+    archive.entry("layer.tar", Kind::File(&layer), 0o644);
+    let archive = bollard::body_full(archive.finish().into());
+    let options = ImportImageOptionsBuilder::new().quiet(true).build();
+    let mut answers = std::pin::pin!(docker.import_image(options, archive, None));
+    while let Some(answer) = answers.next().await {
+        answer.with_context(|| format!("loading the image {image}"))?;
+    }
+    Ok(image)
 }
 
 /// The image's only layer, a tar archive: for a registry.

@@ -22,6 +22,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+const INDEX: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
 const MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
 const CONFIG: &str = "application/vnd.docker.container.image.v1+json";
 const LAYER: &str = "application/vnd.docker.image.rootfs.diff.tar";
@@ -45,8 +46,8 @@ struct Shared {
     /// Value of the `Authorization` header that is asked for.
     authorization: Option<String>,
     blobs: Mutex<BTreeMap<String, Bytes>>,
-    /// `name:tag` and `name:digest` to manifests.
-    manifests: Mutex<BTreeMap<String, Bytes>>,
+    /// `name:tag` and `name:digest` to manifests, and what kind of one each is.
+    manifests: Mutex<BTreeMap<String, (&'static str, Bytes)>>,
     /// Manifests asked for by tag or digest, with GET or HEAD.
     resolved: AtomicUsize,
     refused: AtomicUsize,
@@ -123,9 +124,45 @@ impl Registry {
     /// # Errors
     /// Only if JSON can't be written.
     pub fn push(&self, name: &str, tag: &str, layer: Vec<u8>, command: &[&str]) -> Result<String> {
+        let manifest = self.push_for("amd64", name, tag, layer, command)?;
+        let manifest_digest = digest(&manifest);
+        self.shared.manifests.lock().insert(format!("{name}:{tag}"), (MANIFEST, manifest));
+        Ok(manifest_digest)
+    }
+
+    /// Serves an image of one layer for each of these architectures under `name:tag`, in place of what was there. The command
+    /// of each is the name of its architecture.
+    ///
+    /// # Errors
+    /// Only if JSON can't be written.
+    pub fn push_many(&self, name: &str, tag: &str, layer: &[u8], architectures: &[&str]) -> Result<()> {
+        let mut list = Vec::new();
+        for architecture in architectures {
+            let manifest = self.push_for(architecture, name, tag, layer.to_vec(), &[architecture])?;
+            list.push(serde_json::json!({
+                "mediaType": MANIFEST, "size": manifest.len(), "digest": digest(&manifest),
+                "platform": {"os": "linux", "architecture": architecture},
+            }));
+        }
+        let index = serde_json::to_vec(
+            &serde_json::json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": list}),
+        )?;
+        self.shared.manifests.lock().insert(format!("{name}:{tag}"), (INDEX, index.into()));
+        Ok(())
+    }
+
+    /// Serves an image by the digest of its manifest, which it gives.
+    fn push_for(
+        &self,
+        architecture: &str,
+        name: &str,
+        tag: &str,
+        layer: Vec<u8>,
+        command: &[&str],
+    ) -> Result<Bytes> {
         let layer_digest = digest(&layer);
         let config = serde_json::to_vec(&serde_json::json!({
-            "architecture": "amd64",
+            "architecture": architecture,
             "os": "linux",
             "config": {"Cmd": command, "Labels": {"tag": tag}},
             "rootfs": {"type": "layers", "diff_ids": [layer_digest]},
@@ -136,15 +173,13 @@ impl Registry {
             "config": {"mediaType": CONFIG, "size": config.len(), "digest": digest(&config)},
             "layers": [{"mediaType": LAYER, "size": layer.len(), "digest": layer_digest}],
         }))?;
-        let manifest_digest = digest(&manifest);
         let mut blobs = self.shared.blobs.lock();
         blobs.insert(digest(&config), config.into());
         blobs.insert(layer_digest, layer.into());
-        let mut manifests = self.shared.manifests.lock();
         let manifest = Bytes::from(manifest);
-        manifests.insert(format!("{name}:{tag}"), manifest.clone());
-        manifests.insert(format!("{name}:{manifest_digest}"), manifest);
-        Ok(manifest_digest)
+        let by_digest = format!("{name}:{}", digest(&manifest));
+        self.shared.manifests.lock().insert(by_digest, (MANIFEST, manifest.clone()));
+        Ok(manifest)
     }
 
     /// How often an image was asked for by its tag or digest.
@@ -189,7 +224,7 @@ impl Shared {
             self.resolved.fetch_add(1, Ordering::SeqCst);
             let manifests = self.manifests.lock();
             return match manifests.get(&format!("{name}:{reference}")) {
-                Some(manifest) => plain(StatusCode::OK, MANIFEST, manifest.clone()),
+                Some((kind, manifest)) => plain(StatusCode::OK, kind, manifest.clone()),
                 None => missing(),
             };
         }
