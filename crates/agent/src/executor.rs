@@ -1,6 +1,7 @@
 //! What an agent asks of a way to run tasks.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -73,6 +74,12 @@ pub trait Controller: Send + Sync {
 
     /// Frees everything that was made for the task, running or not. Succeeds if there is nothing.
     async fn remove(&self) -> Result<(), ControllerError>;
+
+    /// Sees to it that a task that has ended does not run again, whoever starts it. Called for as long as it is kept; never returns.
+    /// The default has nothing to look after: what has ended can't be started again.
+    async fn keep_ended(&self) -> Infallible {
+        std::future::pending().await
+    }
 
     /// Why the call that is under way takes so long, where that is somebody else's doing; users find it in the task's
     /// status. `None` if nothing is known to be wrong.

@@ -86,7 +86,7 @@ impl Runner {
             self.tell_controller().await?;
         }
         match next(self.status.state(), self.task.desired_state()) {
-            Step::Rest => Err(self.interruption().await),
+            Step::Rest => Err(self.rest().await),
             Step::Enter(state, message) => {
                 let mut status = self.status.clone();
                 enter(&mut status, state, message);
@@ -113,6 +113,19 @@ impl Runner {
                 }
                 Ok(())
             }
+        }
+    }
+
+    /// Waits until there is something to do. A task that has ended is kept from running again meanwhile.
+    async fn rest(&mut self) -> Interrupted {
+        if !self.status.reached(TaskState::Complete) {
+            return self.interruption().await;
+        }
+        let controller = self.controller.clone();
+        tokio::select! {
+            biased;
+            interrupted = self.interruption() => interrupted,
+            never = controller.keep_ended() => match never {},
         }
     }
 

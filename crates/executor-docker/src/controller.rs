@@ -1,7 +1,8 @@
 //! One task's container.
 
-use std::sync::Arc;
+use std::convert::Infallible;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use async_trait::async_trait;
 use bollard::models::{
@@ -18,19 +19,20 @@ use swarm_agent::template::Context;
 use swarm_agent::{
     AttachOptions, Controller, ControllerError, Dependencies, ExecOptions, LogOptions, LogSink, Stats, TaskIo,
 };
-use swarm_api::Shared;
 use swarm_api::v1::{ContainerStatus, PortStatus, Task, task_spec};
+use swarm_api::{Shared, TaskState};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::error;
-use crate::events::News;
+use crate::events::{Awaited, News};
 use crate::executor::Parts;
 use crate::facts::Api;
 use crate::files::{self, TaskFiles};
 use crate::image::Wanted;
+use crate::labelled;
 use crate::logs;
-use crate::observed::Observed;
+use crate::observed::{Fault, Observed, Run};
 use crate::session;
 use crate::spec::{ContainerPlan, PlannedNetwork};
 use crate::stats;
@@ -62,8 +64,14 @@ pub(crate) struct DockerController {
     pub(crate) pre_stopped: AtomicBool,
     /// This controller created the container and has not tried to start it: no look is needed before the start.
     fresh: AtomicBool,
-    /// It was stopped for its bad health.
-    unhealthy: AtomicBool,
+    /// An earlier daemon may have made the container, and somebody may have changed its name since.
+    adopted: bool,
+    /// Why it was stopped although its task was to run.
+    fault: OnceLock<Fault>,
+    /// Its container's id, once it is known: a name may be changed by anybody.
+    id: Mutex<Option<String>>,
+    /// What was first seen to run in it.
+    first_run: OnceLock<Run>,
     last: Mutex<Option<Look>>,
     pub(crate) news: News,
 }
@@ -102,7 +110,10 @@ impl DockerController {
             stop_by: Mutex::default(),
             pre_stopped: AtomicBool::new(false),
             fresh: AtomicBool::new(false),
-            unhealthy: AtomicBool::new(false),
+            adopted: task.status.reached(TaskState::Preparing),
+            fault: OnceLock::new(),
+            id: Mutex::default(),
+            first_run: OnceLock::new(),
             last: Mutex::default(),
             news,
         }
@@ -140,33 +151,96 @@ impl DockerController {
 
     /// What a container that has ended means for its task.
     fn result(&self, seen: &Observed) -> Result<(), ControllerError> {
-        seen.result(self.unhealthy.load(Ordering::Relaxed))
+        seen.result(self.fault.get().copied())
     }
 
     /// Looks at the container; `None` if there is none.
     pub(crate) async fn look(&self) -> Result<Option<Look>, ControllerError> {
+        self.try_look().await.map_err(|error| self.failed("inspecting container failed", &error))
+    }
+
+    async fn try_look(&self) -> Result<Option<Look>, bollard::errors::Error> {
         let mut news = self.news.clone();
         news.mark_seen();
-        let docker = &self.parts.engine.docker;
-        match docker.inspect_container(&self.plan.name, None::<InspectContainerOptions>).await {
-            Ok(answer) => {
-                let look = Look { news, seen: self.observed(answer) };
-                *self.last.lock() = Some(look.clone());
-                Ok(Some(look))
-            }
-            Err(error) if error::is_not_found(&error) => {
-                *self.last.lock() = None;
-                Ok(None)
-            }
-            Err(error) => Err(self.failed("inspecting container failed", &error)),
+        let known = self.id.lock().clone();
+        let seen = match &known {
+            Some(id) => self.inspect(id).await?,
+            None => self.find(&self.plan.name, None).await?,
+        };
+        let look = seen.map(|seen| Look { news, seen });
+        if let Some(run) = look.as_ref().and_then(|look| look.seen.run()) {
+            self.first_run.get_or_init(|| run);
         }
+        {
+            let mut id = self.id.lock();
+            // What was made meanwhile stays known.
+            if look.is_some() || *id == known {
+                *id = look.as_ref().map(|look| look.seen.id.clone());
+            }
+        }
+        *self.last.lock() = look.clone();
+        Ok(look)
+    }
+
+    /// Finds a container of the task's by its name, or else, since that may have been changed, by its labels; `init` is the
+    /// number of an init task.
+    pub(crate) async fn find(
+        &self,
+        name: &str,
+        init: Option<&str>,
+    ) -> Result<Option<Observed>, bollard::errors::Error> {
+        if let Some(seen) = self.inspect(name).await? {
+            return Ok(Some(seen));
+        }
+        let docker = &self.parts.engine.docker;
+        let mut found = labelled::of_task(docker, (&self.task_id, &self.node_id)).await?;
+        found.retain(|container| container.init.as_deref() == init);
+        match found.into_iter().max_by_key(|container| (container.runs, container.created)) {
+            Some(container) => self.inspect(&container.id).await,
+            None => Ok(None),
+        }
+    }
+
+    /// The task's container of this id or name.
+    pub(crate) async fn inspect(&self, handle: &str) -> Result<Option<Observed>, bollard::errors::Error> {
+        let docker = &self.parts.engine.docker;
+        match docker.inspect_container(handle, None::<InspectContainerOptions>).await {
+            Ok(answer) => Ok(Some(self.observed(answer)).filter(|seen| seen.own)),
+            Err(error) if error::is_not_found(&error) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The container's id, whatever it is called now; `None` if there is none. For who is to end or remove it.
+    async fn still_here(&self, step: &str) -> Result<Option<String>, ControllerError> {
+        let known = self.id.lock().clone();
+        if known.is_some() {
+            return Ok(known);
+        }
+        let look = self.try_look().await.map_err(|error| self.still_there(step, &error))?;
+        Ok(look.map(|look| look.seen.id))
+    }
+
+    /// The container's id. Where there is none its name serves, and the engine says that there is none.
+    async fn handle(&self) -> Result<String, ControllerError> {
+        let known = self.id.lock().clone();
+        match known {
+            Some(id) => Ok(id),
+            None => Ok(self.look().await?.map_or_else(|| self.plan.name.clone(), |look| look.seen.id)),
+        }
+    }
+
+    /// What is told from the last look on.
+    pub(crate) fn since_last_look(&self) -> News {
+        let last = self.last.lock();
+        last.as_ref().map_or_else(|| self.news.clone(), |look| look.news.clone())
     }
 
     /// The last look if nothing happened since, else a new one.
     async fn current(&self) -> Result<Option<Look>, ControllerError> {
         let last = self.last.lock().clone();
         match last {
-            Some(look) if look.seen.has_ended() || !look.news.is_there() => Ok(Some(look)),
+            Some(look) if look.seen.has_ended() || !look.news.is_there(look.seen.awaited()) => Ok(Some(look)),
             _ => self.look().await,
         }
     }
@@ -205,10 +279,11 @@ impl DockerController {
 
     /// Attaches the container to its further networks. Those that it is attached to already stay as they are.
     async fn attach(&self) -> Result<(), ControllerError> {
+        let container = self.handle().await?;
         for network in self.further_networks() {
             let name = &network.request.name;
             let request = NetworkConnectRequest {
-                container: self.plan.name.clone(),
+                container: container.clone(),
                 endpoint_config: Some(network.endpoint.clone()),
             };
             match self.parts.engine.docker.connect_network(name, request).await {
@@ -247,6 +322,7 @@ impl DockerController {
         let mut news = self.news.clone();
         news.mark_seen();
         let id = self.create_container(&self.plan.name, body, platform).await?;
+        *self.id.lock() = Some(id.clone());
         // As good as a look.
         *self.last.lock() = Some(Look { news, seen: Observed::created(id) });
         Ok(())
@@ -273,23 +349,40 @@ impl DockerController {
 
     async fn start_container(&self) -> Result<(), bollard::errors::Error> {
         let engine = &self.parts.engine;
+        let known = self.id.lock().clone();
+        let handle = known.as_ref().unwrap_or(&self.plan.name);
         // Closed only with the process.
         let _permit = engine.heavy.acquire().await;
-        let started = engine.docker.start_container(&self.plan.name, None::<StartContainerOptions>).await;
+        let started = engine.docker.start_container(handle, None::<StartContainerOptions>).await;
         started.or_else(|error| if error::status(&error) == Some(304) { Ok(()) } else { Err(error) })
     }
 
     /// The name is taken: by our own container, which is then adopted, or by somebody else's.
     async fn adopt(&self) -> Result<(), ControllerError> {
-        match self.look().await? {
-            Some(look) if look.seen.own => Err(ControllerError::AlreadyPrepared),
-            Some(look) => Err(ControllerError::Fatal(format!(
-                "the container name {} is in use by the container {}, which is not of this task",
-                self.plan.name, look.seen.id
-            ))),
-            None => {
-                Err(ControllerError::Temporary(format!("the container {} has just vanished", self.plan.name)))
+        if self.look().await?.is_some() {
+            return Err(ControllerError::AlreadyPrepared);
+        }
+        let name = &self.plan.name;
+        Err(self.name_in_use(name).await.unwrap_or_else(|| {
+            ControllerError::Temporary(format!("the container {name} has just come or gone"))
+        }))
+    }
+
+    /// Why a name can't be had, if it still can't: another container has it that is not of this task.
+    pub(crate) async fn name_in_use(&self, name: &str) -> Option<ControllerError> {
+        let docker = &self.parts.engine.docker;
+        match docker.inspect_container(name, None::<InspectContainerOptions>).await {
+            Ok(answer) => {
+                let seen = self.observed(answer);
+                (!seen.own).then(|| {
+                    ControllerError::Fatal(format!(
+                        "the container name {name} is in use by the container {}, which is not of this task",
+                        seen.id
+                    ))
+                })
             }
+            Err(error) if error::is_not_found(&error) => None,
+            Err(error) => Some(self.failed("inspecting container failed", &error)),
         }
     }
 
@@ -303,11 +396,11 @@ impl DockerController {
                 }
                 Some(Health::STARTING) => {
                     self.say("started, waiting for the health check");
-                    look.news.wait().await;
+                    look.news.wait(Awaited::Change).await;
                 }
                 Some(Health::UNHEALTHY) => {
-                    self.stop_unhealthy().await?;
-                    look.news.wait().await;
+                    self.stop_for(Fault::Unhealthy).await?;
+                    look.news.wait(Awaited::Change).await;
                 }
                 _ => return Ok(()),
             }
@@ -319,35 +412,53 @@ impl DockerController {
     async fn once_started(&self, mut look: Option<Look>) -> Result<Option<Look>, ControllerError> {
         loop {
             match &mut look {
-                Some(look) if look.seen.is_created() => look.news.wait().await,
+                Some(look) if look.seen.is_created() => look.news.wait(Awaited::Change).await,
                 Some(_) => return Ok(look),
-                None => self.news.clone().wait().await,
+                None => self.news.clone().wait(Awaited::Change).await,
             }
             look = self.look().await?;
         }
     }
 
-    async fn stop_unhealthy(&self) -> Result<(), ControllerError> {
-        if !self.unhealthy.swap(true, Ordering::Relaxed) {
-            tracing::info!(
-                task.id = self.task_id,
-                node.id = self.node_id,
-                "container is unhealthy: stopping it"
-            );
+    async fn stop_for(&self, fault: Fault) -> Result<(), ControllerError> {
+        if self.fault.set(fault).is_ok() {
+            let (task_id, node_id) = (&self.task_id, &self.node_id);
+            match fault {
+                Fault::Unhealthy => {
+                    tracing::info!(
+                        task.id = task_id,
+                        node.id = node_id,
+                        "container is unhealthy: stopping it"
+                    );
+                }
+                Fault::Restarted => tracing::warn!(
+                    task.id = task_id,
+                    node.id = node_id,
+                    "container was restarted by somebody else: its task has failed, and it is stopped"
+                ),
+            }
         }
         self.stop().await
     }
 
     /// Stop signal, grace period, kill; returns once the container does not run.
     async fn stop(&self) -> Result<(), ControllerError> {
-        let grace = self.before_stop().await;
+        let step = "stopping container failed";
+        let Some(id) = self.still_here(step).await? else { return Ok(()) };
+        let grace = self.before_stop(&id).await;
         let options = StopContainerOptionsBuilder::new().t(whole_seconds(grace)).build();
         let docker = self.parts.engine.patient(grace);
-        match docker.stop_container(&self.plan.name, Some(options)).await {
+        match docker.stop_container(&id, Some(options)).await {
             Ok(()) => Ok(()),
             Err(error) if matches!(error::status(&error), Some(304 | 404)) => Ok(()),
-            Err(error) => Err(self.still_there("stopping container failed", &error)),
+            Err(error) => Err(self.still_there(step, &error)),
         }
+    }
+
+    /// What runs in the container is not what was started for the task.
+    fn is_restarted(&self, seen: &Observed) -> bool {
+        let first = self.first_run.get();
+        seen.run().zip(first).is_some_and(|(run, first)| run.is_other_than(first))
     }
 
     /// A container that could not be ended or removed is tried again: giving up would leave it running.
@@ -380,6 +491,9 @@ impl Controller for DockerController {
             created.map_err(|error| self.failed("creating volume failed", &error))?;
         }
         self.make_ready().await?;
+        if self.adopted && self.look().await?.is_some() {
+            return Err(ControllerError::AlreadyPrepared);
+        }
         self.run_init_tasks().await?;
         let body = self.body()?;
         let mut created = self.create(body.clone(), platform).await;
@@ -445,10 +559,12 @@ impl Controller for DockerController {
             if look.seen.is_created() {
                 return Err(ControllerError::Fatal("dockerexec: container was never started".to_owned()));
             }
-            if look.seen.health == Some(Health::UNHEALTHY) {
-                self.stop_unhealthy().await?;
+            if self.is_restarted(&look.seen) {
+                self.stop_for(Fault::Restarted).await?;
+            } else if look.seen.health == Some(Health::UNHEALTHY) {
+                self.stop_for(Fault::Unhealthy).await?;
             }
-            look.news.wait().await;
+            look.news.wait(look.seen.awaited()).await;
             look = self.look().await?.ok_or_else(destroyed)?;
         }
     }
@@ -466,12 +582,14 @@ impl Controller for DockerController {
 
     async fn terminate(&self) -> Result<(), ControllerError> {
         self.remove_init_tasks().await?;
+        let step = "killing container failed";
+        let Some(id) = self.still_here(step).await? else { return Ok(()) };
         let options = KillContainerOptionsBuilder::new().signal("SIGKILL").build();
-        match self.parts.engine.docker.kill_container(&self.plan.name, Some(options)).await {
+        match self.parts.engine.docker.kill_container(&id, Some(options)).await {
             Ok(()) => Ok(()),
             // Not there, or not running.
             Err(error) if matches!(error::status(&error), Some(404 | 409)) => Ok(()),
-            Err(error) => Err(self.still_there("killing container failed", &error)),
+            Err(error) => Err(self.still_there(step, &error)),
         }
     }
 
@@ -481,13 +599,17 @@ impl Controller for DockerController {
             return Err(error);
         }
         self.remove_init_tasks().await?;
-        let options = RemoveContainerOptionsBuilder::new().force(true).v(true).build();
-        match self.parts.engine.docker.remove_container(&self.plan.name, Some(options)).await {
-            Ok(()) => {}
-            // Gone, or going.
-            Err(error) if matches!(error::status(&error), Some(404 | 409)) => {}
-            Err(error) => return Err(self.still_there("removing container failed", &error)),
+        let step = "removing container failed";
+        if let Some(id) = self.still_here(step).await? {
+            let options = RemoveContainerOptionsBuilder::new().force(true).v(true).build();
+            match self.parts.engine.docker.remove_container(&id, Some(options)).await {
+                Ok(()) => {}
+                // Gone, or going.
+                Err(error) if matches!(error::status(&error), Some(404 | 409)) => {}
+                Err(error) => return Err(self.still_there(step, &error)),
+            }
         }
+        *self.id.lock() = None;
         *self.last.lock() = None;
         if let Some(files) = &self.files {
             files.remove().await?;
@@ -498,8 +620,13 @@ impl Controller for DockerController {
         Ok(())
     }
 
+    async fn keep_ended(&self) -> Infallible {
+        self.end_whatever_starts().await
+    }
+
     fn hindrance(&self) -> Option<String> {
-        self.parts.engine.hindrance(&[&self.plan.name, &self.plan.image])
+        let id = self.id.lock().clone().unwrap_or_default();
+        self.parts.engine.hindrance(&[&id, &self.task_id, &self.plan.name, &self.plan.image])
     }
 
     async fn container_status(&self) -> Option<ContainerStatus> {
@@ -528,27 +655,31 @@ impl Controller for DockerController {
         if look.is_none() {
             return Ok(());
         }
-        logs::copy(&self.parts.engine, &self.plan.name, self.plan.tty, &options, &sink)
+        let id = self.handle().await?;
+        logs::copy(&self.parts.engine, &id, self.plan.tty, &options, &sink)
             .await
             .map_err(|error| self.failed("reading logs failed", &error))
     }
 
     async fn exec(&self, options: ExecOptions, io: TaskIo) -> Result<i32, ControllerError> {
-        session::exec(&self.parts.engine, &self.plan.name, options, io)
+        let id = self.handle().await?;
+        session::exec(&self.parts.engine, &id, options, io)
             .await
             .map_err(|(step, error)| self.failed(step, &error))
     }
 
     async fn attach(&self, options: AttachOptions, io: TaskIo) -> Result<i32, ControllerError> {
         let (tty, stdin) = (self.plan.tty, self.plan.body.open_stdin == Some(true));
-        session::attach(&self.parts.engine, &self.plan.name, (tty, stdin), options, io)
+        let id = self.handle().await?;
+        session::attach(&self.parts.engine, &id, (tty, stdin), options, io)
             .await
             .map_err(|(step, error)| self.failed(step, &error))
     }
 
     async fn stats(&self) -> Result<Stats, ControllerError> {
         let limit = self.plan.body.host_config.as_ref().and_then(|host| host.memory);
-        stats::of(&self.parts.engine.docker, &self.plan.name, limit)
+        let id = self.handle().await?;
+        stats::of(&self.parts.engine.docker, &id, limit)
             .await
             .map_err(|error| self.failed("asking the engine for figures", &error))
     }

@@ -2,20 +2,25 @@
 //!
 //! An event says "look again", nothing more. So it does no harm that the engine replays old events to a new
 //! stream, and it is repaired when some are lost: after each reconnection everybody is told to look, and once in a while
-//! everybody whose container does not run.
+//! what runs is compared with what everybody believes ([`Awaited`]).
+//!
+//! What runs although no task of this node wants it is stopped here; what runs although its task has ended, by the task's
+//! controller.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use bollard::query_parameters::{EventsOptionsBuilder, ListContainersOptionsBuilder};
+use bollard::query_parameters::{EventsOptionsBuilder, StopContainerOptions};
 use futures::StreamExt;
 use parking_lot::Mutex;
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::client::Engine;
 use crate::error;
+use crate::labelled::{self, Labelled};
 use crate::spec::{NODE_ID_LABEL, TASK_ID_LABEL};
 
 /// Pauses between attempts to reach the engine again.
@@ -23,20 +28,48 @@ const RETRY_MIN: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(2);
 /// When everything is compared after the stream was opened, and how often from then on.
 const FIRST_CHECK: Duration = Duration::from_millis(250);
-const CHECK_EVERY: Duration = Duration::from_secs(30);
+pub(crate) const CHECK_EVERY: Duration = Duration::from_secs(30);
+/// Time that an engine gives a container to end, where nobody says how long.
+const USUAL_GRACE: Duration = Duration::from_secs(10);
 
-type Subscribers = Mutex<HashMap<String, watch::Sender<()>>>;
+/// What was told of one container so far.
+#[derive(Debug, Clone, Copy, Default)]
+struct Told {
+    /// Words that it ended, went away, or has another health; and ours that it was started.
+    changes: u64,
+    /// The engine's words that it was started.
+    starts: u64,
+    /// Comparisons, and whether it ran at the last one.
+    compared: u64,
+    runs: bool,
+}
+
+/// What is news to somebody.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Awaited {
+    /// For who believes that the container runs: it may not.
+    End,
+    /// For who believes that it has ended for good: it may run.
+    Start,
+    /// Everything but the engine's words of starts, which are mostly our own doing.
+    Change,
+}
+
+type Subscribers = Mutex<HashMap<String, watch::Sender<Told>>>;
 
 /// Who wants to know of which task's container.
 #[derive(Default)]
 pub(crate) struct Events {
     subscribers: Arc<Subscribers>,
+    /// Tasks that have a place here though nobody may have asked for them yet; none before the first sweep.
+    known: Mutex<Option<HashSet<String>>>,
 }
 
 /// Wakes its owner when there may be news of one container. Clones have seen what the original has.
 #[derive(Clone)]
 pub(crate) struct News {
-    receiver: watch::Receiver<()>,
+    receiver: watch::Receiver<Told>,
+    seen: Told,
     _guard: Arc<Guard>,
 }
 
@@ -58,19 +91,27 @@ impl Drop for Guard {
 impl News {
     /// What came so far has been taken note of. Call it *before* looking at the container.
     pub(crate) fn mark_seen(&mut self) {
-        self.receiver.mark_unchanged();
+        self.seen = *self.receiver.borrow_and_update();
     }
 
     /// Something came since.
-    pub(crate) fn is_there(&self) -> bool {
-        self.receiver.has_changed().unwrap_or(true)
+    pub(crate) fn is_there(&self, awaited: Awaited) -> bool {
+        let (seen, told) = (self.seen, *self.receiver.borrow());
+        let compared = told.compared != seen.compared;
+        match awaited {
+            Awaited::End => told.changes != seen.changes || compared && !told.runs,
+            Awaited::Start => told.starts != seen.starts || compared && told.runs,
+            Awaited::Change => told.changes != seen.changes || compared,
+        }
     }
 
-    /// Waits until something comes.
-    pub(crate) async fn wait(&mut self) {
-        if self.receiver.changed().await.is_err() {
-            // The executor is gone; whoever waits is about to be cancelled.
-            std::future::pending::<()>().await;
+    /// Waits until something is there.
+    pub(crate) async fn wait(&mut self, awaited: Awaited) {
+        while !self.is_there(awaited) {
+            if self.receiver.changed().await.is_err() {
+                // The executor is gone; whoever waits is about to be cancelled.
+                std::future::pending::<()>().await;
+            }
         }
     }
 }
@@ -78,35 +119,61 @@ impl News {
 impl Events {
     pub(crate) fn subscribe(&self, task_id: &str) -> News {
         let mut subscribers = self.subscribers.lock();
-        let sender = subscribers.entry(task_id.to_owned()).or_insert_with(|| watch::Sender::new(()));
+        let sender = subscribers.entry(task_id.to_owned()).or_default();
         let guard = Guard { task_id: task_id.to_owned(), subscribers: self.subscribers.clone() };
-        News { receiver: sender.subscribe(), _guard: Arc::new(guard) }
+        let receiver = sender.subscribe();
+        let seen = *receiver.borrow();
+        News { receiver, seen, _guard: Arc::new(guard) }
     }
 
     /// Tells everybody who wants to know of this task's container.
     pub(crate) fn wake(&self, task_id: &str) {
-        if let Some(sender) = self.subscribers.lock().get(task_id) {
-            sender.send_replace(());
+        self.tell(task_id, |told| told.changes += 1);
+    }
+
+    /// Whether there is anybody to be told.
+    fn tell(&self, task_id: &str, change: impl FnOnce(&mut Told)) -> bool {
+        let subscribers = self.subscribers.lock();
+        subscribers.get(task_id).map(|sender| sender.send_modify(change)).is_some()
+    }
+
+    /// Tells everybody whether their container runs, or has all of them look.
+    fn compare(&self, running: &HashSet<&str>, all: bool) {
+        for (task_id, sender) in self.subscribers.lock().iter() {
+            sender.send_modify(|told| {
+                told.compared += 1;
+                told.changes += u64::from(all);
+                told.runs = running.contains(task_id.as_str());
+            });
         }
     }
 
-    fn wake_all_but(&self, running: &HashSet<String>) {
-        for (task_id, sender) in self.subscribers.lock().iter() {
-            if !running.contains(task_id) {
-                sender.send_replace(());
-            }
-        }
+    /// What belonged to other tasks than these, and than those that came since, has been removed.
+    pub(crate) fn swept(&self, known: HashSet<String>) {
+        *self.known.lock() = Some(known);
+    }
+
+    /// No task of this node has such a container. Nobody can tell before the first sweep.
+    fn is_stray(&self, container: &Labelled) -> bool {
+        let known = self.known.lock().as_ref().is_some_and(|known| !known.contains(&container.task_id));
+        known && !self.subscribers.lock().contains_key(&container.task_id)
     }
 
     /// Listens to the engine until cancelled.
-    pub(crate) async fn listen(&self, engine: &Engine, node_id: &str, stop: &CancellationToken) {
+    pub(crate) async fn listen(
+        &self,
+        engine: &Engine,
+        node_id: &str,
+        every: Duration,
+        stop: &CancellationToken,
+    ) {
         let mut pause = RETRY_MIN;
         let mut lost = false;
         while !stop.is_cancelled() {
             let began = tokio::time::Instant::now();
             let ended = tokio::select! {
                 () = stop.cancelled() => return,
-                ended = self.follow(engine, node_id, &mut lost) => ended,
+                ended = self.follow(engine, node_id, every, &mut lost) => ended,
             };
             if !lost {
                 tracing::warn!(
@@ -126,7 +193,7 @@ impl Events {
     }
 
     /// One connection, until it breaks; says why.
-    async fn follow(&self, engine: &Engine, node_id: &str, lost: &mut bool) -> String {
+    async fn follow(&self, engine: &Engine, node_id: &str, every: Duration, lost: &mut bool) -> String {
         if *lost {
             // The engine may have come back as an older version.
             if let Err(error) = engine.docker.clone().negotiate_version().await {
@@ -138,14 +205,15 @@ impl Events {
         let filters = HashMap::from([
             ("type", vec!["container"]),
             ("label", vec![own.as_str()]),
-            // Starts are our own doing.
-            ("event", vec!["die", "destroy", "health_status"]),
+            ("event", vec!["start", "die", "destroy", "health_status"]),
         ]);
         // From the start of time: whatever the engine still remembers closes the gap before the stream.
         let options = EventsOptionsBuilder::new().since("0").filters(&filters).build();
         let mut stream = std::pin::pin!(engine.docker.events(Some(options)));
-        let mut check = tokio::time::interval_at(tokio::time::Instant::now() + FIRST_CHECK, CHECK_EVERY);
+        let mut check = tokio::time::interval_at(tokio::time::Instant::now() + FIRST_CHECK, every);
         check.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        // Dropped with the connection; what the engine was asked for it does all the same.
+        let mut strays = Strays::default();
         loop {
             tokio::select! {
                 event = stream.next() => match event {
@@ -153,31 +221,78 @@ impl Events {
                     Some(Err(error)) => return error::chain(&error),
                     Some(Ok(event)) => {
                         let attributes = event.actor.and_then(|actor| actor.attributes).unwrap_or_default();
-                        if let Some(task_id) = attributes.get(TASK_ID_LABEL) {
-                            self.wake(task_id);
+                        let Some(task_id) = attributes.get(TASK_ID_LABEL) else { continue };
+                        let start = event.action.as_deref() == Some("start");
+                        let wanted = self.tell(task_id, |told| match start {
+                            true => told.starts += 1,
+                            false => told.changes += 1,
+                        });
+                        if start && !wanted {
+                            // What the engine replays is over: what counts is what runs.
+                            check.reset_after(FIRST_CHECK);
                         }
                     }
                 },
+                Some(()) = strays.next() => {}
                 _ = check.tick() => {
-                    match running(engine, &own).await {
-                        // A container may also have become healthy meanwhile, and nobody says so twice.
-                        Ok(_) if *lost => self.wake_all_but(&HashSet::new()),
-                        Ok(running) => self.wake_all_but(&running),
+                    let running = match labelled::of_node(&engine.docker, node_id).await {
+                        Ok(running) => running,
                         Err(error) => return error::chain(&error),
-                    }
+                    };
+                    self.compare(&running.iter().map(|container| container.task_id.as_str()).collect(), *lost);
                     *lost = false;
+                    for container in running.into_iter().filter(|container| self.is_stray(container)) {
+                        strays.stop(engine, node_id, container);
+                    }
                 }
             }
         }
     }
 }
 
-/// Tasks of this node whose containers run.
-async fn running(engine: &Engine, own: &str) -> Result<HashSet<String>, bollard::errors::Error> {
-    let filters = HashMap::from([("label", vec![own]), ("status", vec!["running"])]);
-    let options = ListContainersOptionsBuilder::new().all(true).filters(&filters).build();
-    let containers = engine.docker.list_containers(Some(options)).await?;
-    Ok(containers.into_iter().filter_map(|container| container.labels?.remove(TASK_ID_LABEL)).collect())
+/// Containers that are being stopped because no task of the node wants them.
+#[derive(Default)]
+struct Strays {
+    ids: HashSet<String>,
+    running: JoinSet<String>,
+}
+
+impl Strays {
+    /// Stops it, unless that is being done.
+    fn stop(&mut self, engine: &Engine, node_id: &str, container: Labelled) {
+        if !self.ids.insert(container.id.clone()) {
+            return;
+        }
+        tracing::warn!(
+            task.id = container.task_id,
+            node.id = node_id,
+            container = container.id,
+            "container was started by somebody else although this node does not have its task: stopping it"
+        );
+        let docker = engine.patient(USUAL_GRACE);
+        self.running.spawn(async move {
+            if let Err(error) = docker.stop_container(&container.id, None::<StopContainerOptions>).await
+                && !matches!(error::status(&error), Some(304 | 404))
+            {
+                // The next comparison finds it.
+                tracing::warn!(
+                    container = container.id,
+                    reason = error::chain(&error),
+                    "it could not be stopped"
+                );
+            }
+            container.id
+        });
+    }
+
+    /// Waits for the next one to be stopped; `None` if there is none.
+    async fn next(&mut self) -> Option<()> {
+        // One whose stop panicked is not tried again on this connection.
+        if let Ok(id) = self.running.join_next().await? {
+            self.ids.remove(&id);
+        }
+        Some(())
+    }
 }
 
 #[cfg(test)]
@@ -188,16 +303,55 @@ mod tests {
     async fn news_before_a_look_is_not_waited_for_again() {
         let events = Events::default();
         let mut news = events.subscribe("t");
-        assert!(!news.is_there());
+        assert!(!news.is_there(Awaited::Change));
         events.wake("t");
-        assert!(news.is_there());
+        assert!(news.is_there(Awaited::Change) && news.is_there(Awaited::End));
         let seen_later = news.clone();
         news.mark_seen();
-        assert!(!news.is_there() && seen_later.is_there());
-        events.wake_all_but(&HashSet::from(["t".to_owned()]));
-        assert!(!news.is_there());
-        events.wake_all_but(&HashSet::new());
-        news.wait().await;
+        assert!(!news.is_there(Awaited::Change) && seen_later.is_there(Awaited::Change));
+        events.wake("t");
+        news.wait(Awaited::End).await;
+    }
+
+    #[test]
+    fn a_comparison_is_news_to_those_whom_it_contradicts() {
+        use Awaited::{Change, End, Start};
+        let events = Events::default();
+        let check = |what: &str, act: &dyn Fn(), expected: &[Awaited]| {
+            let news = events.subscribe("t");
+            act();
+            let there: Vec<_> = [End, Start, Change].into_iter().filter(|a| news.is_there(*a)).collect();
+            assert_eq!(there, expected, "{what}");
+        };
+        // The subscription of one is of no account to the next.
+        let _stays = events.subscribe("t");
+        check("nothing", &|| {}, &[]);
+        check("a change", &|| events.wake("t"), &[End, Change]);
+        check("a start", &|| _ = events.tell("t", |told| told.starts += 1), &[Start]);
+        check("it runs", &|| events.compare(&HashSet::from(["t"]), false), &[Start, Change]);
+        check("it does not run", &|| events.compare(&HashSet::new(), false), &[End, Change]);
+        check(
+            "it runs after an outage",
+            &|| events.compare(&HashSet::from(["t"]), true),
+            &[End, Start, Change],
+        );
+    }
+
+    #[test]
+    fn only_after_a_sweep_is_known_what_nobody_wants() {
+        let events = Events::default();
+        let of = |task_id: &str| Labelled {
+            id: "c".into(),
+            task_id: task_id.into(),
+            init: None,
+            runs: true,
+            created: 0,
+        };
+        let _news = events.subscribe("here");
+        assert!(!events.is_stray(&of("gone")));
+        events.swept(HashSet::from(["known".to_owned()]));
+        assert!(events.is_stray(&of("gone")));
+        assert!(!events.is_stray(&of("here")) && !events.is_stray(&of("known")));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bollard::query_parameters::{ListContainersOptionsBuilder, RemoveContainerOptionsBuilder};
@@ -18,7 +19,7 @@ use crate::client::Engine;
 use crate::contact::Contact;
 use crate::describe::describe;
 use crate::error::{self, Error};
-use crate::events::Events;
+use crate::events::{CHECK_EVERY, Events};
 use crate::files;
 use crate::image::Images;
 use crate::later::{LaterController, Maker};
@@ -38,6 +39,7 @@ pub struct DockerExecutor {
     parts: Arc<Parts>,
     contact: Contact,
     allow_privileged: bool,
+    check_every: Duration,
     node: Mutex<Option<Shared<Node>>>,
     /// Stops the listener of the node id that is in force.
     listener: Mutex<Option<CancellationToken>>,
@@ -98,6 +100,7 @@ impl DockerExecutor {
             }),
             contact: Contact::new(),
             allow_privileged: false,
+            check_every: CHECK_EVERY,
             node: Mutex::default(),
             listener: Mutex::default(),
             tracker,
@@ -108,6 +111,13 @@ impl DockerExecutor {
     /// Whether containers may have all privileges on this node. Without a word on it they may not.
     pub fn with_privileged(mut self, allowed: bool) -> Self {
         self.allow_privileged = allowed;
+        self
+    }
+
+    /// How often what runs is compared with what is known, in case that the engine's word of it was lost: every 30 s, unless
+    /// set otherwise.
+    pub fn with_checks_every(mut self, time: Duration) -> Self {
+        self.check_every = time;
         self
     }
 
@@ -133,9 +143,10 @@ impl DockerExecutor {
             former.cancel();
         }
         let (parts, contact, node_id) = (self.parts.clone(), self.contact.clone(), node_id.to_owned());
+        let every = self.check_every;
         self.tracker.spawn(async move {
             if stop.run_until_cancelled(contact.wait()).await.is_some() {
-                parts.events.listen(&parts.engine, &node_id, &stop).await;
+                parts.events.listen(&parts.engine, &node_id, every, &stop).await;
             }
         });
     }
@@ -248,6 +259,7 @@ impl Executor for DockerExecutor {
                 .sweep(&known)
                 .map_err(|error| ControllerError::Fatal(format!("removing old files: {error}")))?;
         }
+        self.parts.events.swept(known_tasks.iter().cloned().collect());
         self.parts.networks.sweep(&node_id).await
     }
 }

@@ -1,6 +1,7 @@
 //! A task that is there before its engine has ever answered. What its container is to be depends on what the engine can, so that
 //! is worked out when it answers; until then the task waits, as it would for an engine that has gone away.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -126,6 +127,14 @@ impl Controller for LaterController {
 
     async fn remove(&self) -> Result<(), ControllerError> {
         self.wait_for_engine().await?.remove().await
+    }
+
+    async fn keep_ended(&self) -> Infallible {
+        match self.wait_for_engine().await {
+            Ok(made) => made.keep_ended().await,
+            // Nothing of such a task was ever made.
+            Err(_) => std::future::pending().await,
+        }
     }
 
     fn hindrance(&self) -> Option<String> {

@@ -2,11 +2,13 @@
 //!
 //! - [`DockerExecutor`]: one engine; says what the node has, makes controllers, sweeps.
 //! - `contact`: the first contact with the engine, which may come long after the daemon; `later`: tasks that wait for it.
-//! - `controller`: one task's container. Its name is the handle for everything, so that a restarted daemon finds
-//!   it again; what the engine says of the container is the only state.
+//! - `controller`: one task's container. Its id is the handle for everything; a restarted daemon finds it by its name, or else by its
+//!   labels. What the engine says of the container is the only state.
+//! - `again`: containers that somebody starts again.
 //! - `spec`: a task as the body of the request that creates its container, a pure function.
 //! - `facts`: what the engine can, so that what it is too old for is refused and not left out.
 //! - `files`: secrets and configs as files in memory; `networks`: networks that a node makes for the cluster.
+//! - `labelled`: containers by their labels, whatever they are called.
 //! - `image`: whether and how an image is pulled, once for all tasks that want it; `pull_progress`: how far that is.
 //! - `events`: one event stream for all containers. Events are hints only: who is told looks at the container.
 //! - `logs`: lines, with their attributes; `demux`: both streams of a process out of the engine's one.
@@ -14,6 +16,7 @@
 //! - `client`: the connection; `waiting`: requests that the engine has not answered; `error`: what an engine's answer means for
 //!   a task.
 
+mod again;
 mod client;
 mod contact;
 mod controller;
@@ -27,6 +30,7 @@ mod files;
 #[doc(hidden)]
 pub mod fuzz;
 mod image;
+mod labelled;
 mod later;
 mod leftover;
 mod logs;

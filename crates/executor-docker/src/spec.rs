@@ -26,6 +26,7 @@ use swarm_api::{defaults, duration, naming};
 
 pub(crate) use devices::knows_gpus;
 pub use files::PlannedFile;
+pub(crate) use init::NUMBER_LABEL as INIT_NUMBER_LABEL;
 pub use init::PlannedInit;
 pub use networks::PlannedNetwork;
 pub(crate) use networks::{NETWORK_ID_LABEL, OVERLAY};

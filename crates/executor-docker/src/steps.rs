@@ -17,6 +17,8 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::controller::DockerController;
 use crate::error;
+use crate::events::Awaited;
+use crate::labelled::{self, Labelled};
 use crate::logs;
 use crate::observed::Observed;
 use crate::spec::PlannedInit;
@@ -58,10 +60,17 @@ impl DockerController {
 
     async fn run_init_task(&self, step: &PlannedInit, what: &str) -> Result<(), ControllerError> {
         let mut there = false;
+        let mut id: Option<String> = None;
         loop {
             let mut news = self.news.clone();
             news.mark_seen();
-            match self.look_at(&step.name).await? {
+            let seen = match &id {
+                Some(id) => self.inspect(id).await,
+                None => self.find(&step.name, Some(&step.number)).await,
+            };
+            let seen = seen.map_err(|error| self.failed("inspecting container failed", &error))?;
+            id = seen.as_ref().map(|seen| seen.id.clone());
+            match seen {
                 None if there => {
                     return Err(ControllerError::Fatal(format!("{what} failed: its container was removed")));
                 }
@@ -71,26 +80,24 @@ impl DockerController {
                     let mut body = step.body.clone();
                     self.add_credential(&mut body)?;
                     match self.create_container(&step.name, body, platform).await {
-                        // Seen by the next look.
-                        Err(error) if error::status(&error) == Some(409) => {}
+                        Err(error) if error::status(&error) == Some(409) => {
+                            if let Some(error) = self.name_in_use(&step.name).await {
+                                return Err(error);
+                            }
+                            // Our own, which the next look finds.
+                        }
                         created => {
-                            created
-                                .map_err(|error| self.failed(&format!("creating {what} failed"), &error))?;
+                            let failed = |error| self.failed(&format!("creating {what} failed"), &error);
+                            id = Some(created.map_err(failed)?);
                         }
                     }
                     there = true;
                 }
-                Some(seen) if !seen.own => {
-                    return Err(ControllerError::Fatal(format!(
-                        "the container name {} is in use by the container {}, which is not of this task",
-                        step.name, seen.id
-                    )));
-                }
                 Some(seen) if seen.is_created() => {
-                    self.attach_init(&step.name).await?;
+                    self.attach_init(&seen.id).await?;
                     let _permit = self.parts.engine.heavy.acquire().await;
                     let docker = &self.parts.engine.docker;
-                    let started = docker.start_container(&step.name, None::<StartContainerOptions>).await;
+                    let started = docker.start_container(&seen.id, None::<StartContainerOptions>).await;
                     if let Err(error) = started
                         && error::status(&error) != Some(304)
                     {
@@ -99,28 +106,23 @@ impl DockerController {
                     tracing::debug!(task.id = self.task_id, container = step.name, "init task started");
                     there = true;
                 }
-                Some(seen) if seen.has_ended() => return self.init_result(step, what, &seen).await,
+                Some(seen) if seen.has_ended() => return self.init_result(what, &seen).await,
                 Some(_) => {
                     there = true;
-                    news.wait().await;
+                    news.wait(Awaited::End).await;
                 }
             }
         }
     }
 
-    async fn init_result(
-        &self,
-        step: &PlannedInit,
-        what: &str,
-        seen: &Observed,
-    ) -> Result<(), ControllerError> {
-        let (code, cause) = match seen.result(false) {
+    async fn init_result(&self, what: &str, seen: &Observed) -> Result<(), ControllerError> {
+        let (code, cause) = match seen.result(None) {
             Ok(()) => return Ok(()),
             Err(ControllerError::Exit { code, cause }) => (code, cause),
             Err(other) => return Err(other),
         };
         let cause = cause.map(|cause| format!(" ({cause})")).unwrap_or_default();
-        let said = match self.last_line(&step.name).await {
+        let said = match self.last_line(&seen.id).await {
             Some(line) => format!(": {line}"),
             None => String::new(),
         };
@@ -129,12 +131,12 @@ impl DockerController {
 
     /// The last line that a container wrote and that is not empty: to its standard error, if it wrote there, since of lines in two
     /// streams that follow closely nobody knows which was the last. `None` too if its output can't be read.
-    async fn last_line(&self, name: &str) -> Option<String> {
+    async fn last_line(&self, id: &str) -> Option<String> {
         let (sink, lines) = LogSink::new();
         let options = LogOptions { tail: Some(LAST_LINES), ..LogOptions::default() };
         let copied = async {
             // Init tasks have no terminal.
-            let copied = logs::copy(&self.parts.engine, name, false, &options, &sink).await;
+            let copied = logs::copy(&self.parts.engine, id, false, &options, &sink).await;
             drop(sink);
             copied
         };
@@ -152,22 +154,12 @@ impl DockerController {
         Some(last)
     }
 
-    async fn look_at(&self, name: &str) -> Result<Option<Observed>, ControllerError> {
-        let docker = &self.parts.engine.docker;
-        match docker.inspect_container(name, None::<InspectContainerOptions>).await {
-            Ok(answer) => Ok(Some(self.observed(answer))),
-            Err(error) if error::is_not_found(&error) => Ok(None),
-            Err(error) => Err(self.failed("inspecting container failed", &error)),
-        }
-    }
-
     /// Attaches a container to the further networks, without the names that the service has there.
-    async fn attach_init(&self, name: &str) -> Result<(), ControllerError> {
+    async fn attach_init(&self, id: &str) -> Result<(), ControllerError> {
         for network in self.further_networks() {
             let mut endpoint = network.endpoint.clone();
             endpoint.aliases = None;
-            let request =
-                NetworkConnectRequest { container: name.to_owned(), endpoint_config: Some(endpoint) };
+            let request = NetworkConnectRequest { container: id.to_owned(), endpoint_config: Some(endpoint) };
             match self.parts.engine.docker.connect_network(&network.request.name, request).await {
                 Ok(()) => {}
                 Err(error) if error::message(&error).contains("already exists in network") => {}
@@ -182,13 +174,14 @@ impl DockerController {
 
     /// Stops the init task that runs, if one does.
     pub(crate) async fn stop_init_tasks(&self) -> Result<(), ControllerError> {
-        for step in &self.plan.init {
+        let step = "stopping init task failed";
+        for container in self.init_tasks(step).await?.into_iter().filter(|container| container.runs) {
             let grace = whole_seconds(self.plan.stop_grace);
             let options = StopContainerOptionsBuilder::new().t(grace).build();
             let docker = self.parts.engine.patient(self.plan.stop_grace);
-            match docker.stop_container(&step.name, Some(options)).await {
+            match docker.stop_container(&container.id, Some(options)).await {
                 Err(error) if !matches!(error::status(&error), Some(304 | 404)) => {
-                    return Err(self.still_there("stopping init task failed", &error));
+                    return Err(self.still_there(step, &error));
                 }
                 _ => {}
             }
@@ -196,13 +189,25 @@ impl DockerController {
         Ok(())
     }
 
+    /// The containers of init tasks, whatever they are called; for who is to end or remove them.
+    async fn init_tasks(&self, step: &str) -> Result<Vec<Labelled>, ControllerError> {
+        if self.plan.init.is_empty() {
+            return Ok(Vec::new());
+        }
+        let found = labelled::of_task(&self.parts.engine.docker, (&self.task_id, &self.node_id)).await;
+        let mut found = found.map_err(|error| self.still_there(step, &error))?;
+        found.retain(|container| container.init.is_some());
+        Ok(found)
+    }
+
     /// Removes the containers of init tasks, running or not.
     pub(crate) async fn remove_init_tasks(&self) -> Result<(), ControllerError> {
-        for step in &self.plan.init {
+        let step = "removing init task failed";
+        for container in self.init_tasks(step).await? {
             let options = RemoveContainerOptionsBuilder::new().force(true).v(true).build();
-            match self.parts.engine.docker.remove_container(&step.name, Some(options)).await {
+            match self.parts.engine.docker.remove_container(&container.id, Some(options)).await {
                 Err(error) if !matches!(error::status(&error), Some(404 | 409)) => {
-                    return Err(self.still_there("removing init task failed", &error));
+                    return Err(self.still_there(step, &error));
                 }
                 _ => {}
             }
@@ -212,14 +217,14 @@ impl DockerController {
 
     /// Runs the pre-stop command, if there is one, and gives what is left of the grace period. A stop that is tried again
     /// neither runs it twice nor begins a new grace period.
-    pub(crate) async fn before_stop(&self) -> Duration {
+    pub(crate) async fn before_stop(&self, id: &str) -> Duration {
         if self.plan.pre_stop.is_empty() {
             return self.plan.stop_grace;
         }
         let now = Instant::now();
         let deadline = now.checked_add(self.plan.stop_grace).unwrap_or(now + FAR);
         let deadline = *self.stop_by.lock().get_or_insert(deadline);
-        match timeout_at(deadline, self.pre_stop()).await {
+        match timeout_at(deadline, self.pre_stop(id)).await {
             Ok(Ok(())) => {}
             Ok(Err(text)) => {
                 tracing::warn!(
@@ -239,20 +244,19 @@ impl DockerController {
         deadline.saturating_duration_since(Instant::now())
     }
 
-    async fn pre_stop(&self) -> Result<(), String> {
+    async fn pre_stop(&self, container: &str) -> Result<(), String> {
         let docker = &self.parts.engine.docker;
         let failed = |error: bollard::errors::Error| error::chain(&error);
-        let name = &self.plan.name;
-        let container = match docker.inspect_container(name, None::<InspectContainerOptions>).await {
+        let seen = match docker.inspect_container(container, None::<InspectContainerOptions>).await {
             Err(error) if error::is_not_found(&error) => return Ok(()),
             other => other.map_err(failed)?,
         };
-        if container.state.and_then(|state| state.running) != Some(true) {
+        if seen.state.and_then(|state| state.running) != Some(true) {
             return Ok(());
         }
         // One that was begun before a restart of the daemon, or by a call that was given up, is waited for.
         let mut under_way = None;
-        for id in container.exec_ids.unwrap_or_default() {
+        for id in seen.exec_ids.unwrap_or_default() {
             let exec = docker.inspect_exec(&id).await.map_err(failed)?;
             let words = exec.process_config.map(|process| {
                 process
@@ -277,7 +281,7 @@ impl DockerController {
                     cmd: Some(self.plan.pre_stop.clone()),
                     ..CreateExecOptions::default()
                 };
-                let id = docker.create_exec(name, options).await.map_err(failed)?.id;
+                let id = docker.create_exec(container, options).await.map_err(failed)?.id;
                 let options = StartExecOptions { detach: true, ..StartExecOptions::default() };
                 docker.start_exec(&id, Some(options)).await.map_err(failed)?;
                 id

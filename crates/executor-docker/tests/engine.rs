@@ -454,6 +454,156 @@ async fn a_container_that_somebody_else_starts_has_started() {
     lab.done().await;
 }
 
+/// A task's controller as the agent has it once the task has ended.
+fn kept(task: &std::sync::Arc<dyn Controller>) -> tokio::task::JoinHandle<()> {
+    let task = task.clone();
+    tokio::spawn(async move { match task.keep_ended().await {} })
+}
+
+#[tokio::test]
+async fn a_container_whose_task_has_ended_is_stopped_if_somebody_starts_it() {
+    let lab = Lab::new().await;
+    let (record, other) = (lab.task(lab.spec(FIVE)), lab.task(lab.spec(SLEEP)));
+    let (task, replacement) = (lab.controller(&record), lab.controller(&other));
+    task.prepare().await.unwrap();
+    task.start().await.unwrap();
+    until_child(&lab, task.as_ref()).await;
+    lab.signal(task.as_ref()).await;
+    assert_eq!(within(task.wait()).await, exit(5));
+    let id = task.container_status().await.unwrap().container_id;
+    replacement.prepare().await.unwrap();
+    replacement.start().await.unwrap();
+    let pid = replacement.container_status().await.unwrap().pid;
+
+    let keeping = kept(&task);
+    for _ in 0..2 {
+        lab.start_by_hand(&id).await;
+        lab.until_ended(&id).await;
+    }
+    keeping.abort();
+    let _ = keeping.await;
+    assert_eq!(task.container_status().await.unwrap().exit_code, 5, "what is said of the task stays");
+
+    // Nobody was there when it was started; who comes finds it.
+    lab.start_by_hand(&id).await;
+    let second = lab.restarted().await;
+    let adopted = controller(&second, &record);
+    let keeping = kept(&adopted);
+    lab.until_ended(&id).await;
+    keeping.abort();
+    assert_eq!(replacement.container_status().await.unwrap().pid, pid, "who is wanted is left alone");
+    assert!(lab.runs(&replacement.container_status().await.unwrap().container_id).await);
+    second.close().await;
+    lab.done().await;
+}
+
+#[tokio::test]
+async fn a_container_that_is_restarted_by_somebody_fails_its_task_and_does_not_run() {
+    let lab = Lab::new().await;
+    let task = lab.run(SLEEP);
+    task.prepare().await.unwrap();
+    task.start().await.unwrap();
+    let id = task.container_status().await.unwrap().container_id;
+    let waiting = {
+        let task = task.clone();
+        tokio::spawn(async move { task.wait().await })
+    };
+    let options = bollard::query_parameters::RestartContainerOptionsBuilder::new().t(0).build();
+    lab.docker.restart_container(&id, Some(options)).await.unwrap();
+    // It was seen to end, or to be another one: which of the two is a race.
+    let error = within(waiting).await.unwrap().unwrap_err();
+    let cause = "dockerexec: container was restarted by somebody else";
+    match &error {
+        ControllerError::Exit { cause: None, .. } => {}
+        ControllerError::Exit { cause: Some(text), .. } | ControllerError::Fatal(text) => {
+            assert_eq!(text, cause);
+        }
+        other => panic!("{other:?}"),
+    }
+    let keeping = kept(&task);
+    lab.until_ended(&id).await;
+    keeping.abort();
+    lab.done().await;
+}
+
+#[tokio::test]
+async fn a_container_of_no_task_of_the_node_is_stopped_once_it_is_known_what_belongs_here() {
+    let lab = Lab::new().await;
+    let [known, unknown, late] = [(); 3].map(|()| lab.task(lab.spec(SLEEP)));
+    let second = lab.restarted().await;
+    let run = async |executor: &swarm_executor_docker::DockerExecutor, record| {
+        let task = controller(executor, record);
+        task.prepare().await.unwrap();
+        task.start().await.unwrap();
+        let id = task.container_status().await.unwrap().container_id;
+        (task, id)
+    };
+    // The first daemon is for what the second one does not know of.
+    let (_, kept) = run(&lab.executor, &known).await;
+    within(second.sweep(std::slice::from_ref(&known.id))).await.unwrap();
+    let (_late, own) = run(&second, &late).await;
+    let (_, stray) = run(&lab.executor, &unknown).await;
+    for _ in 0..2 {
+        lab.until_ended(&stray).await;
+        lab.start_by_hand(&stray).await;
+    }
+    lab.until_ended(&stray).await;
+    assert!(lab.runs(&kept).await && lab.runs(&own).await);
+    second.close().await;
+    lab.done().await;
+}
+
+async fn rename(lab: &Lab, id: &str) {
+    let name = format!("renamed-{}", swarm_api::id::random());
+    let options = bollard::query_parameters::RenameContainerOptionsBuilder::new().name(&name).build();
+    lab.docker.rename_container(id, options).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_container_that_somebody_renames_is_still_the_tasks() {
+    let lab = Lab::new().await;
+    let mut record = lab.task(lab.spec(FIVE));
+    let task = lab.controller(&record);
+    task.prepare().await.unwrap();
+    let id = task.container_status().await.unwrap().container_id;
+    rename(&lab, &id).await;
+    // A daemon that was restarted in the middle of it makes no second one.
+    record.status.state = swarm_api::TaskState::Preparing as i32;
+    let second = lab.restarted().await;
+    let adopted = controller(&second, &record);
+    assert_eq!(within(adopted.prepare()).await, Err(ControllerError::AlreadyPrepared));
+    within(adopted.start()).await.unwrap();
+    let pid = adopted.container_status().await.unwrap().pid;
+
+    // Somebody else's container has the name now.
+    let mut other = lab.task(lab.spec(SLEEP));
+    other.annotations.name = swarm_api::naming::task_name(&record);
+    let other = lab.controller(&other);
+    other.prepare().await.unwrap();
+    other.start().await.unwrap();
+    let others = other.container_status().await.unwrap().container_id;
+    rename(&lab, &id).await;
+    let third = lab.restarted().await;
+    let found = controller(&third, &record);
+    assert_eq!(within(found.start()).await, Err(ControllerError::AlreadyStarted));
+    let status = found.container_status().await.unwrap();
+    assert_eq!((status.container_id, status.pid), (id.clone(), pid), "it runs, and is the same");
+    until_child(&lab, found.as_ref()).await;
+    lab.signal(found.as_ref()).await;
+    for task in [&adopted, &found] {
+        assert_eq!(within(task.wait()).await, exit(5));
+    }
+    // A daemon that has never seen it removes it all the same, and nothing else.
+    let fourth = lab.restarted().await;
+    within(controller(&fourth, &record).remove()).await.unwrap();
+    assert_eq!(lab.containers().await, 1);
+    assert!(lab.runs(&others).await);
+    for executor in [second, third, fourth] {
+        executor.close().await;
+    }
+    lab.done().await;
+}
+
 #[tokio::test]
 async fn engine_describes_its_host() {
     let lab = Lab::new().await;

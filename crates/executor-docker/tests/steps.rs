@@ -6,7 +6,9 @@ mod common;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bollard::query_parameters::{InspectContainerOptions, RemoveVolumeOptions};
+use bollard::query_parameters::{
+    InspectContainerOptions, RemoveVolumeOptions, RenameContainerOptionsBuilder,
+};
 use common::{Lab, controller, output, within, words};
 use swarm_agent::{Controller, ControllerError};
 use swarm_api::extensions::{InitTask, Steps};
@@ -65,6 +67,16 @@ async fn until_running(lab: &Lab, name: &str) {
 fn prepare_in_background(task: &Arc<dyn Controller>) -> tokio::task::JoinHandle<Result<(), ControllerError>> {
     let task = task.clone();
     tokio::spawn(async move { task.prepare().await })
+}
+
+/// Runs a task to its end.
+async fn output_of_prepared(task: &dyn Controller) -> Vec<String> {
+    within(task.start()).await.unwrap();
+    within(task.wait()).await.unwrap();
+    let (sink, lines) = swarm_agent::LogSink::new();
+    let (_, lines) =
+        within(async { tokio::join!(task.logs(Default::default(), sink), lines.collect()) }).await;
+    lines.iter().map(|line| String::from_utf8_lossy(&line.data).into_owned()).collect()
 }
 
 #[track_caller]
@@ -140,15 +152,55 @@ async fn a_restart_in_the_middle_neither_repeats_nor_forgets_an_init_task() {
     let third = lab.restarted().await;
     let task = controller(&third, &record);
     assert_eq!(within(task.prepare()).await, Err(ControllerError::AlreadyPrepared));
-    within(task.start()).await.unwrap();
-    within(task.wait()).await.unwrap();
-    let (sink, lines) = swarm_agent::LogSink::new();
-    let (_, lines) =
-        within(async { tokio::join!(task.logs(Default::default(), sink), lines.collect()) }).await;
-    let lines: Vec<_> = lines.iter().map(|line| String::from_utf8_lossy(&line.data).into_owned()).collect();
-    assert_eq!(lines, ["one", "two", "three"]);
+    assert_eq!(output_of_prepared(task.as_ref()).await, ["one", "two", "three"]);
     restarted.close().await;
     third.close().await;
+    done(lab).await;
+}
+
+async fn rename(lab: &Lab, name: &str) -> String {
+    let new = format!("renamed-{}", swarm_api::id::random());
+    let options = RenameContainerOptionsBuilder::new().name(&new).build();
+    lab.docker.rename_container(name, options).await.unwrap();
+    new
+}
+
+#[tokio::test]
+async fn an_init_task_whose_container_is_renamed_runs_once_and_stops_with_its_task() {
+    let lab = Lab::new().await;
+    let init = ["echo once >> /data/log; until [ -e /tmp/go ]; do sleep 0.05; done"];
+    let record = lab.task(with_init(&lab, "cat /data/log", &init));
+    let first = lab.controller(&record);
+    let preparing = prepare_in_background(&first);
+    until_running(&lab, &init_name(&record, 1)).await;
+    rename(&lab, &init_name(&record, 1)).await;
+    preparing.abort();
+    // Somebody who does not know its id, and may end it.
+    let restarted = lab.restarted().await;
+    let task = controller(&restarted, &record);
+    let mut progress = task.progress().unwrap();
+    let preparing = prepare_in_background(&task);
+    within(progress.wait_for(|said| said == "running init task 1 of 1")).await.unwrap();
+    let label = format!("label=com.docker.swarm.task.id={}", record.id);
+    let touch = format!("docker exec $(docker ps -q --filter {label}) touch /tmp/go");
+    let touch = std::process::Command::new("sh").args(["-c", &touch]).status().unwrap();
+    assert!(touch.success(), "one runs");
+    within(preparing).await.unwrap().unwrap();
+    assert_eq!(lab.containers().await, 1, "its container is gone");
+    assert_eq!(output_of_prepared(task.as_ref()).await, ["once"]);
+    within(task.remove()).await.unwrap();
+
+    let record = lab.task(with_init(&lab, "true", &["exec sleep 1000"]));
+    let task = lab.controller(&record);
+    let preparing = prepare_in_background(&task);
+    until_running(&lab, &init_name(&record, 1)).await;
+    let new = rename(&lab, &init_name(&record, 1)).await;
+    preparing.abort();
+    within(task.shutdown()).await.unwrap();
+    assert!(!is_running(&lab, &new).await);
+    within(task.remove()).await.unwrap();
+    assert_eq!(lab.containers().await, 0);
+    restarted.close().await;
     done(lab).await;
 }
 

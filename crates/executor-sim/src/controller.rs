@@ -1,5 +1,7 @@
 //! Runs one simulated task.
 
+use std::convert::Infallible;
+
 use async_trait::async_trait;
 use rand::RngExt as _;
 use rand::rngs::StdRng;
@@ -134,6 +136,23 @@ impl Controller for SimController {
         self.take(remove, 0.0).await?;
         self.world.remove(&self.node_id, &self.task.id);
         Ok(())
+    }
+
+    async fn keep_ended(&self) -> Infallible {
+        loop {
+            let Some((_, changed)) = self.world.state(&self.node_id, &self.task.id) else {
+                // Nothing is left that could be started.
+                return std::future::pending().await;
+            };
+            let changed = changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            if matches!(self.state(), Some(State::Running { .. })) {
+                self.world.stop(&self.node_id, &self.task.id, TERMINATED);
+            } else {
+                changed.await;
+            }
+        }
     }
 
     async fn container_status(&self) -> Option<ContainerStatus> {

@@ -128,6 +128,17 @@ impl World {
         assert!(violations.is_empty(), "{violations:#?}");
     }
 
+    /// Starts a task's container once more behind its agent's back, until it is stopped.
+    pub fn start_again(&self, task_id: &str) {
+        let mut inner = self.inner.lock();
+        for ((_, id), container) in &mut inner.containers {
+            if id == task_id && matches!(container.settle(), State::Exited { .. }) {
+                container.state = State::Running { exit: None };
+                container.changed.notify_waiters();
+            }
+        }
+    }
+
     /// Ends a task's container behind its agent's back, with this exit code.
     pub fn kill(&self, task_id: &str, code: i32) {
         let mut inner = self.inner.lock();

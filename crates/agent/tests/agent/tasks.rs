@@ -69,6 +69,45 @@ async fn a_task_that_ends_reports_its_exit_code() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_task_that_has_ended_is_kept_from_running_again() {
+    let cluster = Cluster::start().await;
+    let dir = tempfile::tempdir().unwrap();
+    let agent = cluster.agent("n1", dir.path()).await;
+    cluster.create(task("lives", "n1")).await;
+    cluster.create(with_env(task("t", "n1"), &["SIM_RUN=3000", "SIM_EXIT=3"])).await;
+    cluster.until_state("t", TaskState::Failed).await;
+    cluster.until_state("lives", TaskState::Running).await;
+    let ends_again = async || {
+        cluster.world.start_again("t");
+        assert_eq!(cluster.world.running("t"), 1);
+        let ended = async {
+            while cluster.world.running("t") > 0 {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(60), ended).await.expect("it goes on");
+    };
+    ends_again().await;
+    ends_again().await;
+    // Also when it is wanted otherwise.
+    cluster.want("t", TaskState::Shutdown).await;
+    cluster
+        .until("it to be seen", |view| {
+            view.tasks().get("t").is_some_and(|task| task.desired_state() == TaskState::Shutdown)
+        })
+        .await;
+    ends_again().await;
+    agent.stop().await;
+    // And by an agent that finds it so.
+    let agent = cluster.agent("n1", dir.path()).await;
+    ends_again().await;
+    assert_eq!(cluster.status("t").state(), TaskState::Failed);
+    assert_eq!(cluster.world.running("lives"), 1, "what lives is left alone");
+    agent.stop().await;
+    cluster.world.assert_sound();
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_task_that_is_not_wanted_is_shut_down_at_once() {
     let cluster = Cluster::start().await;
     let dir = tempfile::tempdir().unwrap();

@@ -10,6 +10,8 @@ use swarm_api::extensions::InitTask;
 pub struct PlannedInit {
     /// Its name: that of the task's container, and its number.
     pub name: String,
+    /// Its number, as a label of the container has it.
+    pub number: String,
     /// Its image, as the spec has it.
     pub image: String,
     /// Base64url JSON for the registry; empty for none.
@@ -19,7 +21,7 @@ pub struct PlannedInit {
 }
 
 /// Label of such a container; its value is the number.
-const NUMBER_LABEL: &str = "swarmd.init-task";
+pub(crate) const NUMBER_LABEL: &str = "swarmd.init-task";
 
 /// The same mounts, networks, files, user and environment; no ports, no health check, no names of the service. `own` is the body of
 /// the task's container.
@@ -55,6 +57,7 @@ pub(super) fn plan(
         };
         PlannedInit {
             name: format!("{name}.init{number}"),
+            number: number.to_string(),
             image: image.to_owned(),
             registry_auth: registry_auth.to_owned(),
             body,

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bollard::Docker;
 use bollard::models::ContainerInspectResponse;
-use bollard::query_parameters::InspectContainerOptions;
+use bollard::query_parameters::{InspectContainerOptions, StartContainerOptions};
 use swarm_agent::{Controller, Dependencies, DependencyError, Executor, LogOptions, LogSink};
 use swarm_api::v1::{Annotations, Config, ContainerSpec, Driver, Node, Secret, Task, TaskSpec, task_spec};
 use swarm_api::{Shared, id};
@@ -127,6 +127,26 @@ impl Lab {
         let id = task.container_status().await.unwrap().container_id;
         let options = bollard::query_parameters::KillContainerOptionsBuilder::new().signal("SIGUSR1").build();
         self.docker.kill_container(&id, Some(options)).await.unwrap();
+    }
+
+    /// Whether a container runs.
+    pub(crate) async fn runs(&self, id: &str) -> bool {
+        let seen = self.docker.inspect_container(id, None::<InspectContainerOptions>).await.unwrap();
+        seen.state.unwrap().running == Some(true)
+    }
+
+    /// Waits until a container does not run.
+    pub(crate) async fn until_ended(&self, id: &str) {
+        let looked = || async {
+            anyhow::ensure!(!self.runs(id).await, "it runs");
+            Ok(())
+        };
+        swarm_testkit::wait::until("a container to end", LONG, looked).await.unwrap();
+    }
+
+    /// Starts a container as somebody else would.
+    pub(crate) async fn start_by_hand(&self, id: &str) {
+        self.docker.start_container(id, None::<StartContainerOptions>).await.unwrap();
     }
 
     /// Ends the test: removes everything of this node, which `sweep` must be able to.
