@@ -9,8 +9,9 @@ use std::time::Duration;
 
 use common::{LONG, Lab, controller, within};
 use swarm_agent::{ControllerError, Executor};
+use swarm_api::v1::{ContainerSpec, HealthConfig};
 use swarm_executor_docker::DockerExecutor;
-use swarm_testkit::proxy::Proxy;
+use swarm_testkit::proxy::{Proxy, Treatment};
 use swarm_testkit::wait::until;
 
 async fn through_proxy(lab: &Lab) -> (Proxy, DockerExecutor) {
@@ -74,6 +75,79 @@ async fn an_end_during_an_outage_is_noticed_after_it() {
     assert!(!waiting.is_finished());
     proxy.mend();
     assert_eq!(within(waiting).await.unwrap(), Err(ControllerError::Exit { code: 137, cause: None }));
+    executor.close().await;
+    lab.done().await;
+}
+
+/// With the word that it waits for a start ends, with the next one a healthy task.
+const HEALTH: &str = "trap 'if test -e /tmp/up; then rm /tmp/up; else touch /tmp/up; fi' USR1
+    while :; do sleep 100 & wait $!; done";
+
+#[tokio::test]
+async fn a_change_of_health_that_nobody_was_told_of_is_noticed() {
+    let lab = Lab::new().await;
+    let proxy = Proxy::new(Path::new("/var/run/docker.sock")).unwrap();
+    // The engine's events never come, and the connection does not break.
+    proxy.treat(&[("GET", "/events?", Treatment::Hold)]);
+    let address = format!("unix://{}", proxy.path().display());
+    let often = Duration::from_millis(500);
+    let executor = DockerExecutor::connect(&address).await.unwrap().with_checks_every(often);
+    executor.configure(&lab.node()).await.unwrap();
+    let time = |seconds, nanos| Some(prost_types::Duration { seconds, nanos });
+    let healthcheck = HealthConfig {
+        test: common::words(&["CMD-SHELL", "test -e /tmp/up"]),
+        interval: time(0, 200_000_000),
+        // Failures count once it has been healthy.
+        start_period: time(600, 0),
+        retries: 1,
+        ..Default::default()
+    };
+    let stop_grace_period = time(0, 0);
+    let spec = ContainerSpec { healthcheck: Some(healthcheck), stop_grace_period, ..lab.spec(HEALTH) };
+    let checked = controller(&executor, &lab.task(spec));
+    let plain = controller(&executor, &lab.task(lab.spec("sleep 1000")));
+    for task in [&checked, &plain] {
+        within(task.prepare()).await.unwrap();
+    }
+    within(plain.start()).await.unwrap();
+    let id = plain.container_status().await.unwrap().container_id;
+    let looks = || {
+        let of_plain = format!("/containers/{id}/json");
+        let requests = proxy.requests();
+        let count = |what: &str| requests.iter().filter(|line| line.contains(what)).count();
+        (count(&of_plain), count("/containers/json"))
+    };
+    let waiting = {
+        let plain = plain.clone();
+        tokio::spawn(async move { plain.wait().await })
+    };
+    let (before, checks) = looks();
+
+    let starting = {
+        let checked = checked.clone();
+        tokio::spawn(async move { checked.start().await })
+    };
+    let mut words = checked.progress().unwrap();
+    within(words.wait_for(|text| text == "started, waiting for the health check")).await.unwrap();
+    let listens = || async {
+        let id = checked.container_status().await.unwrap().container_id;
+        let top = lab.docker.top_processes(&id, None::<bollard::query_parameters::TopOptions>).await?;
+        anyhow::ensure!(top.processes.unwrap_or_default().len() > 1);
+        Ok(())
+    };
+    until("the shell's child", LONG, listens).await.unwrap();
+    assert!(!starting.is_finished());
+    lab.signal(checked.as_ref()).await;
+    assert_eq!(within(starting).await.unwrap(), Ok(()));
+
+    lab.signal(checked.as_ref()).await;
+    let Err(error) = within(checked.wait()).await else { panic!("it was taken for healthy") };
+    assert!(error.to_string().ends_with("dockerexec: unhealthy container"), "{error}");
+    let (after, more) = looks();
+    assert!(more > checks, "nothing was compared");
+    assert_eq!(after, before, "nothing contradicts a container that runs and has no health check");
+    assert!(!waiting.is_finished());
+    waiting.abort();
     executor.close().await;
     lab.done().await;
 }
