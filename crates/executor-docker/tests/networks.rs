@@ -8,7 +8,9 @@ use bollard::query_parameters::InspectNetworkOptions;
 use common::{Lab, controller, inspect, output, within, words};
 use swarm_agent::ControllerError;
 use swarm_api::v1::network_spec::ConfigFrom;
-use swarm_api::v1::{ContainerSpec, Driver, Network, NetworkAttachment, NetworkSpec};
+use swarm_api::v1::{
+    ContainerSpec, Driver, IpamConfig, IpamOptions, Network, NetworkAttachment, NetworkSpec,
+};
 
 fn network(lab: &Lab, name: &str, change: impl FnOnce(&mut NetworkSpec)) -> NetworkAttachment {
     let mut network = Network { id: format!("id-{name}-{}", lab.node_id), ..Default::default() };
@@ -74,12 +76,12 @@ async fn networks_are_made_for_the_first_task_and_removed_after_the_last() {
 
 #[tokio::test]
 async fn a_networks_set_up_may_be_the_engines_and_a_foreign_network_is_not_used() {
-    use bollard::models::{Ipam, IpamConfig, NetworkCreateRequest};
+    use bollard::models::{Ipam, IpamConfig as EngineIpam, NetworkCreateRequest};
     let lab = Lab::new().await;
     let setup = format!("setup-{}", lab.node_id);
     let third = std::process::id() % 250;
     let subnet = format!("10.213.{third}.0/24");
-    let addresses = IpamConfig { subnet: Some(subnet.clone()), ..Default::default() };
+    let addresses = EngineIpam { subnet: Some(subnet.clone()), ..Default::default() };
     let request = NetworkCreateRequest {
         name: setup.clone(),
         config_only: Some(true),
@@ -119,5 +121,90 @@ async fn a_networks_set_up_may_be_the_engines_and_a_foreign_network_is_not_used(
     within(task.prepare()).await.unwrap();
     let mode = inspect(&lab, task.as_ref()).await.host_config.unwrap().network_mode;
     assert_eq!(mode.as_deref(), Some("host"));
+    lab.done().await;
+}
+
+#[tokio::test]
+async fn a_network_and_an_endpoint_are_set_up_as_the_cluster_says() {
+    let lab = Lab::new().await;
+    let third = std::process::id() % 250;
+    let (v4, v6) = (format!("10.214.{third}"), format!("fd3b:8e1f:{third:x}:"));
+    let config = |subnet: String, range: &str, gateway: String| IpamConfig {
+        subnet,
+        range: range.to_owned(),
+        gateway,
+        ..Default::default()
+    };
+    let mut lan = network(&lab, "lan", |spec| {
+        spec.attachable = true;
+        spec.ipv6_enabled = true;
+        let v4 = IpamConfig {
+            reserved: [("router".to_owned(), format!("{v4}.130"))].into(),
+            ..config(format!("{v4}.0/24"), &format!("{v4}.128/25"), format!("{v4}.9"))
+        };
+        let configs = vec![v4, config(format!("{v6}:/64"), "", format!("{v6}:9"))];
+        spec.ipam = Some(IpamOptions { configs, ..Default::default() });
+    });
+    lan.addresses = vec![format!("{v4}.77/24"), format!("{v6}:77/64")];
+    lan.driver_attachment_opts = [("com.example.speed".to_owned(), "slow".to_owned())].into();
+    let script = "ip addr show eth0 | awk '/scope global/ {print $2}'; ip route | awk '/default/ {print $3}'";
+    let mut record = lab.task(lab.spec(script));
+    record.networks = vec![lan.clone()];
+    let task = lab.controller(&record);
+    let expected = [format!("{v4}.77/24"), format!("{v6}:77/64"), format!("{v4}.9")];
+    assert_eq!(output(task.as_ref()).await, expected);
+
+    let seen = inspect(&lab, task.as_ref()).await.network_settings.unwrap().networks.unwrap();
+    assert_eq!(seen[&name(&lan)].driver_opts.as_ref().unwrap()["com.example.speed"], "slow");
+    let made = lab.docker.inspect_network(&name(&lan), None::<InspectNetworkOptions>).await.unwrap();
+    assert_eq!((made.attachable, made.enable_ipv6), (Some(true), Some(true)));
+    let configs = made.ipam.unwrap().config.unwrap();
+    let (range, reserved) = (configs[0].ip_range.clone(), configs[0].auxiliary_addresses.clone().unwrap());
+    assert_eq!((range, reserved["router"].as_str()), (Some(format!("{v4}.128/25")), &*format!("{v4}.130")));
+    assert_eq!(configs[1].subnet, Some(format!("{v6}:/64")));
+
+    // Whoever has no address of the cluster's gets one out of the range; the engine refuses one that is taken.
+    within(task.remove()).await.unwrap();
+    lan.addresses.clear();
+    record.id = swarm_api::id::random();
+    record.networks = vec![lan.clone()];
+    let free = lab.controller(&record);
+    let lines = output(free.as_ref()).await;
+    let last = lines[0].strip_prefix(&format!("{v4}.")).and_then(|rest| rest.strip_suffix("/24"));
+    let last: u8 = last.unwrap_or_else(|| panic!("{lines:?}")).parse().unwrap();
+    assert!(last >= 128 && last != 130, "{lines:?}");
+    within(free.remove()).await.unwrap();
+    lab.done().await;
+}
+
+#[tokio::test]
+async fn an_address_that_is_taken_fails_the_task_with_the_engines_words() {
+    let lab = Lab::new().await;
+    let third = std::process::id() % 250;
+    let mut lan = network(&lab, "lan", |spec| {
+        let config = IpamConfig { subnet: format!("10.215.{third}.0/24"), ..Default::default() };
+        spec.ipam = Some(IpamOptions { configs: vec![config], ..Default::default() });
+    });
+    lan.addresses = vec![format!("10.215.{third}.77/24")];
+    let of = || {
+        let mut record = lab.task(lab.spec("sleep 1000"));
+        record.networks = vec![lan.clone()];
+        lab.controller(&record)
+    };
+    let (first, second) = (of(), of());
+    for task in [&first, &second] {
+        within(task.prepare()).await.unwrap();
+    }
+    within(first.start()).await.unwrap();
+    let Err(ControllerError::Fatal(text)) = within(second.start()).await else {
+        panic!("it has the address")
+    };
+    assert!(
+        text.starts_with("starting container failed: ") && text.contains("Address already in use"),
+        "{text}"
+    );
+    for task in [first, second] {
+        within(task.remove()).await.unwrap();
+    }
     lab.done().await;
 }

@@ -19,6 +19,9 @@ use crate::archive::{Archive, Kind};
 pub const NAME: &str = "swarm-test/busybox";
 /// Name of the image that runs into an error.
 const FAILING: &str = "swarm-test/failing";
+/// Name of the image whose health check fails.
+const UNHEALTHY: &str = "swarm-test/unhealthy";
+const UNHEALTHY_CHECK: &str = "HEALTHCHECK --interval=200ms --retries=1 CMD false";
 /// Name of the image that does not say what platform it is for.
 const SILENT: &str = "swarm-test/silent";
 
@@ -34,7 +37,7 @@ const FAILING_COMMAND: &str = r#"CMD ["/bin/sh","-c","echo as bad as can be >&2;
 /// # Errors
 /// If there is no statically linked busybox on this machine, or the engine refuses.
 pub async fn busybox(docker: &Docker) -> anyhow::Result<String> {
-    made(docker, NAME, COMMAND).await
+    made(docker, NAME, &[COMMAND]).await
 }
 
 /// The same with another command: one that fails at once.
@@ -42,10 +45,18 @@ pub async fn busybox(docker: &Docker) -> anyhow::Result<String> {
 /// # Errors
 /// As [`busybox`].
 pub async fn failing(docker: &Docker) -> anyhow::Result<String> {
-    made(docker, FAILING, FAILING_COMMAND).await
+    made(docker, FAILING, &[FAILING_COMMAND]).await
 }
 
-async fn made(docker: &Docker, name: &str, command: &str) -> anyhow::Result<String> {
+/// The same with a health check that always fails.
+///
+/// # Errors
+/// As [`busybox`].
+pub async fn unhealthy(docker: &Docker) -> anyhow::Result<String> {
+    made(docker, UNHEALTHY, &[COMMAND, UNHEALTHY_CHECK]).await
+}
+
+async fn made(docker: &Docker, name: &str, changes: &[&str]) -> anyhow::Result<String> {
     let path = busybox_path()?;
     let binary = std::fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
     if binary.windows(9).any(|window| window == b"/ld-linux") {
@@ -56,7 +67,8 @@ async fn made(docker: &Docker, name: &str, command: &str) -> anyhow::Result<Stri
     if docker.inspect_image(&image).await.is_ok() {
         return Ok(image);
     }
-    import(docker, name, &tag, vec![command.to_owned()], root_file_system(&path, &binary)?).await?;
+    let changes = changes.iter().map(|line| (*line).to_owned()).collect();
+    import(docker, name, &tag, changes, root_file_system(&path, &binary)?).await?;
     Ok(image)
 }
 
