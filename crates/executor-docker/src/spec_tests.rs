@@ -291,6 +291,10 @@ fn mistaken_mounts_are_refused_by_name() {
     check_refused(with(mounted(Type::Tmpfs, "s", "/t")), "invalid tmpfs source, source must be empty");
     check_refused(with(mounted(Type::Npipe, "", "t")), "invalid npipe source, source must not be empty");
     check_refused(
+        with(mounted(Type::Cluster, "group:db", "/t")),
+        "cluster volume \"group:db\": this node has no CSI plug-ins",
+    );
+    check_refused(
         with(Mount { r#type: 99, target: "/t".into(), ..Default::default() }),
         "invalid mount type: 99",
     );
