@@ -20,6 +20,9 @@ use swarm_testkit::daemon::Cluster;
 /// Time within which a few tasks must run.
 pub const SOON: Duration = Duration::from_secs(120);
 
+/// A script of the shell that does nothing, and ends at once when it is told to.
+pub const REST: &str = "trap 'exit 0' TERM; while :; do sleep 1000 & wait $!; done";
+
 /// A service of native processes that do nothing for ever.
 pub fn process_service(name: &str, replicas: u64) -> ServiceSpec {
     let spec = ProcessSpec {

@@ -9,7 +9,7 @@ use swarm_testkit::daemon::Daemon;
 use swarm_testkit::private_engine::{Character, PrivateEngine};
 use swarm_testkit::teardown;
 use swarm_testkit::wait::until;
-use swarm_tests::SOON;
+use swarm_tests::{REST, SOON};
 use tempfile::TempDir;
 
 /// Where Docker's manager listens, in a network of its own.
@@ -185,9 +185,6 @@ fn inside(container: &str, script: &str) -> Result<String> {
     ensure!(out.status.success(), "{script}: {}", String::from_utf8_lossy(&out.stderr));
     Ok(String::from_utf8_lossy(&out.stdout).into_owned())
 }
-
-/// Ends at once when it is told to.
-const REST: &str = "trap 'exit 0' TERM; while :; do sleep 1000 & wait $!; done";
 
 async fn services(swarm: &Swarm, scratch: &Path) -> Result<()> {
     // Until the gate opens nobody is healthy.

@@ -11,8 +11,8 @@ use swarm_testkit::daemon::{Daemon, channel, running, tasks};
 use swarm_testkit::private_engine::{Character, PrivateEngine};
 use swarm_testkit::teardown;
 use swarm_testkit::wait::until;
-use swarm_tests::SOON;
 use swarm_tests::logs::ctl;
+use swarm_tests::{REST, SOON};
 use tempfile::TempDir;
 use tonic::transport::Channel;
 
@@ -156,9 +156,6 @@ impl Drop for Swarm {
         }
     }
 }
-
-/// Ends at once when it is told to.
-const REST: &str = "trap 'exit 0' TERM; while :; do sleep 1000 & wait $!; done";
 
 async fn services(swarm: &Swarm, scratch: &Path) -> Result<()> {
     let written = |name: &str, text: &str| -> Result<PathBuf> {
