@@ -38,7 +38,7 @@ const MAX_APPLY_BYTES: u64 = 8 * 1024 * 1024;
 /// Longest wait for further proposals when several writers are at work; see [`Turns::gather`].
 const GATHER: Duration = Duration::from_millis(3);
 /// Longest wait for the next of them, as long as fewer are there than were just answered.
-const GATHER_PATIENCE: Duration = Duration::from_micros(600);
+const GATHER_PATIENCE: Duration = Duration::from_micros(1500);
 /// Longest wait for the next beyond those.
 const GATHER_GAP: Duration = Duration::from_micros(150);
 /// From so many on it is the processor that writers wait for, and a wait for one of them takes nothing from the others.
