@@ -288,7 +288,14 @@ impl PrivateEngine {
             })
             .await?;
         }
-        Ok(())
+        // It lies in memory, as /run does: what is left of it may name processes that have other owners after the start, and an
+        // engine then waits for a containerd that is none.
+        match std::fs::remove_dir_all(self.dir.path().join("exec")) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(error).context("removing what a host has in memory")
+            }
+            _ => Ok(()),
+        }
     }
 
     fn pid_file(&self) -> PathBuf {
