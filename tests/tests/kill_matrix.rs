@@ -1,8 +1,10 @@
 //! Whatever is killed, whatever a task was doing: afterwards the manager's states are what runs, no task ran twice, and
 //! none is forgotten.
 //!
-//! Each test has tasks in every state that an agent takes them through (pulling, waiting for their health, running,
-//! being stopped, being removed), kills one thing, lets everything go on that was held up, and brings back what was killed.
+//! Each test has tasks in every state that an agent takes them through (pulling, running their init task, made and waiting for
+//! the time to start, asked to start, waiting for their health, running, running their pre-stop command, being stopped, being
+//! removed), kills one thing, lets everything go on that was held up, and brings back what was killed. ACCEPTED is not among
+//! them: an agent goes on from there at once, and nothing can hold it up.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -11,7 +13,7 @@ use anyhow::{Context as _, Result, ensure};
 use bollard::Docker;
 use bollard::models::ContainerSummaryStateEnum;
 use bollard::query_parameters::{KillContainerOptionsBuilder, ListContainersOptionsBuilder};
-use swarm_api::v1::{ListTasksRequest, Task, TaskState, node_spec};
+use swarm_api::v1::{ListTasksRequest, Task, TaskState, node_spec, task_status};
 use swarm_api::{Shared, id};
 use swarm_testkit::daemon::{Cluster, Engine};
 use swarm_testkit::private_engine::{Character, PrivateEngine};
@@ -112,13 +114,15 @@ impl World {
         Ok(World { cluster, proxy, registry, engine, docker, gate, mark, services: BTreeMap::new() })
     }
 
+    /// Flags may have another restart delay.
     fn create(&mut self, name: &'static str, image: &str, flags: &[&str], script: &str) -> Result<()> {
         let gate = format!("type=bind,source={},target=/gate", self.gate.path().display());
         let script = format!("{NOTE}; {script}");
         let head = ["service", "create", "--name", name, "--image", image, "--mount", &gate];
         let delay = format!("{}s", RESTART_DELAY.as_secs());
-        let env = ["--env", "TASK={{.Task.ID}}", "--restart-delay", &delay];
-        let words = [&head[..], &env, flags, &["--command", "sh,-c", "--args", &script]].concat();
+        let env = ["--env", "TASK={{.Task.ID}}"];
+        let delay = if flags.contains(&"--restart-delay") { &[][..] } else { &["--restart-delay", &delay] };
+        let words = [&head[..], &env, delay, flags, &["--command", "sh,-c", "--args", &script]].concat();
         let id = self.cluster.ctl_ok(&words)?.trim().to_owned();
         self.services.insert(name, id);
         Ok(())
@@ -141,6 +145,14 @@ impl World {
                         while :; do sleep 1000 & wait $!; done";
         self.create("stopped", &image, &["--stop-grace-period", "300s"], stubborn)?;
         self.create("removed", &image, &soon, REST)?;
+        let init = "sh -c 'echo $TASK.init >> /gate/started; until test -e /gate/init; do sleep 0.05; done'";
+        self.create("inits", &image, &[&["--init-task", init], &soon[..]].concat(), REST)?;
+        // The first task fails; the one that replaces it is made, and waits for its time to start.
+        let later = [&["--restart-delay", "1h"], &soon[..]].concat();
+        self.create("ready", &image, &later, &format!("mkdir /gate/once && exit 1; {REST}"))?;
+        let pre_stop = "sh -c 'touch /gate/leaving; until test -e /gate/stop; do sleep 0.05; done'";
+        let leaving = ["--pre-stop", pre_stop, "--stop-grace-period", "300s"];
+        self.create("leaving", &image, &leaving, REST)?;
         let script = format!("echo $TASK >> {}/started; exec sleep 1000000", self.gate.path().display());
         let delay = format!("{}s", RESTART_DELAY.as_secs());
         let native =
@@ -155,27 +167,58 @@ impl World {
             ("runs", TaskState::Running, 2),
             ("stopped", TaskState::Running, 1),
             ("removed", TaskState::Running, 1),
+            ("inits", TaskState::Preparing, 1),
+            ("ready", TaskState::Ready, 1),
+            ("leaving", TaskState::Running, 1),
             ("native", TaskState::Running, 1),
         ] {
             self.in_state(name, state, count).await?;
         }
-        until("the pull to have begun", SOON, || async {
-            ensure!(self.registry.resolved() > 0);
+        for service in ["stopped", "leaving"] {
+            let id = self.services[service].clone();
+            scale(&mut self.cluster, &id, 0).await?;
+        }
+        until("a pull, an init task and a pre-stop command to have begun", SOON, || async {
+            ensure!(self.registry.resolved() > 0, "nothing is pulled");
+            ensure!(self.starts()?.iter().any(|line| line.ends_with(".init")), "no init task runs");
+            ensure!(self.gate.path().join("leaving").exists(), "no pre-stop command runs");
+            // It takes its time to stop.
+            ensure!(self.gate.path().join("asked").exists(), "nobody was asked to stop");
             Ok(())
         })
         .await?;
-        // One is being stopped, and takes its time; of another one the container is being removed.
-        self.proxy.treat(&[("DELETE", "/containers/", Treatment::Hold)]);
-        let stopped = self.services["stopped"].clone();
-        scale(&mut self.cluster, &stopped, 0).await?;
+        // Of one the container is being removed, and of another one it is about to be started.
+        let removed = self.container_of("removed").await?;
+        let held = [("DELETE", "/containers/", Treatment::Hold), ("POST", "/start ", Treatment::Hold)];
+        self.proxy.treat(&held);
         self.cluster.ctl_ok(&["service", "remove", "removed"])?;
-        until("a task to be asked to stop, and another one to be removed", SOON, || async {
-            ensure!(self.gate.path().join("asked").exists(), "nobody was asked");
-            let asked = |line: &String| line.starts_with("DELETE") && line.contains("/containers/removed.1.");
-            ensure!(self.proxy.requests().iter().any(asked), "nothing is removed");
-            Ok(())
+        self.create("begun", &image, &soon, REST)?;
+        self.in_state("begun", TaskState::Starting, 1).await?;
+        let begun = self.tasks("begun").await?[0].id.clone();
+        let begun = self.containers().await?.into_iter().find(|(_, task, _)| *task == begun);
+        let (begun, ..) = begun.context("a task in STARTING has a container")?;
+        until("a container to be removed, and another one to be started", SOON, || async {
+            let requests = self.proxy.requests();
+            let asked = |method: &str, path: String| {
+                ensure!(
+                    requests.iter().any(|line| line.starts_with(method) && line.contains(&path)),
+                    "no {method} {path}"
+                );
+                Ok(())
+            };
+            asked("DELETE", format!("/containers/{removed}"))?;
+            asked("POST", format!("/containers/{begun}/start "))
         })
         .await
+    }
+
+    /// Of a service with one task whose container has been started.
+    async fn container_of(&self, service: &str) -> Result<String> {
+        let tasks = self.tasks(service).await?;
+        match tasks.first().and_then(|task| task.status.runtime_status.as_ref()) {
+            Some(task_status::RuntimeStatus::Container(container)) => Ok(container.container_id.clone()),
+            _ => anyhow::bail!("{service} has no container"),
+        }
     }
 
     async fn in_state(&self, service: &str, state: TaskState, count: usize) -> Result<()> {
@@ -222,7 +265,7 @@ impl World {
     fn open(&self) -> Result<()> {
         self.registry.hold(false);
         self.proxy.treat(&[]);
-        for file in ["healthy", "stop"] {
+        for file in ["healthy", "stop", "init"] {
             std::fs::write(self.gate.path().join(file), "")?;
         }
         Ok(())
@@ -263,7 +306,8 @@ impl World {
     /// What the manager says is what is there.
     async fn agrees(&self, victim: Victim) -> Result<()> {
         let mut expected = BTreeSet::new();
-        for (service, count) in [("pulled", 1), ("healthy", 1), ("runs", 2), ("native", 1)] {
+        for service in UP {
+            let count = if service == "runs" { 2 } else { 1 };
             let tasks = self.tasks(service).await?;
             let live = tasks.iter().filter(|task| task.status.state() <= TaskState::Running).count();
             let up: Vec<&str> =
@@ -273,11 +317,11 @@ impl World {
                 "{service}: {:?}",
                 tasks.iter().map(|task| brief(task)).collect::<Vec<_>>()
             );
-            if service != "native" {
+            if !matches!(service, "native" | "ready") {
                 expected.extend(up.into_iter().map(str::to_owned));
             }
         }
-        for service in ["stopped", "removed"] {
+        for service in ["stopped", "leaving", "removed"] {
             let tasks = self.tasks(service).await?;
             ensure!(
                 tasks.is_empty(),
@@ -309,11 +353,17 @@ impl World {
     }
 }
 
-/// The manager says that it runs and is to. An engine of version 20.10 that comes back to running containers does not
+/// What is to be there in the end.
+const UP: [&str; 7] = ["pulled", "inits", "ready", "begun", "healthy", "runs", "native"];
+
+/// The manager says that it runs and is to, or that it is made and to wait. An engine of version 20.10 that comes back to running containers does not
 /// look after their health any more: there a task that waits for it may wait on.
 fn runs(service: &str, task: &Task, victim: Victim) -> bool {
     let waits = victim == Victim::EngineAlone && service == "healthy";
     let state = task.status.state();
+    if service == "ready" {
+        return state == TaskState::Ready && task.desired_state() == TaskState::Ready;
+    }
     let runs = state == TaskState::Running || waits && state == TaskState::Starting;
     runs && task.desired_state() == TaskState::Running
 }
@@ -326,9 +376,10 @@ fn brief(task: &Task) -> String {
 async fn kill(world: &mut World, victim: Victim) -> Result<()> {
     world.populate().await?;
     let mut before = BTreeMap::new();
-    for service in ["pulled", "healthy", "runs", "native"] {
+    for service in UP {
         let tasks = world.tasks(service).await?;
-        before.insert(service, tasks.iter().map(|task| task.id.clone()).collect::<BTreeSet<_>>());
+        let live = tasks.iter().filter(|task| task.status.state() <= TaskState::Running);
+        before.insert(service, live.map(|task| task.id.clone()).collect::<BTreeSet<_>>());
     }
     world.kill(victim).await?;
     world.open()?;
@@ -340,9 +391,9 @@ async fn kill(world: &mut World, victim: Victim) -> Result<()> {
     all_different(world.starts()?).context("a task ran twice")?;
     // What was not hurt is what it was before.
     let unhurt: &[&str] = match victim {
-        Victim::Daemon | Victim::EngineAlone => &["pulled", "healthy", "runs", "native"],
-        Victim::Engine | Victim::Containers => &["pulled", "native"],
-        Victim::Host => &["pulled"],
+        Victim::Daemon | Victim::EngineAlone => &UP,
+        Victim::Engine | Victim::Containers => &["pulled", "ready", "begun", "native"],
+        Victim::Host => &["pulled", "ready", "begun"],
     };
     for service in unhurt {
         let tasks = world.tasks(service).await?;
