@@ -20,7 +20,7 @@ use swarm_testkit::private_engine::{Character, PrivateEngine};
 use swarm_testkit::proxy::{Proxy, Treatment};
 use swarm_testkit::registry::Registry;
 use swarm_testkit::wait::until;
-use swarm_tests::{SOON, all_different, processes_with, scale, set_availability};
+use swarm_tests::{REST, SOON, all_different, processes_with, scale, set_availability};
 use tempfile::TempDir;
 
 /// An assignment leaves the manager after so much quiet (sheet of the dispatcher and the agent, 2.1: assignment batching
@@ -95,7 +95,6 @@ struct World {
 
 /// A task's start, noted by itself.
 const NOTE: &str = "echo $TASK >> /gate/started";
-const REST: &str = "trap 'exit 0' TERM; while :; do sleep 1000 & wait $!; done";
 
 impl World {
     async fn start(victim: Victim) -> Result<World> {
