@@ -204,6 +204,7 @@ fn credential_helpers_are_asked() {
             "echo '{\"Secret\":\"s3cret\"}'",
             "docker-credential-test did not answer with a JSON object that has",
         ),
+        ("echo '{\"Secret\":\"s3cret\"}'; exit 1", "docker-credential-test failed (exit status: 1)"),
         ("echo 's3cret'", "docker-credential-test did not answer with a JSON object that has"),
         (
             "echo 'credentials not found in native keychain'; exit 1",

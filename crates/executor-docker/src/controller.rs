@@ -221,13 +221,14 @@ impl DockerController {
         Ok(look.map(|look| look.seen.id))
     }
 
-    /// The container's id. Where there is none its name serves, and the engine says that there is none.
+    /// The container's id. Its name is no handle: a container of somebody else's may have it.
     async fn handle(&self) -> Result<String, ControllerError> {
         let known = self.id.lock().clone();
-        match known {
-            Some(id) => Ok(id),
-            None => Ok(self.look().await?.map_or_else(|| self.plan.name.clone(), |look| look.seen.id)),
+        if let Some(id) = known {
+            return Ok(id);
         }
+        let none = || ControllerError::Fatal(format!("No such container: {}", self.plan.name));
+        Ok(self.look().await?.ok_or_else(none)?.seen.id)
     }
 
     /// What is told from the last look on.
@@ -617,6 +618,7 @@ impl Controller for DockerController {
         for network in &self.plan.networks {
             self.parts.networks.release(network, &self.task_id).await?;
         }
+        self.parts.events.removed(&self.task_id);
         Ok(())
     }
 

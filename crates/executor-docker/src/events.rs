@@ -63,6 +63,11 @@ pub(crate) struct Events {
     subscribers: Arc<Subscribers>,
     /// Tasks that have a place here though nobody may have asked for them yet; none before the first sweep.
     known: Mutex<Option<HashSet<String>>>,
+    /// Tasks that somebody has asked for, until what was made for them is removed. Who asked may be gone before: the containers of a
+    /// daemon that stops go on.
+    ours: Mutex<HashSet<String>>,
+    /// Tasks that can't be looked after: what an earlier daemon made for them belongs to nobody.
+    disowned: Mutex<HashSet<String>>,
 }
 
 /// Wakes its owner when there may be news of one container. Clones have seen what the original has.
@@ -118,6 +123,8 @@ impl News {
 
 impl Events {
     pub(crate) fn subscribe(&self, task_id: &str) -> News {
+        self.ours.lock().insert(task_id.to_owned());
+        self.disowned.lock().remove(task_id);
         let mut subscribers = self.subscribers.lock();
         let sender = subscribers.entry(task_id.to_owned()).or_default();
         let guard = Guard { task_id: task_id.to_owned(), subscribers: self.subscribers.clone() };
@@ -153,10 +160,23 @@ impl Events {
         *self.known.lock() = Some(known);
     }
 
-    /// No task of this node has such a container. Nobody can tell before the first sweep.
+    /// Everything that was made for this task has been removed.
+    pub(crate) fn removed(&self, task_id: &str) {
+        self.ours.lock().remove(task_id);
+    }
+
+    /// Nobody can look after this task, which has failed for that. If something runs for it, it must not go on.
+    pub(crate) fn disown(&self, task_id: &str) {
+        self.disowned.lock().insert(task_id.to_owned());
+    }
+
+    /// No task that this node runs has such a container. Nobody can tell before the first sweep.
     fn is_stray(&self, container: &Labelled) -> bool {
-        let known = self.known.lock().as_ref().is_some_and(|known| !known.contains(&container.task_id));
-        known && !self.subscribers.lock().contains_key(&container.task_id)
+        let id = &container.task_id;
+        let of_none = |known: &HashSet<String>| {
+            self.disowned.lock().contains(id) || !(known.contains(id) || self.ours.lock().contains(id))
+        };
+        self.known.lock().as_ref().is_some_and(of_none) && !self.subscribers.lock().contains_key(id)
     }
 
     /// Listens to the engine until cancelled.

@@ -81,9 +81,15 @@ fn platform_of(image: &ImageInspect) -> (&str, &str) {
     (image.os.as_deref().unwrap_or_default(), image.architecture.as_deref().unwrap_or_default())
 }
 
+/// Whether an engine makes a container of this image if it is asked for one of the platform: variants, of which the contract has
+/// none, are compared too.
 fn says_platform(image: &ImageInspect) -> bool {
     let (os, architecture) = platform_of(image);
-    !os.is_empty() && !architecture.is_empty()
+    let usual = match image.variant.as_deref().unwrap_or_default() {
+        "" => true,
+        variant => (architecture, variant) == ("arm64", "v8"),
+    };
+    usual && !os.is_empty() && !architecture.is_empty()
 }
 
 struct Entry {

@@ -28,8 +28,22 @@ pub(crate) struct Maker {
 }
 
 impl Maker {
-    /// Works out what the task's container is to be.
+    /// Works out what the task's container is to be. If that fails the task has failed, and what an earlier daemon may have made for
+    /// it is stopped.
     pub(crate) fn make(
+        &self,
+        task: &Shared<Task>,
+        dependencies: Arc<dyn Dependencies>,
+        made: &Made,
+    ) -> Result<DockerController, ControllerError> {
+        self.try_make(task, dependencies, made).inspect_err(|error| {
+            if !matches!(error, ControllerError::Temporary(_)) {
+                self.parts.events.disown(&task.id);
+            }
+        })
+    }
+
+    fn try_make(
         &self,
         task: &Shared<Task>,
         dependencies: Arc<dyn Dependencies>,
@@ -132,7 +146,7 @@ impl Controller for LaterController {
     async fn keep_ended(&self) -> Infallible {
         match self.wait_for_engine().await {
             Ok(made) => made.keep_ended().await,
-            // Nothing of such a task was ever made.
+            // If an earlier daemon made something it is stopped with what belongs to nobody.
             Err(_) => std::future::pending().await,
         }
     }

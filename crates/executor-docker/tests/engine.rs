@@ -7,10 +7,10 @@ mod common;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use common::{Lab, controller, within};
+use common::{Given, Lab, controller, within};
 use swarm_agent::{Controller, ControllerError, Executor, LogLine, LogOptions, LogSink, LogStream};
 use swarm_api::v1::port_config::PublishMode;
-use swarm_api::v1::{ContainerSpec, Driver, Endpoint, HealthConfig, PortConfig};
+use swarm_api::v1::{ContainerSpec, Driver, Endpoint, HealthConfig, Mount, PortConfig, Task, mount};
 use swarm_testkit::wait::until;
 
 const SLEEP: &str = "trap 'exit 7' TERM; while :; do sleep 100 & wait $!; done";
@@ -541,7 +541,9 @@ async fn a_container_of_no_task_of_the_node_is_stopped_once_it_is_known_what_bel
     // The first daemon is for what the second one does not know of.
     let (_, kept) = run(&lab.executor, &known).await;
     within(second.sweep(std::slice::from_ref(&known.id))).await.unwrap();
-    let (_late, own) = run(&second, &late).await;
+    let (of_late, own) = run(&second, &late).await;
+    // A daemon that stops lets go of its tasks before it stops to listen.
+    drop(of_late);
     let (_, stray) = run(&lab.executor, &unknown).await;
     for _ in 0..2 {
         lab.until_ended(&stray).await;
@@ -549,6 +551,30 @@ async fn a_container_of_no_task_of_the_node_is_stopped_once_it_is_known_what_bel
     }
     lab.until_ended(&stray).await;
     assert!(lab.runs(&kept).await && lab.runs(&own).await);
+    second.close().await;
+    lab.done().await;
+}
+
+#[tokio::test]
+async fn what_runs_of_a_task_that_nobody_can_look_after_any_more_is_stopped() {
+    let lab = Lab::new().await;
+    let record = lab.task(lab.spec(SLEEP));
+    let task = lab.controller(&record);
+    task.prepare().await.unwrap();
+    task.start().await.unwrap();
+    let id = task.container_status().await.unwrap().container_id;
+    let second = lab.restarted().await;
+    // As if the engine, or the daemon, were not any more what the task needs.
+    let mount = Mount { r#type: mount::Type::Cluster as i32, target: "/data".into(), ..Default::default() };
+    let unfit =
+        Task { id: record.id.clone(), ..lab.task(ContainerSpec { mounts: vec![mount], ..lab.spec(SLEEP) }) };
+    second.controller(&unfit.into(), Arc::new(Given::default())).err().expect("it can't be had");
+    within(second.sweep(std::slice::from_ref(&record.id))).await.unwrap();
+    // A start that nobody waits for has everything compared soon.
+    let unknown = lab.run(SLEEP);
+    unknown.prepare().await.unwrap();
+    unknown.start().await.unwrap();
+    lab.until_ended(&id).await;
     second.close().await;
     lab.done().await;
 }

@@ -114,7 +114,7 @@ fn from_config(
 }
 
 /// Asks a credential helper for a registry's credentials; `None` if it has none. What it answers is never quoted, but for
-/// its error, which holds no secret.
+/// the text of an error that holds no answer.
 fn ask(helper: &str, server: &str, patience: Duration) -> std::result::Result<Option<Value>, String> {
     let name = format!("docker-credential-{helper}");
     if !helper.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c)) {
@@ -150,7 +150,9 @@ fn ask(helper: &str, server: &str, patience: Duration) -> std::result::Result<Op
         if said == "credentials not found in native keychain" {
             return Ok(None);
         }
-        let said: String = said.chars().take(SHOWN).collect();
+        // What should have been an answer may hold a password.
+        let said = if said.contains("Secret") { "" } else { said };
+        let said: String = said.chars().take(SHOWN).map(|c| if c.is_control() { ' ' } else { c }).collect();
         return Err(format!("{name} failed ({status}){}{said}", if said.is_empty() { "" } else { ": " }));
     }
     let answer: Value = serde_json::from_slice(&answer)

@@ -18,8 +18,8 @@ fn normal(platform: &Platform) -> NormalPlatform {
     })
 }
 
-/// The first of the platforms that the task may run on that is the engine's, as engines write it: `linux/amd64`, or `linux`
-/// where the architecture is left to the engine. None if the task names none.
+/// The first of the platforms that the task may run on that is the engine's, as engines write it: `linux/amd64`. None if the task
+/// names none, or leaves the architecture to the engine: the images that it has may be of others, which the kernel can run too.
 pub(super) fn platform(task: &Task, facts: &EngineFacts) -> Option<String> {
     let wanted = task.spec.placement.as_ref()?;
     let own = normal(&facts.platform);
@@ -27,8 +27,7 @@ pub(super) fn platform(task: &Task, facts: &EngineFacts) -> Option<String> {
     let mut wanted = wanted.platforms.iter().map(normal).filter(named);
     let NormalPlatform { os, architecture } = wanted.find(|wanted| own.serves(wanted))?;
     let os = if os.is_empty() { own.os } else { os };
-    let known = ARCHITECTURES.contains(&architecture.as_str());
-    Some(if known { format!("{os}/{architecture}") } else { os })
+    ARCHITECTURES.contains(&architecture.as_str()).then(|| format!("{os}/{architecture}"))
 }
 
 /// Whether what an image says of itself is the platform; what it does not say may be anything.
@@ -51,13 +50,13 @@ mod tests {
             (x86, &[("linux", "amd64")], Some("linux/amd64")),
             (x86, &[("Linux", "X86_64")], Some("linux/amd64")),
             (x86, &[("windows", "amd64"), ("linux", "arm64"), ("linux", "amd64")], Some("linux/amd64")),
-            (x86, &[("linux", ""), ("linux", "amd64")], Some("linux")),
+            (x86, &[("linux", ""), ("linux", "amd64")], None),
             (x86, &[("", "amd64")], Some("linux/amd64")),
             (x86, &[("", "")], None),
             (x86, &[("", ""), ("linux", "amd64")], Some("linux/amd64")),
             (x86, &[("linux", "arm64")], None),
             (("linux", "aarch64"), &[("linux", "amd64"), ("linux", "arm64")], Some("linux/arm64")),
-            (("linux", "armv7l"), &[("linux", "armv7l")], Some("linux")),
+            (("linux", "armv7l"), &[("linux", "armv7l")], None),
             (("", ""), &[("linux", "amd64")], None),
         ] {
             let platform = |(os, architecture): (&str, &str)| Platform {
