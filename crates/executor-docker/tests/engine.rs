@@ -5,6 +5,7 @@
 mod common;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use common::{Given, Lab, controller, within};
@@ -455,7 +456,7 @@ async fn a_container_that_somebody_else_starts_has_started() {
 }
 
 /// A task's controller as the agent has it once the task has ended.
-fn kept(task: &std::sync::Arc<dyn Controller>) -> tokio::task::JoinHandle<()> {
+fn kept(task: &Arc<dyn Controller>) -> tokio::task::JoinHandle<()> {
     let task = task.clone();
     tokio::spawn(async move { match task.keep_ended().await {} })
 }
