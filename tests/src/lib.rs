@@ -1,5 +1,6 @@
 //! What the tests of whole clusters have in common: specs, and a look at what really runs on this host.
 
+pub mod containers;
 pub mod logs;
 pub mod roles;
 pub mod watch;

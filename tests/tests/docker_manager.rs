@@ -9,7 +9,7 @@ use swarm_testkit::daemon::Daemon;
 use swarm_testkit::private_engine::{Character, PrivateEngine};
 use swarm_testkit::teardown;
 use swarm_testkit::wait::until;
-use swarm_tests::{REST, SOON};
+use swarm_tests::{REST, SOON, containers};
 use tempfile::TempDir;
 
 /// Where Docker's manager listens, in a network of its own.
@@ -111,28 +111,11 @@ impl Swarm {
 
     /// Containers of a service on the engine that our node uses, by their tasks: those that run, or all.
     fn containers(&self, service: &str, all: bool) -> Result<BTreeMap<String, String>> {
-        let filter = format!("label=com.docker.swarm.service.name={service}");
-        let format =
-            "{{.Label \"com.docker.swarm.task.id\"}} {{.ID}} {{.Label \"com.docker.swarm.node.id\"}}";
-        let mut command = Command::new("docker");
-        command.args(["ps", "--no-trunc", "--filter", &filter, "--format", format]);
-        if all {
-            command.arg("--all");
-        }
-        let out = command.output()?;
+        let words = containers::list(&format!("com.docker.swarm.service.name={service}"), all);
+        let out = Command::new("docker").args(words).output()?;
         ensure!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
         let node = self.docker(&["node", "inspect", OURS, "--format", "{{.ID}}"])?;
-        let mut found = BTreeMap::new();
-        for line in String::from_utf8_lossy(&out.stdout).lines() {
-            let [task, container, of] = line.split(' ').collect::<Vec<_>>()[..] else { bail!("{line:?}") };
-            if of == node {
-                ensure!(
-                    found.insert(task.to_owned(), container.to_owned()).is_none(),
-                    "a task has two containers: {out:?}"
-                );
-            }
-        }
-        Ok(found)
+        containers::by_task(&String::from_utf8_lossy(&out.stdout), &node)
     }
 
     async fn nothing_left(&self, service: &str) -> Result<()> {

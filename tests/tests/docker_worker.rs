@@ -12,7 +12,7 @@ use swarm_testkit::private_engine::{Character, PrivateEngine};
 use swarm_testkit::teardown;
 use swarm_testkit::wait::until;
 use swarm_tests::logs::ctl;
-use swarm_tests::{REST, SOON};
+use swarm_tests::{REST, SOON, containers};
 use tempfile::TempDir;
 use tonic::transport::Channel;
 
@@ -103,17 +103,9 @@ impl Swarm {
 
     /// Containers of a service by their tasks: those that run, or all.
     fn containers(&self, service: &str, all: bool) -> Result<BTreeMap<String, String>> {
-        let filter = format!("label=com.docker.swarm.service.id={service}");
-        let format = "{{.Label \"com.docker.swarm.task.id\"}} {{.ID}}";
-        let mut words = vec!["ps", "--no-trunc", "--filter", &filter, "--format", format];
-        words.extend(all.then_some("--all"));
-        let mut found = BTreeMap::new();
-        for line in self.worker.docker_ok(&words)?.lines().filter(|line| !line.is_empty()) {
-            let (task, container) = line.split_once(' ').context("two words")?;
-            let double = found.insert(task.to_owned(), container.to_owned());
-            ensure!(double.is_none(), "a task has two containers: {line}");
-        }
-        Ok(found)
+        let words = containers::list(&format!("com.docker.swarm.service.id={service}"), all);
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        containers::by_task(&self.worker.docker_ok(&words)?, &self.node)
     }
 
     async fn nothing_left(&self, service: &str) -> Result<()> {

@@ -61,13 +61,19 @@ type Subscribers = Mutex<HashMap<String, watch::Sender<Told>>>;
 #[derive(Default)]
 pub(crate) struct Events {
     subscribers: Arc<Subscribers>,
-    /// Tasks that have a place here though nobody may have asked for them yet; none before the first sweep.
-    known: Mutex<Option<HashSet<String>>>,
-    /// Tasks that somebody has asked for, until what was made for them is removed. Who asked may be gone before: the containers of a
-    /// daemon that stops go on.
-    ours: Mutex<HashSet<String>>,
+    belonging: Mutex<Belonging>,
+}
+
+/// Which tasks' containers may run on this node.
+#[derive(Debug, Default)]
+struct Belonging {
+    /// There was a sweep: what belongs here is known, though nobody may have asked for it yet.
+    swept: bool,
+    /// Tasks, until what was made for them is removed. Who looks after one may be gone before: the containers of a daemon that stops
+    /// go on.
+    tasks: HashSet<String>,
     /// Tasks that can't be looked after: what an earlier daemon made for them belongs to nobody.
-    disowned: Mutex<HashSet<String>>,
+    disowned: HashSet<String>,
 }
 
 /// Wakes its owner when there may be news of one container. Clones have seen what the original has.
@@ -123,8 +129,10 @@ impl News {
 
 impl Events {
     pub(crate) fn subscribe(&self, task_id: &str) -> News {
-        self.ours.lock().insert(task_id.to_owned());
-        self.disowned.lock().remove(task_id);
+        let mut belonging = self.belonging.lock();
+        belonging.disowned.remove(task_id);
+        belonging.tasks.insert(task_id.to_owned());
+        drop(belonging);
         let mut subscribers = self.subscribers.lock();
         let sender = subscribers.entry(task_id.to_owned()).or_default();
         let guard = Guard { task_id: task_id.to_owned(), subscribers: self.subscribers.clone() };
@@ -156,27 +164,30 @@ impl Events {
     }
 
     /// What belonged to other tasks than these, and than those that came since, has been removed.
-    pub(crate) fn swept(&self, known: HashSet<String>) {
-        *self.known.lock() = Some(known);
+    pub(crate) fn swept(&self, known: &[String]) {
+        let Belonging { swept, tasks, disowned } = &mut *self.belonging.lock();
+        *swept = true;
+        tasks.extend(known.iter().filter(|id| !disowned.contains(*id)).cloned());
     }
 
     /// Everything that was made for this task has been removed.
     pub(crate) fn removed(&self, task_id: &str) {
-        self.ours.lock().remove(task_id);
+        self.belonging.lock().tasks.remove(task_id);
     }
 
     /// Nobody can look after this task, which has failed for that. If something runs for it, it must not go on.
     pub(crate) fn disown(&self, task_id: &str) {
-        self.disowned.lock().insert(task_id.to_owned());
+        let mut belonging = self.belonging.lock();
+        belonging.tasks.remove(task_id);
+        belonging.disowned.insert(task_id.to_owned());
     }
 
     /// No task that this node runs has such a container. Nobody can tell before the first sweep.
     fn is_stray(&self, container: &Labelled) -> bool {
-        let id = &container.task_id;
-        let of_none = |known: &HashSet<String>| {
-            self.disowned.lock().contains(id) || !(known.contains(id) || self.ours.lock().contains(id))
-        };
-        self.known.lock().as_ref().is_some_and(of_none) && !self.subscribers.lock().contains_key(id)
+        let belonging = self.belonging.lock();
+        belonging.swept
+            && !belonging.tasks.contains(&container.task_id)
+            && !self.subscribers.lock().contains_key(&container.task_id)
     }
 
     /// Listens to the engine until cancelled.
@@ -368,10 +379,18 @@ mod tests {
             created: 0,
         };
         let _news = events.subscribe("here");
-        assert!(!events.is_stray(&of("gone")));
-        events.swept(HashSet::from(["known".to_owned()]));
-        assert!(events.is_stray(&of("gone")));
+        events.disown("unfit");
+        assert!(!events.is_stray(&of("gone")) && !events.is_stray(&of("unfit")));
+        events.swept(&["known".to_owned(), "unfit".to_owned()]);
+        assert!(events.is_stray(&of("gone")) && events.is_stray(&of("unfit")));
         assert!(!events.is_stray(&of("here")) && !events.is_stray(&of("known")));
+        // Who looked after a task may be gone before what was made for it.
+        drop(events.subscribe("left"));
+        drop(events.subscribe("unfit"));
+        assert!(!events.is_stray(&of("left")) && !events.is_stray(&of("unfit")));
+        events.removed("left");
+        events.removed("known");
+        assert!(events.is_stray(&of("left")) && events.is_stray(&of("known")));
     }
 
     #[test]

@@ -259,7 +259,7 @@ impl Executor for DockerExecutor {
                 .sweep(&known)
                 .map_err(|error| ControllerError::Fatal(format!("removing old files: {error}")))?;
         }
-        self.parts.events.swept(known_tasks.iter().cloned().collect());
+        self.parts.events.swept(known_tasks);
         self.parts.networks.sweep(&node_id).await
     }
 }

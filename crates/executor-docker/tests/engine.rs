@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use common::{Given, Lab, controller, within};
+use common::{Given, Lab, controller, waited, within};
 use swarm_agent::{Controller, ControllerError, Executor, LogLine, LogOptions, LogSink, LogStream};
 use swarm_api::v1::port_config::PublishMode;
 use swarm_api::v1::{ContainerSpec, Driver, Endpoint, HealthConfig, Mount, PortConfig, Task, mount};
@@ -417,10 +417,7 @@ async fn container_removed_by_somebody_is_noticed() {
     task.prepare().await.unwrap();
     task.start().await.unwrap();
     let id = task.container_status().await.unwrap().container_id;
-    let waiting = {
-        let task = task.clone();
-        tokio::spawn(async move { task.wait().await })
-    };
+    let waiting = waited(&task);
     let options = bollard::query_parameters::RemoveContainerOptionsBuilder::new().force(true).build();
     lab.docker.remove_container(&id, Some(options)).await.unwrap();
     // Killed first, then gone: which of the two is seen is a race.
@@ -505,10 +502,7 @@ async fn a_container_that_is_restarted_by_somebody_fails_its_task_and_does_not_r
     task.prepare().await.unwrap();
     task.start().await.unwrap();
     let id = task.container_status().await.unwrap().container_id;
-    let waiting = {
-        let task = task.clone();
-        tokio::spawn(async move { task.wait().await })
-    };
+    let waiting = waited(&task);
     let options = bollard::query_parameters::RestartContainerOptionsBuilder::new().t(0).build();
     lab.docker.restart_container(&id, Some(options)).await.unwrap();
     // It was seen to end, or to be another one: which of the two is a race.

@@ -7,7 +7,7 @@ mod common;
 use std::path::Path;
 use std::time::Duration;
 
-use common::{LONG, Lab, controller, within};
+use common::{LONG, Lab, controller, waited, within};
 use swarm_agent::{ControllerError, Executor};
 use swarm_api::v1::{ContainerSpec, HealthConfig};
 use swarm_executor_docker::DockerExecutor;
@@ -63,10 +63,7 @@ async fn an_end_during_an_outage_is_noticed_after_it() {
     let task = controller(&executor, &record);
     task.prepare().await.unwrap();
     task.start().await.unwrap();
-    let waiting = {
-        let task = task.clone();
-        tokio::spawn(async move { task.wait().await })
-    };
+    let waiting = waited(&task);
     tokio::task::yield_now().await;
     proxy.cut();
     // Somebody else ends it.
@@ -117,10 +114,7 @@ async fn a_change_of_health_that_nobody_was_told_of_is_noticed() {
         let count = |what: &str| requests.iter().filter(|line| line.contains(what)).count();
         (count(&of_plain), count("/containers/json"))
     };
-    let waiting = {
-        let plain = plain.clone();
-        tokio::spawn(async move { plain.wait().await })
-    };
+    let waiting = waited(&plain);
     let (before, checks) = looks();
 
     let starting = {
@@ -228,10 +222,7 @@ async fn an_engine_that_comes_later_finds_its_tasks_waiting() {
     assert!(!description.engine_version.is_empty());
     assert_eq!(common::output(new.as_ref()).await, ["here"]);
     assert_eq!(new.hindrance(), None);
-    let waiting = {
-        let adopted = adopted.clone();
-        tokio::spawn(async move { adopted.wait().await })
-    };
+    let waiting = waited(&adopted);
     // Somebody else ends it, and its events are heard.
     within(task.terminate()).await.unwrap();
     assert_eq!(within(waiting).await.unwrap(), Err(ControllerError::Exit { code: 137, cause: None }));

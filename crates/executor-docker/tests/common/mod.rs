@@ -8,7 +8,9 @@ use std::time::Duration;
 use bollard::Docker;
 use bollard::models::ContainerInspectResponse;
 use bollard::query_parameters::{InspectContainerOptions, StartContainerOptions};
-use swarm_agent::{Controller, Dependencies, DependencyError, Executor, LogOptions, LogSink};
+use swarm_agent::{
+    Controller, ControllerError, Dependencies, DependencyError, Executor, LogOptions, LogSink,
+};
 use swarm_api::v1::{Annotations, Config, ContainerSpec, Driver, Node, Secret, Task, TaskSpec, task_spec};
 use swarm_api::{Shared, id};
 use swarm_executor_docker::DockerExecutor;
@@ -187,6 +189,12 @@ impl Drop for Lab {
 
 pub(crate) fn controller(executor: &DockerExecutor, task: &Task) -> Arc<dyn Controller> {
     executor.controller(&task.clone().into(), Arc::new(Given::default())).expect("a controller")
+}
+
+/// Waits for a task's end in the background.
+pub(crate) fn waited(task: &Arc<dyn Controller>) -> tokio::task::JoinHandle<Result<(), ControllerError>> {
+    let task = task.clone();
+    tokio::spawn(async move { task.wait().await })
 }
 
 pub(crate) async fn within<F: Future>(future: F) -> F::Output {
