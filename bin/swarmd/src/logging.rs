@@ -8,28 +8,30 @@ use std::time::Instant;
 use tracing::field::{Field, Visit};
 use tracing::level_filters::LevelFilter;
 use tracing::{Event, Level, Subscriber};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::Targets;
 use tracing_subscriber::fmt::FmtContext;
 use tracing_subscriber::fmt::format::{FormatEvent, FormatFields, Writer};
+use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::util::SubscriberInitExt as _;
 
 /// Our crates log at the chosen level; libraries only what goes wrong, unless everything is asked for.
 pub(crate) fn init(level: LevelFilter) {
+    let libraries = level.min(LevelFilter::WARN);
+    let all = Targets::new().with_default(level);
     let filter = if level >= LevelFilter::TRACE {
+        let talkative =
+            ["h2", "hyper", "hyper_util", "sled", "tower"].map(|library| (library, LevelFilter::DEBUG));
         // Never bollard: it writes whole requests into its log, with the environment of containers.
-        format!("{level},bollard=warn,h2=debug,hyper=debug,hyper_util=debug,sled=debug,tower=debug")
+        all.with_targets(talkative).with_target("bollard", LevelFilter::WARN)
     } else {
-        let libraries = level.min(LevelFilter::WARN);
-        format!(
-            "{level},h2={libraries},hyper={libraries},hyper_util={libraries},tonic={libraries},tower={libraries},\
-             sled={libraries},bollard={libraries},rustls=error,raft={libraries}"
-        )
+        let quiet = ["h2", "hyper", "hyper_util", "tonic", "tower", "sled", "bollard", "raft"];
+        all.with_targets(quiet.map(|library| (library, libraries))).with_target("rustls", LevelFilter::ERROR)
     };
-    tracing_subscriber::fmt()
-        .with_env_filter(EnvFilter::new(filter))
+    let lines = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
-        .event_format(Format { terminal: std::io::stderr().is_terminal(), start: Instant::now() })
-        .init();
+        .event_format(Format { terminal: std::io::stderr().is_terminal(), start: Instant::now() });
+    tracing_subscriber::registry().with(lines).with(filter).init();
 }
 
 struct Format {

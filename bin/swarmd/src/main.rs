@@ -9,6 +9,10 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 
+/// See `docs/decisions/0078-allocator.md`.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 fn main() -> ExitCode {
     // A native process task is watched by a copy of this program under another name.
     if let Some(code) = swarm_executor_process::maybe_run_shim() {

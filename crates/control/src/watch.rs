@@ -28,7 +28,7 @@ impl Watch {
     }
 }
 
-/// A stream of messages: an empty one when the watch stands, then one for each entry with something in it.
+/// A stream of messages: an empty one when the watch stands, then one for each commit with something in it.
 type Messages = Pin<Box<dyn Stream<Item = Result<WatchMessage, Status>> + Send>>;
 
 #[tonic::async_trait]

@@ -105,7 +105,7 @@ impl Shell {
     async fn write(&mut self, batch: Batch) -> Option<(u64, Fate)> {
         let store = self.store.clone();
         let mut write = async move {
-            match store.update(|tx| batch.apply(tx)).await {
+            match store.update_alone(|tx| batch.apply(tx)).await {
                 Ok((results, committed)) => (batch.id, Fate::Written(committed.index, results)),
                 Err(error) => (batch.id, Fate::Failed(error)),
             }

@@ -13,6 +13,10 @@ use swarm_reconcile::IdSource;
 
 use common::{Sim, leader, node, service};
 
+/// The daemon's.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 /// CPU time of the only thread.
 fn cpu() -> Duration {
     let stat = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap();

@@ -135,6 +135,10 @@ impl Proposer for RaftProposer {
         self.0.inbox.propose(ticket, data)
     }
 
+    fn turn(&self) -> u64 {
+        self.0.inbox.turn()
+    }
+
     fn commit_index(&self) -> u64 {
         self.0.commit.load(Ordering::Acquire)
     }

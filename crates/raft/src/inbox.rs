@@ -4,6 +4,7 @@
 //! sender knows; nobody waits for room.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -66,6 +67,8 @@ struct State {
 pub(crate) struct Inbox {
     state: Mutex<State>,
     filled: Condvar,
+    /// How often proposals were taken. Changes under the lock.
+    turn: AtomicU64,
 }
 
 /// How long the raft thread waits for more proposals once it has the first.
@@ -100,6 +103,16 @@ impl Inbox {
             self.filled.notify_one();
         }
         Ok(())
+    }
+
+    /// See [`swarm_store::Proposer::turn`].
+    pub(crate) fn turn(&self) -> u64 {
+        self.turn.load(Ordering::Relaxed)
+    }
+
+    /// Number of proposals that wait.
+    pub(crate) fn proposals(&self) -> usize {
+        self.state.lock().batch.proposals.len()
     }
 
     /// Queues a message from a peer.
@@ -168,6 +181,9 @@ impl Inbox {
         }
         state.wake_at = None;
         state.bytes = 0;
+        if !state.batch.proposals.is_empty() {
+            self.turn.fetch_add(1, Ordering::Relaxed);
+        }
         std::mem::swap(&mut state.batch, into);
     }
 

@@ -41,7 +41,7 @@ fn undo(tables: &mut Tables, events: Vec<Event>) {
 
 impl Batch {
     /// Writes everything in it: one result per group, then one per list of assignments. To be called in the closure of
-    /// [`swarm_store::Store::update`].
+    /// [`swarm_store::Store::update_alone`], for the brain knows its own commits by what is in them.
     ///
     /// Meanwhile the transaction's changes of a task are several; in its entry they are one.
     ///

@@ -143,20 +143,29 @@ impl Brain {
 
     /// A commit, in log order.
     pub fn committed(&mut self, events: &[Event], view: &View) {
-        if self.creates_only(view.index()) {
+        if self.creates_only(events.len(), view.index()) {
             return self.overlay.commit_planned(view);
         }
         let knows = self.author(events, view.index());
         self.overlay.commit(events, view, &mut self.journal, knows);
     }
 
-    /// The commit with this index is known to be that of a batch of nothing but new tasks. The index alone does not say so: that
-    /// of a batch that changed nothing is the one of the commit before it.
-    fn creates_only(&self, index: u64) -> bool {
-        let creates = |number: &u64| self.overlay.group(*number).is_some_and(|g| bulk::tasks(g).is_some());
+    /// The commit with this index is known to be that of a batch of nothing but new tasks, so many as there are changes. The
+    /// index alone does not say so: that of a batch that changed nothing is the one of the commit before it.
+    fn creates_only(&self, changes: usize, index: u64) -> bool {
+        let creates = |number: &u64| {
+            let (_, tasks) = bulk::tasks(self.overlay.group(*number)?)?;
+            Some(tasks.count())
+        };
         self.flying.values().any(|flying| {
-            matches!(&flying.fate, Some((at, results)) if *at == index && results.iter().any(Result::is_ok))
-                && flying.numbers.iter().all(creates)
+            let Some((_, results)) = flying.fate.as_ref().filter(|(at, _)| *at == index) else {
+                return false;
+            };
+            let created: Option<Vec<usize>> = flying.numbers.iter().map(creates).collect();
+            let written = |created: Vec<usize>| -> usize {
+                created.iter().zip(results).filter(|(_, result)| result.is_ok()).map(|(tasks, _)| tasks).sum()
+            };
+            created.map(written).is_some_and(|written| written > 0 && written == changes)
         })
     }
 

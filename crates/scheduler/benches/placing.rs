@@ -21,6 +21,10 @@ use swarm_reconcile::{Brain, Ctx, Fate, Now, SequentialIds};
 use swarm_scheduler::Scheduler;
 use swarm_store::{Error, Event, Received, Store, Subscription, Tx};
 
+/// The daemon's.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 /// Ids as they are: random, of 25 characters, and the same in every run.
 fn id(kind: u64, n: u64) -> String {
     const DIGITS: &[u8; 36] = b"0123456789abcdefghijklmnopqrstuvwxyz";

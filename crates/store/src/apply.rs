@@ -4,11 +4,12 @@ use bytes::Bytes;
 use prost::Message as _;
 use std::sync::Arc;
 use swarm_api::Object;
+use swarm_api::defaults::MAX_TRANSACTION_BYTES;
 use swarm_api::v1::{InternalRaftRequest, StoreActionKind, StoreSnapshot};
 
 use crate::intern::{self, Interner};
 use crate::writer::{Fate, State};
-use crate::{ApplyError, Error, Event, Kinds, Lost, StateMachine, Store, Tables, Ticket, View, diff};
+use crate::{ApplyError, Error, Event, Lost, StateMachine, Store, Tables, Ticket, View, diff};
 
 impl StateMachine for Store {
     fn apply(&self, index: u64, data: Bytes, own: Option<Ticket>) -> Result<(), ApplyError> {
@@ -41,11 +42,11 @@ impl StateMachine for Store {
             }
             Ok((tables, events)) => {
                 state.publish(index, Arc::new(tables), events);
-                state.restage();
                 Ok(())
             }
             Err(source) => Err(skip(&mut state, index, source)),
         };
+        state.restage();
         drop(state);
         if let Some(wakes) = wakes {
             wakes.send();
@@ -76,10 +77,11 @@ impl StateMachine for Store {
         let mut left = &entries[..];
         while !left.is_empty() {
             // Up to one that can't be applied, of which nothing may remain.
-            let applied =
-                self.apply_unseen(left).or_else(|fails| self.apply_unseen(&left[..fails])).unwrap_or(0);
+            let applied = self.apply_together(left);
+            let fails = applied.is_err();
+            let applied = applied.or_else(|fails| self.apply_together(&left[..fails])).unwrap_or(0);
             left = &left[applied..];
-            if let Some(((index, data), rest)) = left.split_first() {
+            if fails && let Some(((index, data), rest)) = left.split_first() {
                 errors.extend(self.apply(*index, data.clone(), None).err());
                 left = rest;
             }
@@ -131,21 +133,22 @@ impl StateMachine for Store {
 }
 
 impl Store {
-    /// Applies entries up to one whose changes somebody follows, and returns how many. There is no view between them: so
-    /// what several of them change is copied once.
+    /// Applies entries as one commit, as many as make no larger one than a transaction can, and returns how many. There is no
+    /// view between them: so what several of them change is copied once.
     ///
     /// # Errors
     /// The position of an entry that can't be applied; then none was.
-    fn apply_unseen(&self, entries: &[(u64, Bytes)]) -> Result<usize, usize> {
+    fn apply_together(&self, entries: &[(u64, Bytes)]) -> Result<usize, usize> {
         // Nobody but the caller changes the view.
         let mut tables = Tables::clone(&Store::view(self));
         let mut events = Vec::new();
-        let mut applied = 0;
+        let (mut applied, mut bytes) = (0, 0);
         for (_, data) in entries {
-            let Ok(request) = decode(data.clone()) else { break };
-            if self.state.lock().follows(Kinds::of_actions(&request.action)) {
+            bytes += data.len();
+            if applied > 0 && bytes > MAX_TRANSACTION_BYTES {
                 break;
             }
+            let request = decode(data.clone()).map_err(|_| applied)?;
             events.extend(execute(&mut tables, request).map_err(|_| applied)?);
             applied += 1;
         }
@@ -154,7 +157,6 @@ impl Store {
         if events.is_empty() {
             state.advance(*last);
         } else {
-            // Whoever has come to follow these meanwhile is told of all of them at once.
             state.publish(*last, Arc::new(tables), events);
             state.restage();
         }

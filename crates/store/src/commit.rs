@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use swarm_api::v1::StoreAction;
 use swarm_api::{Kind, Object};
 use tokio::sync::broadcast;
 
@@ -72,14 +71,15 @@ impl Event {
     }
 }
 
-/// One applied entry.
+/// What was applied at once: a log entry, or several that were written together, if they are small. An object may
+/// have changed more than once in it.
 #[derive(Debug)]
 pub struct Commit {
-    /// Log index of the entry.
+    /// Log index of the last of its entries.
     pub index: u64,
-    /// Its changes, in order.
+    /// The changes, in order.
     pub events: Vec<Event>,
-    /// The tables after it.
+    /// The tables after all of them.
     pub view: View,
 }
 
@@ -116,12 +116,6 @@ impl Kinds {
         Kinds(events.iter().fold(0, |set, event| set | 1 << event.kind() as u16))
     }
 
-    /// Those of the objects that an entry changes, as far as they are known here.
-    pub(crate) fn of_actions(actions: &[StoreAction]) -> Kinds {
-        let objects = actions.iter().filter_map(Object::from_action);
-        Kinds(objects.fold(0, |set, object| set | 1 << object.kind() as u16))
-    }
-
     fn meets(self, other: Kinds) -> bool {
         self.0 & other.0 != 0
     }
@@ -142,11 +136,6 @@ impl Followers {
         let (followers, receiver) = broadcast::channel(QUEUE);
         self.0.push((kinds, followers));
         receiver
-    }
-
-    /// Whether somebody wants to be told of these.
-    pub(crate) fn wait_for(&self, kinds: Kinds) -> bool {
-        self.0.iter().any(|(followed, followers)| followed.meets(kinds) && followers.receiver_count() > 0)
     }
 
     pub(crate) fn send(&self, commit: Commit) {

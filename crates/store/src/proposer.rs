@@ -48,6 +48,10 @@ pub trait Proposer: Send + Sync + 'static {
     /// refuses whatever has an epoch that was in use when it last lost leadership.
     fn propose(&self, ticket: Ticket, data: Bytes) -> Result<(), Error>;
 
+    /// Grows each time that what was proposed is taken out of the queue, to be appended and committed together. It only
+    /// says what is likely: the store is right whatever it is, and fast if it is right.
+    fn turn(&self) -> u64;
+
     /// The commit index as of now; the base of new versions.
     fn commit_index(&self) -> u64;
 

@@ -7,7 +7,7 @@ use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 
-use crate::writer::{Fate, State, Step};
+use crate::writer::{Company, Fate, State, Step};
 use crate::{ApplyError, Error, Kinds, Proposer, Subscription, Tx, View};
 
 /// Room for transactions in flight, in units of [`UNIT`] bytes; a transaction takes at least one. When it is
@@ -149,7 +149,29 @@ impl Store {
     /// # Errors
     /// The closure's own, and [`Error::TooLarge`]; [`Error::LostLeadership`] and [`Error::Stopped`] (the outcome
     /// is unknown if leadership ended meanwhile); [`Error::Dropped`] if raft keeps refusing (nothing written).
-    pub async fn update<R, E, F>(&self, mut f: F) -> Result<(R, Committed), E>
+    pub async fn update<R, E, F>(&self, f: F) -> Result<(R, Committed), E>
+    where
+        F: FnMut(&mut Tx) -> Result<R, E> + Send,
+        R: Send,
+        E: From<Error> + Send,
+    {
+        self.update_in(Company::Any, f).await
+    }
+
+    /// The same, and the [`Commit`](crate::Commit) that subscribers get holds this transaction and no other.
+    ///
+    /// # Errors
+    /// Those of [`Store::update`].
+    pub async fn update_alone<R, E, F>(&self, f: F) -> Result<(R, Committed), E>
+    where
+        F: FnMut(&mut Tx) -> Result<R, E> + Send,
+        R: Send,
+        E: From<Error> + Send,
+    {
+        self.update_in(Company::Alone, f).await
+    }
+
+    async fn update_in<R, E, F>(&self, company: Company, mut f: F) -> Result<(R, Committed), E>
     where
         F: FnMut(&mut Tx) -> Result<R, E> + Send,
         R: Send,
@@ -158,7 +180,7 @@ impl Store {
         let mut refusals = 0;
         loop {
             let permit = self.in_flight.clone().acquire_owned().await.map_err(|_| E::from(Error::Stopped))?;
-            let (result, refused, fate) = match self.stage(&mut f, permit) {
+            let (result, refused, fate) = match self.stage(&mut f, company, permit) {
                 Step::Done(result, index) => return result.map(|r| (r, Committed { index })),
                 Step::Read { result, after, index, generation } => {
                     let fate = match after {

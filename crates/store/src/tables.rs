@@ -233,6 +233,15 @@ impl Tables {
         }
     }
 
+    /// Undoes these changes, which were the last ones.
+    pub(crate) fn take_back(
+        &mut self,
+        events: impl IntoIterator<Item = Event, IntoIter: DoubleEndedIterator>,
+    ) {
+        let undone: Vec<Event> = events.into_iter().rev().map(Event::inverse).collect();
+        self.replay(&undone);
+    }
+
     /// Makes changes that were made elsewhere, with the checks that replicas make. All or nothing is the
     /// caller's: on failure these tables are to be thrown away, and the events are given back.
     pub(crate) fn apply(&mut self, events: Vec<Event>) -> Result<Vec<Event>, (Vec<Event>, Error)> {
@@ -319,10 +328,6 @@ impl View {
     /// The same at a later index.
     pub(crate) fn at(self, index: u64) -> View {
         View { index, ..self }
-    }
-
-    pub(crate) fn shared(&self) -> Arc<Tables> {
-        self.tables.clone()
     }
 
     /// A copy of the tables that can be changed.

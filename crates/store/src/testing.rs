@@ -46,6 +46,8 @@ struct State {
     epoch: u64,
     /// Every entry; an empty one changes nothing.
     log: Vec<Bytes>,
+    /// How often proposals were taken from the queue.
+    turn: u64,
     /// Something is being done outside the lock.
     busy: bool,
     stop: bool,
@@ -223,6 +225,7 @@ impl Shared {
                     if ticket.epoch <= state.dead || !state.leader {
                         return; // the store knows
                     }
+                    state.turn += 1;
                     state.steps = state.steps.saturating_sub(1);
                     if std::mem::take(&mut state.refuse) {
                         state.dead = ticket.epoch;
@@ -244,7 +247,7 @@ impl Shared {
             }
             Op::Foreign(data) => {
                 self.append(data.clone());
-                let _ = machine.apply(index + 1, data, None);
+                machine.apply_all(vec![(index + 1, data)]);
             }
             Op::Barrier(done) => {
                 let leader = self.state.lock().leader;
@@ -314,6 +317,10 @@ impl Proposer for LoopbackProposer {
         drop(state);
         self.shared.changed.notify_all();
         Ok(())
+    }
+
+    fn turn(&self) -> u64 {
+        self.shared.state.lock().turn
     }
 
     fn commit_index(&self) -> u64 {

@@ -124,8 +124,7 @@ impl Tx {
     /// Takes back all but so many changes. (Keeping the tables as they were would make every change after that
     /// copy its nodes again.)
     pub(crate) fn undo(&mut self, changes: usize) {
-        let undone: Vec<Event> = self.events.drain(changes..).rev().map(Event::inverse).collect();
-        self.tables.replay(&undone);
+        self.tables.take_back(self.events.drain(changes..));
     }
 
     /// Makes several changes of one task one change, in the place of the first. For transactions that take tasks

@@ -82,8 +82,6 @@ struct Pending {
     ticket: Ticket,
     /// The version on its objects.
     stamp: u64,
-    /// The tables after it.
-    tables: Arc<Tables>,
     events: Vec<Event>,
     /// Set if it does not fit on what was applied before it.
     unfit: Option<Error>,
@@ -92,10 +90,40 @@ struct Pending {
     _room: OwnedSemaphorePermit,
 }
 
+/// Transactions in flight, one behind the other, that are committed together if all goes well. Only the tables after the
+/// last of them are kept: so what several of them change is copied once.
+struct Segment {
+    number: u64,
+    /// How many are left of it.
+    pending: usize,
+    /// Encoded bytes of them all.
+    bytes: usize,
+    /// The proposer's turn in which it began; none if no other transaction may join it.
+    turn: Option<u64>,
+    /// The tables after all of them. None while a closure runs on them, if one panicked, or if a large one took them.
+    tables: Option<Tables>,
+}
+
+/// Bytes of transactions that share tables. With several managers raft commits about so many at once; and no more are
+/// made again where it commits others than were staged together.
+const MAX_SEGMENT_BYTES: usize = 64 * 1024;
+
+/// How a transaction is committed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Company {
+    /// Together with others, if there are some.
+    Any,
+    /// As a commit of its own.
+    Alone,
+}
+
 /// What a closure starts from.
 struct Base {
     generation: u64,
-    tables: Arc<Tables>,
+    tables: Tables,
+    /// The segment that the tables were taken from, to be given back.
+    segment: Option<u64>,
+    turn: Option<u64>,
     last_stamp: u64,
     applied: u64,
     proposer: Option<Arc<dyn Proposer>>,
@@ -114,8 +142,13 @@ pub(crate) struct State {
     number: u64,
     /// The version that the last own entry stamped.
     committed_stamp: u64,
+    /// Index of the last entry that changed something.
+    published: u64,
     /// Oldest first.
     pending: VecDeque<Pending>,
+    /// The same in parts, each of at least one.
+    segments: VecDeque<Segment>,
+    next_segment: u64,
     /// A proposal was not taken: nothing is proposed until every pending one is decided.
     draining: bool,
     pub(crate) divergence: Option<ApplyError>,
@@ -134,7 +167,10 @@ impl State {
             epoch: 1,
             number: 0,
             committed_stamp: 0,
+            published: 0,
             pending: VecDeque::new(),
+            segments: VecDeque::new(),
+            next_segment: 0,
             draining: false,
             divergence: None,
             current,
@@ -177,15 +213,11 @@ impl State {
     /// Makes tables the committed ones.
     pub(crate) fn publish(&mut self, index: u64, tables: Arc<Tables>, events: Vec<Event>) {
         let view = self.view().after(tables, index);
+        self.published = index;
         self.current.store(Arc::new(view.clone()));
         if let Some(followers) = &self.followers {
             followers.send(Commit { index, events, view });
         }
-    }
-
-    /// Whether somebody wants to be told of changes of these kinds.
-    pub(crate) fn follows(&self, kinds: Kinds) -> bool {
-        self.followers.as_ref().is_some_and(|followers| followers.wait_for(kinds))
     }
 
     /// The same tables at a later index.
@@ -200,7 +232,7 @@ impl State {
         for pending in self.pending.drain(from..) {
             wakes.add(pending.waiters, fate);
         }
-        self.generation += 1;
+        self.restage();
         self.epoch += 1;
         self.end_draining();
         wakes
@@ -231,10 +263,7 @@ impl State {
         if self.epoch <= first.epoch {
             self.epoch = first.epoch + 1;
         }
-        if from < self.pending.len() {
-            self.restage();
-        }
-        self.generation += 1;
+        self.restage();
         self.end_draining();
         wakes
     }
@@ -252,28 +281,57 @@ impl State {
     /// Commits the oldest transactions in flight as these entries, as long as the tickets are their own and they still
     /// fit. Returns how many.
     pub(crate) fn commit_all(&mut self, entries: impl Iterator<Item = (u64, Ticket)>) -> (usize, Wakes) {
-        let (mut wakes, mut commits) = (Wakes::default(), Vec::new());
-        let mut view = self.view();
+        let mut wakes = Wakes::default();
+        let (mut committed, mut last, mut events) = (0, 0, Vec::new());
         for (index, ticket) in entries {
             let own = |pending: &mut Pending| pending.ticket == ticket && pending.unfit.is_none();
-            let Some(pending) = self.pending.pop_front_if(own) else { break };
+            let Some(mut pending) = self.pending.pop_front_if(own) else { break };
+            committed += 1;
+            last = index;
             self.committed_stamp = pending.stamp;
-            view = view.after(pending.tables, index);
-            commits.push(Commit { index, events: pending.events, view: view.clone() });
-            self.end_draining();
+            events.append(&mut pending.events);
             wakes.add(pending.waiters, &Fate::Committed(index));
+            self.end_draining();
+            let Some(segment) = self.segments.front_mut() else { continue };
+            segment.pending -= 1;
+            if segment.pending == 0 {
+                let tables = segment.tables.take();
+                self.segments.pop_front();
+                self.commit(last, tables, std::mem::take(&mut events));
+            }
         }
-        let committed = commits.len();
-        if committed > 0 {
-            self.current.store(Arc::new(view));
-        }
-        if let Some(followers) = &self.followers {
-            commits.into_iter().for_each(|commit| followers.send(commit));
+        if !events.is_empty() {
+            let tables = self.without_the_rest(events.len());
+            self.commit(last, tables, events);
         }
         (committed, wakes)
     }
 
-    /// Takes a transaction out of those in flight because its entry was applied from its bytes.
+    /// The tables of the oldest segment without those of its transactions that are still in flight, if they changed less
+    /// than so much.
+    fn without_the_rest(&self, changes: usize) -> Option<Tables> {
+        let segment = self.segments.front()?;
+        let rest = || self.pending.iter().take(segment.pending).flat_map(|pending| &pending.events);
+        if rest().count() >= changes {
+            return None;
+        }
+        let mut tables = segment.tables.clone()?;
+        tables.take_back(rest().cloned().collect::<Vec<_>>());
+        Some(tables)
+    }
+
+    /// Publishes what transactions in flight changed. Where there are no tables with that and no more, they are made again.
+    fn commit(&mut self, index: u64, tables: Option<Tables>, events: Vec<Event>) {
+        let tables = tables.unwrap_or_else(|| {
+            let mut tables = self.view().to_tables();
+            tables.replay(&events);
+            tables
+        });
+        self.publish(index, Arc::new(tables), events);
+    }
+
+    /// Takes a transaction out of those in flight because its entry was applied from its bytes, or could not be. The others
+    /// are to be [staged again](State::restage).
     pub(crate) fn settle(&mut self, ticket: Ticket, fate: &Fate) -> Wakes {
         let mut wakes = Wakes::default();
         if let Some(at) = self.pending.iter().position(|p| p.ticket == ticket)
@@ -285,25 +343,34 @@ impl State {
         wakes
     }
 
-    /// The committed tables changed beneath the transactions in flight: puts these on top again. One that
-    /// does not fit will be skipped when its entry is applied, as on every other manager.
+    /// The committed tables changed beneath the transactions in flight, or some of these are gone: puts those that are
+    /// left on top again, each by itself. One that does not fit will be skipped when its entry is applied, as on every other
+    /// manager.
     pub(crate) fn restage(&mut self) {
         self.generation += 1;
-        let mut base = self.view().shared();
+        self.segments.clear();
+        if self.pending.is_empty() {
+            return;
+        }
+        let mut base = self.view().to_tables();
         for pending in &mut self.pending {
-            let mut tables = (*base).clone();
+            let mut tables = base.clone();
             match tables.apply(std::mem::take(&mut pending.events)) {
                 Ok(events) => {
-                    base = Arc::new(tables);
+                    base = tables;
                     (pending.events, pending.unfit) = (events, None);
                 }
                 Err((events, error)) => (pending.events, pending.unfit) = (events, Some(error)),
             }
-            pending.tables = base.clone();
+            let (number, tables) = (self.next_segment, Some(base.clone()));
+            self.next_segment += 1;
+            self.segments.push_back(Segment { number, pending: 1, bytes: 0, turn: None, tables });
         }
     }
 
-    fn base(&self) -> Result<Base, Error> {
+    /// What the next closure runs on. Nobody else may ask before it is [given back](State::give_back) or
+    /// [pushed](State::push).
+    fn base(&mut self, company: Company) -> Result<Base, Error> {
         if self.closed {
             return Err(Error::Stopped);
         }
@@ -313,13 +380,50 @@ impl State {
                 return Err(Error::LostLeadership);
             }
         }
-        let view = self.view();
-        let (tables, last_stamp) = match self.pending.back() {
-            Some(pending) => (pending.tables.clone(), pending.stamp),
-            None => (view.shared(), self.committed_stamp),
+        if self.segments.back().is_some_and(|segment| segment.tables.is_none()) {
+            self.restage(); // a closure panicked on them
+        }
+        let proposer = self.proposer.clone();
+        let turn = proposer.as_ref().filter(|_| company == Company::Any).map(|proposer| proposer.turn());
+        let (tables, segment) = match self.segments.back_mut() {
+            Some(segment) if turn.is_some() && segment.turn == turn && segment.bytes < MAX_SEGMENT_BYTES => {
+                (segment.tables.take().unwrap_or_default(), Some(segment.number))
+            }
+            Some(segment) => (segment.tables.clone().unwrap_or_default(), None),
+            None => (self.view().to_tables(), None),
         };
-        let applied = view.index();
-        Ok(Base { generation: self.generation, tables, last_stamp, applied, proposer: self.proposer.clone() })
+        let last_stamp = self.pending.back().map_or(self.committed_stamp, |pending| pending.stamp);
+        let (generation, applied) = (self.generation, self.view().index());
+        Ok(Base { generation, tables, segment, turn, last_stamp, applied, proposer })
+    }
+
+    /// The segment with this number, if it is still the newest one.
+    fn newest(&mut self, number: Option<u64>) -> Option<&mut Segment> {
+        self.segments.back_mut().filter(|segment| Some(segment.number) == number)
+    }
+
+    /// Puts back what a closure ran on.
+    fn give_back(&mut self, from: Option<u64>, tables: Tables) {
+        // Otherwise all of it was committed meanwhile, or it was a copy.
+        if let Some(segment) = self.newest(from) {
+            segment.tables = Some(tables);
+        }
+    }
+
+    /// Puts a transaction behind the others in flight.
+    fn push(&mut self, from: Option<u64>, turn: Option<u64>, bytes: usize, tables: Tables, pending: Pending) {
+        self.pending.push_back(pending);
+        if let Some(segment) = self.newest(from)
+            && segment.bytes + bytes <= MAX_SEGMENT_BYTES
+        {
+            segment.pending += 1;
+            segment.bytes += bytes;
+            segment.tables = Some(tables);
+            return;
+        }
+        let (number, tables) = (self.next_segment, Some(tables));
+        self.next_segment += 1;
+        self.segments.push_back(Segment { number, pending: 1, bytes, turn, tables });
     }
 
     /// Resolves once the newest transaction in flight is decided.
@@ -330,27 +434,17 @@ impl State {
         Some(fate)
     }
 
-    /// Proposes a transaction that was run on this state.
-    fn propose(
-        &mut self,
-        proposer: &dyn Proposer,
-        data: Bytes,
-        mut pending: Pending,
-    ) -> Result<oneshot::Receiver<Fate>, Refused> {
+    /// Proposes a transaction that was run on this state. If that succeeds, it is to be [pushed](State::push).
+    fn propose(&mut self, proposer: &dyn Proposer, data: Bytes) -> Result<Ticket, Refused> {
         if self.draining
             && let Some(fate) = self.wait_for_newest()
         {
             return Err(Refused::Wait { refused: false, after: fate });
         }
         self.number += 1;
-        pending.ticket = Ticket { epoch: self.epoch, number: self.number };
-        match proposer.propose(pending.ticket, data) {
-            Ok(()) => {
-                let (waiter, fate) = oneshot::channel();
-                pending.waiters.push(waiter);
-                self.pending.push_back(pending);
-                Ok(fate)
-            }
+        let ticket = Ticket { epoch: self.epoch, number: self.number };
+        match proposer.propose(ticket, data) {
+            Ok(()) => Ok(ticket),
             Err(Error::Dropped) => {
                 // Raft might still refuse what this one built on. Only once that is decided is it safe to
                 // go on in a new epoch.
@@ -393,50 +487,73 @@ impl Store {
     pub(crate) fn stage<R, E: From<Error>>(
         &self,
         f: &mut impl FnMut(&mut Tx) -> Result<R, E>,
+        company: Company,
         mut room: OwnedSemaphorePermit,
     ) -> Step<R, E> {
         let _writer = self.writer.lock();
         loop {
-            let base = match self.state.lock().base() {
+            let base = match self.state.lock().base(company) {
                 Ok(base) => base,
                 Err(error) => return Step::Done(Err(E::from(error)), 0),
             };
+            let Base { generation, segment, turn, .. } = base;
             let stamp = match &base.proposer {
                 Some(proposer) => proposer.commit_index().max(base.applied).max(base.last_stamp + 1),
                 None => base.applied + 1,
             };
-            let mut tx = Tx::new((*base.tables).clone(), stamp, self.now(), true);
+            let mut tx = Tx::new(base.tables, stamp, self.now(), true);
             let result = f(&mut tx);
-            let (tables, events) = tx.into_parts();
-            let (result, changes) = match result {
+            let (mut tables, events) = tx.into_parts();
+            let (result, data) = match result {
                 Ok(result) if !events.is_empty() => match encode(&events, base.proposer.as_deref(), stamp) {
-                    Ok(data) => (Ok(result), Some((Arc::new(tables), events, data))),
+                    Ok(data) => (Ok(result), Some(data)),
                     Err(error) => (Err(E::from(error)), None),
                 },
                 other => (other, None),
             };
+            // The tables of others go back as they were.
+            let events = match (&data, segment) {
+                (None, Some(_)) => {
+                    tables.take_back(events);
+                    Vec::new()
+                }
+                _ => events,
+            };
 
             let mut state = self.state.lock();
-            if state.generation != base.generation {
+            if state.generation != generation {
                 continue; // what it was run on is gone
             }
-            let Some((tables, events, data)) = changes else {
-                let (index, generation) = (state.view().index(), state.generation);
+            let Some(data) = data else {
+                state.give_back(segment, tables);
+                let (index, generation) = (state.published, state.generation);
                 return Step::Read { result, after: state.wait_for_newest(), index, generation };
             };
             let Some(proposer) = base.proposer else {
                 let index = state.view().index() + 1;
-                state.publish(index, tables, events);
+                state.publish(index, Arc::new(tables), events);
                 return Step::Done(result, index);
             };
-            self.take_room(data.len(), &mut room);
-            let ticket = Ticket { epoch: 0, number: 0 };
-            let pending =
-                Pending { ticket, stamp, tables, events, unfit: None, waiters: Vec::new(), _room: room };
-            return match state.propose(&*proposer, data, pending) {
-                Ok(fate) => Step::Wait(result, fate),
-                Err(Refused::Wait { refused, after }) => Step::Again { refused, after },
-                Err(Refused::Failed(error)) => Step::Done(Err(E::from(error)), 0),
+            let bytes = data.len();
+            self.take_room(bytes, &mut room);
+            return match state.propose(&*proposer, data) {
+                Ok(ticket) => {
+                    let (waiter, fate) = oneshot::channel();
+                    let pending =
+                        Pending { ticket, stamp, events, unfit: None, waiters: vec![waiter], _room: room };
+                    state.push(segment, turn, bytes, tables, pending);
+                    Step::Wait(result, fate)
+                }
+                Err(refused) => {
+                    if segment.is_some() {
+                        tables.take_back(events);
+                        state.give_back(segment, tables);
+                    }
+                    match refused {
+                        Refused::Wait { refused, after } => Step::Again { refused, after },
+                        Refused::Failed(error) => Step::Done(Err(E::from(error)), 0),
+                    }
+                }
             };
         }
     }

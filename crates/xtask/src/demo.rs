@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::{cargo, engine, output, root, run};
+use crate::{cargo, engine, output, packages, root, run};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -98,6 +98,7 @@ fn run_demo(args: &Args) -> Result<()> {
         bail!("a demo is running already; stop it with `cargo xtask demo --stop`");
     }
     step("building swarmd and swarmctl (release)");
+    packages::install(packages::missing_for_build().as_slice())?;
     run(cargo().args(["build", "--release", "--package", "swarmd", "--package", "swarmctl"]))?;
     if demo.dir.exists() {
         std::fs::remove_dir_all(&demo.dir)?;

@@ -3,6 +3,7 @@
 mod demo;
 mod engine;
 mod fuzz;
+mod packages;
 mod test;
 
 use std::path::{Path, PathBuf};

@@ -3,9 +3,9 @@
 use std::path::Path;
 use std::process::Command;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Result, bail};
 
-use crate::{cargo, engine, fuzz, run};
+use crate::{cargo, engine, fuzz, packages, run};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -41,7 +41,7 @@ fn run_tests(args: &Args) -> Result<()> {
     // nextest does not run examples in documentation.
     run(cargo().args(["test", "--workspace", "--doc", "--quiet"]))?;
     if args.long {
-        println!("running the long suite, one test at a time");
+        println!("running the long suite, two tests at a time");
         run(nextest(args).args(LONG_SUITE))?;
         println!("fuzzing");
         fuzz::run_args(&fuzz::Args { target: None, executions: fuzz::EXECUTIONS })?;
@@ -80,7 +80,7 @@ fn install(no_docker: bool) -> Result<()> {
         println!("installing cargo-nextest");
         run(cargo().args(["install", "--locked", "cargo-nextest"]))?;
     }
-    let mut packages = Vec::new();
+    let mut packages: Vec<&str> = packages::missing_for_build().into_iter().collect();
     if !no_docker {
         // What the hosts of the tests' lab are made of.
         let files = [
@@ -92,19 +92,8 @@ fn install(no_docker: bool) -> Result<()> {
         packages
             .extend(files.iter().filter(|(_, file)| !Path::new(file).exists()).map(|(package, _)| *package));
     }
-    if !Command::new("strace").arg("--version").output().is_ok_and(|o| o.status.success()) {
+    if !packages::has_program("strace") {
         packages.push("strace");
     }
-    if packages.is_empty() {
-        return Ok(());
-    }
-    println!("installing {}", packages.join(" "));
-    let apt = |words: &[&str]| {
-        run(Command::new("apt-get").args(["-qq", "-o", "DPkg::Lock::Timeout=120"]).args(words))
-            .context("Debian's package manager is needed to install what the tests use")
-    };
-    apt(&["update"])?;
-    let mut words = vec!["install", "--yes", "--no-install-recommends"];
-    words.extend(packages);
-    apt(&words)
+    packages::install(&packages)
 }

@@ -157,6 +157,7 @@ impl Turns {
     pub(super) fn apply(&mut self, entries: Vec<Entry>) {
         let Some(last) = entries.last().map(|e| e.index) else { return };
         let mut writers = 0;
+        let waiting = self.shared.inbox.proposals();
         let (mut own, mut foreign) = (Vec::new(), Vec::new());
         reach(Point::Applying);
         for entry in entries {
@@ -192,6 +193,8 @@ impl Turns {
         if writers > 0 {
             self.writers.rotate_right(1);
             self.writers[0] = writers;
+            self.at_work.rotate_right(1);
+            self.at_work[0] = writers + waiting;
         }
         self.shared.applied.store(last, Ordering::Release);
     }

@@ -111,6 +111,8 @@ pub(super) struct Turns {
     tell_commit_at: Option<Instant>,
     /// Proposals that were committed in the last turns that had any, the newest first.
     pub(super) writers: [usize; REMEMBERED],
+    /// The same with those that waited for the next turn by then: all that are at work.
+    pub(super) at_work: [usize; REMEMBERED],
 }
 
 impl Turns {
@@ -163,6 +165,7 @@ impl Turns {
             commit_told: 0,
             tell_commit_at: None,
             writers: [0; REMEMBERED],
+            at_work: [0; REMEMBERED],
         };
         turns.shared.applied.store(applied, Ordering::Release);
         turns.publish_membership();
@@ -202,15 +205,18 @@ impl Turns {
 
     /// How long to wait for further proposals. While several writers are at work, those that were just answered
     /// will be back in a moment; as long as one after the other comes, waiting for the next costs them little, and
-    /// saves a turn with its sync. A lone writer never waits.
+    /// saves a turn with its sync. A lone writer never waits. Where they are many, some are left for the next turn: what they
+    /// want is staged while the others' is synced.
     fn gather(&self) -> Option<Gather> {
         let most = |turns: &[usize]| turns.iter().copied().max().unwrap_or_default();
         // Where they are many, a turn that had few was short of processor time, not of writers.
-        let (expected, patience) = match most(&self.writers) {
-            many @ MANY.. => (many, GATHER_PATIENCE),
-            _ => (most(&self.writers[..2]), GATHER_GAP),
+        let (expected, enough, patience) = if most(&self.writers) >= MANY {
+            let share = most(&self.at_work) * 2 / 3;
+            (share, share, GATHER_PATIENCE)
+        } else {
+            let expected = most(&self.writers[..2]);
+            (expected, expected + expected / 2, GATHER_GAP)
         };
-        let enough = expected + expected / 2;
         let gather = Gather { expected, enough, at_most: GATHER, patience, gap: GATHER_GAP };
         (self.leads && expected >= 4).then_some(gather)
     }

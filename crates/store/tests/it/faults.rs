@@ -193,8 +193,8 @@ fn entries_applied_at_once_come_to_the_same_as_one_by_one() {
             told.push((commit.index, commit.events.len()));
         }
         let services = followed.is_some_and(|kinds| kinds == Kinds::of(&[Kind::Service]));
-        let each = vec![(1, 1), (2, 2), (4, 2), (7, 1)];
-        assert_eq!(told, if services { each } else { vec![] }, "each commit by itself to who follows it");
+        let runs = vec![(2, 3), (4, 2), (8, 1)];
+        assert_eq!(told, if services { runs } else { vec![] }, "those between two that do not fit, at once");
     }
 }
 

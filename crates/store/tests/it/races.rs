@@ -64,9 +64,19 @@ fn change(tx: &mut Tx, id: &str, by: i64) -> Result<(), Error> {
     tx.update(account).map(drop)
 }
 
-/// Leaves a mark by which it can be found whether it was committed.
-fn mark(tx: &mut Tx, writer: usize, attempt: u64) -> Result<(), Error> {
-    tx.create(service(&format!("mark-{writer}-{attempt}"), &format!("mark-{writer}-{attempt}"))).map(drop)
+/// What each transaction leaves behind, by which it can be found whether it was committed.
+fn mark_of(writer: usize, attempt: u64) -> String {
+    format!("mark-{writer}-{attempt}")
+}
+
+/// Its closure panics.
+fn panics(attempt: u64) -> bool {
+    attempt % 10 == 7
+}
+
+/// It is to be a commit of its own.
+fn is_alone(attempt: u64) -> bool {
+    attempt % 5 == 1
 }
 
 fn foreign(n: u64) -> Bytes {
@@ -88,11 +98,23 @@ fn write(store: &Store, writer: usize) -> Outcomes {
     let mut outcomes = Outcomes::default();
     let own = format!("account-{writer}");
     for attempt in 0..ATTEMPTS {
-        let result = block_on(store.update(|tx| {
-            mark(tx, writer, attempt)?;
+        let id = mark_of(writer, attempt);
+        let change = |tx: &mut Tx| {
+            tx.create(service(&id, &id))?;
+            assert!(!panics(attempt), "in the middle");
             if attempt % 3 == 0 { change(tx, &own, 2) } else { withdraw(tx, &own) }
-        }));
-        let id = format!("mark-{writer}-{attempt}");
+        };
+        let result = if panics(attempt) {
+            let update = || block_on(store.update(change));
+            match std::panic::catch_unwind(std::panic::AssertUnwindSafe(update)) {
+                Ok(result) => result, // leadership was lost before it ran
+                Err(_) => Err(Error::NotExist),
+            }
+        } else if is_alone(attempt) {
+            block_on(store.update_alone(change))
+        } else {
+            block_on(store.update(change))
+        };
         match result {
             Ok((_, committed)) => {
                 assert!(store.view().index() >= committed.index);
@@ -209,6 +231,13 @@ proptest! {
             prop_assert!(diff(&tables, &commit.view).is_empty());
             let total: i64 = commit.view.services().by_id_prefix("account").map(|s| balance(s)).sum();
             prop_assert!(total >= 0, "skew: {}", total);
+            let marks = commit.events.iter().filter_map(|event| {
+                let (writer, attempt) = event.id().strip_prefix("mark-")?.split_once('-')?;
+                Some((writer.parse::<usize>().ok()?, attempt.parse::<u64>().ok()?))
+            });
+            let marks: BTreeSet<_> = marks.collect();
+            let alone = marks.iter().any(|(_, attempt)| is_alone(*attempt));
+            prop_assert!(!alone || marks.len() == 1, "not alone: {:?}", marks);
             seen = commit.view.clone();
         }
         prop_assert!(diff(&seen, &view).is_empty());

@@ -1,12 +1,14 @@
 //! The staged writer: order, versions, refusals, lost leadership.
 
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, mpsc};
 
 use bytes::Bytes;
+use futures::executor::block_on;
 use prost::Message as _;
 use swarm_api::v1::{InternalRaftRequest, Service, StoreAction, StoreActionKind};
 use swarm_store::testing::LoopbackProposer;
-use swarm_store::{Error, Received, StateMachine as _, Store};
+use swarm_store::{Error, Received, StateMachine as _, Store, Subscription};
 
 use crate::support::{Started, count, counter, create_service, service};
 
@@ -36,34 +38,173 @@ async fn many_transactions_are_in_flight_and_each_sees_those_before_it() {
     assert_eq!(counter(&store, "c"), 50);
 }
 
-/// As raft tells of the entries of one sync: everyone is answered, and whoever follows hears of each by itself.
+/// Everything that changes a counter, with what it came to and how many changes told of it.
+fn told(commits: &mut Subscription) -> Vec<(u64, usize, u64)> {
+    let mut told = Vec::new();
+    while let Some(Received::Commit(commit)) = commits.try_next() {
+        assert_eq!(commit.index, commit.view.index());
+        let counted = commit.view.get::<Service>("c").map_or(0, |c| c.spec.task.force_update);
+        told.push((commit.index, commit.events.len(), counted));
+    }
+    told
+}
+
+/// As raft tells of the entries of one sync: everyone is answered with the index of his own, and whoever follows hears
+/// of them at once.
 #[tokio::test]
-async fn what_is_committed_together_is_told_one_by_one() {
+async fn what_is_committed_together_is_one_commit() {
+    let (store, raft) = LoopbackProposer::store();
+    let (_, mut commits) = store.view_and_subscribe();
+    let before = store.view().index();
+    raft.hold();
+    let mut updates: Vec<_> = (0..3).map(|_| Started::new(store.update(|tx| count(tx, "c")))).collect();
+    updates.push(Started::new(store.update_alone(|tx| count(tx, "c"))));
+    updates.extend((0..2).map(|_| Started::new(store.update(|tx| count(tx, "c")))));
+    raft.wait_for_queue(6);
+    raft.release();
+    for (n, update) in (1..).zip(updates) {
+        let (counted, committed) = update.done().await.unwrap();
+        assert_eq!((counted, committed.index), (n, before + n));
+    }
+    assert_eq!(told(&mut commits), [(before + 3, 3, 3), (before + 4, 1, 4), (before + 6, 2, 6)]);
+}
+
+#[tokio::test]
+async fn a_part_of_what_was_staged_together_is_committed_and_told_by_itself() {
+    let (store, raft) = LoopbackProposer::store();
+    let (_, mut commits) = store.view_and_subscribe();
+    let before = store.view().index();
+    raft.hold();
+    let mut updates: Vec<_> = (0..5).map(|_| Started::new(store.update(|tx| count(tx, "c")))).collect();
+    raft.wait_for_queue(5);
+    for (updates, n) in [(updates.drain(..2).collect::<Vec<_>>(), 2), (updates.drain(..1).collect(), 1)] {
+        raft.step(n);
+        for update in updates {
+            update.done().await.unwrap();
+        }
+    }
+    assert_eq!(told(&mut commits).last(), Some(&(before + 3, 1, 3)));
+    // The rest is still there, and goes on from what it was run on.
+    updates.push(Started::new(store.update(|tx| count(tx, "c"))));
+    raft.release();
+    let mut counts = Vec::new();
+    for update in updates {
+        counts.push(update.done().await.unwrap().0);
+    }
+    assert_eq!((counts, counter(&store, "c")), (vec![4, 5, 6], 6));
+    assert_eq!(
+        told(&mut commits).last().map(|(index, _, counted)| (*index, *counted)),
+        Some((before + 6, 6))
+    );
+}
+
+/// A commit is sent to watchers as one message, so it must not grow without bounds.
+#[tokio::test]
+async fn only_small_transactions_are_committed_together() {
     let (store, raft) = LoopbackProposer::store();
     let (_, mut commits) = store.view_and_subscribe();
     raft.hold();
-    let updates: Vec<_> = (0..3).map(|_| Started::new(store.update(|tx| count(tx, "c")))).collect();
+    let large = |n: usize| {
+        let store = &store;
+        Started::new(store.update(move |tx| {
+            let mut service = service(&format!("s{n}"), &format!("web{n}"));
+            service.spec.annotations.labels.insert("l".to_owned(), "x".repeat(30_000));
+            tx.create(service).map(drop)
+        }))
+    };
+    let updates: Vec<_> = (0..3).map(large).collect();
     raft.wait_for_queue(3);
-    // One of somebody else comes in between, and what is in flight is put on top of it.
-    let other = swarm_api::Object::from(swarm_api::Shared::new(service("s1", "web")));
-    let action =
-        StoreAction { action: StoreActionKind::StoreActionCreate as i32, target: Some(other.to_target()) };
-    raft.foreign(InternalRaftRequest { id: 1, action: vec![action] }.encode_to_vec().into());
-    raft.settle();
     raft.release();
-    let mut last = 0;
     for update in updates {
-        last = update.done().await.unwrap().1.index;
+        update.done().await.unwrap();
     }
-    assert_eq!(store.view().index(), last);
-    let mut seen = Vec::new();
-    while let Some(Received::Commit(commit)) = commits.try_next() {
-        let counted = commit.view.get::<Service>("c").map_or(0, |c| c.spec.task.force_update);
-        seen.push((commit.index, commit.view.index(), commit.events.len(), counted));
-        assert!(commit.view.get::<Service>("s1").is_some());
+    assert_eq!(store.view().services().len(), 3);
+    let events: Vec<usize> = told(&mut commits).iter().map(|(_, events, _)| *events).collect();
+    assert_eq!(events, [2, 1]);
+}
+
+/// What raft commits while a closure still runs on the tables that it shares with that.
+#[test]
+fn commits_do_not_wait_for_a_closure_and_it_goes_on_from_what_it_saw() {
+    #[derive(Clone, Copy, Debug)]
+    enum End {
+        Commits,
+        Fails,
+        Panics,
     }
-    let expected: Vec<_> = (0..4).map(|n| (last - 3 + n, last - 3 + n, 1, n)).collect();
-    assert_eq!(seen, expected);
+    for (end, committed) in
+        [End::Commits, End::Fails, End::Panics].into_iter().flat_map(|end| [(end, 1), (end, 2), (end, 3)])
+    {
+        let (store, raft) = LoopbackProposer::store();
+        let (_, mut commits) = store.view_and_subscribe();
+        raft.hold();
+        let mut before: Vec<_> = (0..3).map(|_| Started::new(store.update(|tx| count(tx, "c")))).collect();
+        raft.wait_for_queue(3);
+        let (running, runs) = mpsc::channel();
+        let (go_on, goes_on) = mpsc::channel();
+        let goes_on = Mutex::new(goes_on);
+        std::thread::scope(|scope| {
+            let late = scope.spawn(|| {
+                block_on(store.update(|tx| {
+                    let counted = count(tx, "c")?;
+                    running.send(()).unwrap();
+                    goes_on.lock().unwrap().recv().unwrap();
+                    match end {
+                        End::Commits => Ok(counted),
+                        End::Fails => Err(Error::NotExist),
+                        End::Panics => panic!("in the middle"),
+                    }
+                }))
+            });
+            runs.recv().unwrap();
+            raft.step(committed);
+            for (n, update) in (1..).zip(before.drain(..committed)) {
+                assert_eq!(block_on(update.done()).unwrap().0, n);
+            }
+            assert_eq!(counter(&store, "c"), committed as u64, "{end:?}");
+            go_on.send(()).unwrap();
+            raft.release();
+            let late = late.join();
+            match end {
+                End::Commits => assert_eq!(late.unwrap().unwrap().0, 4),
+                End::Fails => assert_eq!(late.unwrap().unwrap_err(), Error::NotExist),
+                End::Panics => assert!(late.is_err()),
+            }
+        });
+        let counted = 3 + u64::from(matches!(end, End::Commits));
+        for (n, update) in (committed as u64 + 1..).zip(before) {
+            assert_eq!(block_on(update.done()).unwrap().0, n);
+        }
+        assert_eq!(block_on(store.update(|tx| count(tx, "c"))).unwrap().0, counted + 1);
+        let told = told(&mut commits);
+        assert_eq!(told.iter().map(|(_, events, _)| events).sum::<usize>() as u64, counted + 1, "{told:?}");
+    }
+}
+
+#[tokio::test]
+async fn what_fails_among_others_leaves_nothing_behind() {
+    let (store, raft) = LoopbackProposer::store();
+    store.update(|tx| create_service(tx, "old", "old")).await.unwrap();
+    raft.hold();
+    let first = Started::new(store.update(|tx| count(tx, "c")));
+    let failed = Started::new(store.update(|tx| {
+        count(tx, "c")?;
+        create_service(tx, "s1", "web")?;
+        tx.remove::<Service>("old")?;
+        Err::<(), _>(Error::NotExist)
+    }));
+    let last = Started::new(store.update(|tx| {
+        assert!(tx.get::<Service>("s1").is_none() && tx.get::<Service>("old").is_some());
+        create_service(tx, "s2", "web")?;
+        count(tx, "c")
+    }));
+    raft.release();
+    assert_eq!(first.done().await.unwrap().0, 1);
+    assert_eq!(failed.done().await.unwrap_err(), Error::NotExist);
+    assert_eq!(last.done().await.unwrap().0, 2);
+    let view = store.view();
+    let names: Vec<&str> = view.services().iter().map(|s| s.spec.annotations.name.as_str()).collect();
+    assert_eq!((names, counter(&store, "c")), (vec!["c", "old", "web"], 2));
 }
 
 #[tokio::test]
