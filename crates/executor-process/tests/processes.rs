@@ -153,7 +153,8 @@ async fn what_can_not_be_started_says_why_also_after_a_restart() {
 #[tokio::test]
 async fn shutdown_asks_the_group_then_kills_all_of_it() {
     let lab = Lab::new();
-    let polite = lab.task(&shell("trap 'exit 7' TERM; echo up; sleep 1000"));
+    // Waiting, it hears of a signal at any time; a shell that is about to start something would do that first.
+    let polite = lab.task(&shell("trap 'exit 7' TERM; sleep 1000 & echo up; wait"));
     let task = lab.controller(&polite);
     start(task.as_ref()).await;
     until_lines(task.as_ref(), 1).await;
