@@ -9,7 +9,7 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 
-/// See `docs/decisions/0078-allocator.md`.
+/// For what is allocated by one thread and freed by another; see `docs/decisions/0102-allocator.md`.
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
