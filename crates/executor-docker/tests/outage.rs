@@ -68,7 +68,13 @@ async fn an_end_during_an_outage_is_noticed_after_it() {
     proxy.cut();
     // Somebody else ends it.
     within(controller(&lab.executor, &record).terminate()).await.unwrap();
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    // The engine is asked again, more than once, and that it does not answer says nothing of the task.
+    let before = proxy.refused();
+    let asked = || async {
+        anyhow::ensure!(proxy.refused() >= before + 2, "{} connections", proxy.refused() - before);
+        Ok(())
+    };
+    until("the engine to be asked again", LONG, asked).await.unwrap();
     assert!(!waiting.is_finished());
     proxy.mend();
     assert_eq!(within(waiting).await.unwrap(), Err(ControllerError::Exit { code: 137, cause: None }));

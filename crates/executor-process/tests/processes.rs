@@ -377,7 +377,7 @@ async fn a_start_that_was_cancelled_is_not_forgotten() {
         // The shim may be on its way; the removal must not be overtaken by it.
         within(task.remove()).await.unwrap();
         assert_eq!(task.container_status().await, None);
-        tokio::time::sleep(Duration::from_millis(20)).await;
+        until_no_shim(&lab, &record).await;
         assert_eq!(processes_of(&record.id), BTreeSet::new(), "after {micros} µs");
     }
     lab.done().await;

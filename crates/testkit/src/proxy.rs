@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -38,6 +38,8 @@ pub type Rule = (&'static str, &'static str, Treatment);
 
 struct State {
     down: AtomicBool,
+    /// Connections that came while it was cut.
+    refused: AtomicUsize,
     requests: Mutex<Vec<String>>,
     cut: watch::Sender<()>,
     rules: watch::Sender<Vec<Rule>>,
@@ -54,6 +56,7 @@ impl Proxy {
         let listener = UnixListener::bind(&path).context("binding the proxy's socket")?;
         let state = Arc::new(State {
             down: AtomicBool::new(false),
+            refused: AtomicUsize::new(0),
             requests: Mutex::default(),
             cut: watch::Sender::new(()),
             rules: watch::Sender::default(),
@@ -79,6 +82,11 @@ impl Proxy {
         self.state.down.store(false, Ordering::SeqCst);
     }
 
+    /// Number of connections that were closed because it was cut.
+    pub fn refused(&self) -> usize {
+        self.state.refused.load(Ordering::SeqCst)
+    }
+
     /// Treats requests like this from now on, those that wait too.
     pub fn treat(&self, rules: &[Rule]) {
         self.state.rules.send_replace(rules.to_vec());
@@ -96,7 +104,9 @@ async fn accept(listener: UnixListener, target: PathBuf, state: Arc<State>) {
         tokio::select! {
             accepted = listener.accept() => {
                 let Ok((client, _)) = accepted else { return };
-                if !state.down.load(Ordering::SeqCst) {
+                if state.down.load(Ordering::SeqCst) {
+                    state.refused.fetch_add(1, Ordering::SeqCst);
+                } else {
                     connections.spawn(forward(client, target.clone(), state.clone()));
                 }
             }

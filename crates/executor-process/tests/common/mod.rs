@@ -152,6 +152,19 @@ pub(crate) fn processes_of(task_id: &str) -> BTreeSet<i32> {
         .collect()
 }
 
+/// Waits until no shim of a task is left, nor one on its way that has started nothing yet.
+pub(crate) async fn until_no_shim(lab: &Lab, task: &Task) {
+    let dir = lab.dir(task).into_os_string().into_encoded_bytes();
+    let looked = || async {
+        let entries = std::fs::read_dir("/proc")?.flatten();
+        let mut lines = entries.filter_map(|entry| std::fs::read(entry.path().join("cmdline")).ok());
+        let there = lines.any(|line| line.split(|byte| *byte == 0).any(|argument| argument == dir));
+        anyhow::ensure!(!there, "there is one for {}", task.id);
+        Ok(())
+    };
+    until("the shims to be gone", LONG, looked).await.unwrap();
+}
+
 pub(crate) async fn pid_of(controller: &dyn Controller) -> i32 {
     controller.container_status().await.unwrap().pid
 }
