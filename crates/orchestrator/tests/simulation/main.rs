@@ -67,6 +67,6 @@ fn it_does_so_after_long_histories_too() {
 #[test]
 #[ignore = "long suite"]
 fn long_whatever_happens_the_cluster_comes_to_what_was_asked_for() {
-    seeds(2_000_000, 100_000, 60);
+    seeds(2_000_000, 60_000, 60);
     seeds(3_000_000, 2_000, 1_000);
 }

@@ -430,5 +430,5 @@ async fn no_acknowledged_write_is_lost_wherever_the_power_goes() {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "long suite"]
 async fn long_no_acknowledged_write_is_lost_wherever_the_power_goes() {
-    power_goes_everywhere(2..300).await;
+    power_goes_everywhere(2..200).await;
 }
