@@ -86,7 +86,7 @@ async fn start() -> Result<()> {
     let mut order: Vec<(SystemTime, Duration)> = Vec::new();
     for task in cluster.tasks(&service).await? {
         let created = task.meta.created_at.context("no time")?;
-        order.push((SystemTime::try_from(created)?, all[&task.id]));
+        order.push((SystemTime::try_from(created)?, all[task.id.as_str()]));
     }
     order.sort_unstable();
     let mut ours: Vec<Duration> =

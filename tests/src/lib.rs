@@ -141,7 +141,7 @@ pub async fn scale(cluster: &mut Cluster, id: &str, replicas: u64) -> Result<()>
 pub fn spread(tasks: &[Shared<v1::Task>]) -> BTreeMap<String, usize> {
     let mut count = BTreeMap::new();
     for task in tasks {
-        *count.entry(task.node_id.clone()).or_default() += 1;
+        *count.entry(task.node_id.to_string()).or_default() += 1;
     }
     count
 }

@@ -48,10 +48,10 @@ impl Picture {
             object::Object::Service(service) => drop(self.services.insert(service.id.clone(), service)),
             object::Object::Task(task) => {
                 match removed {
-                    true => drop(self.tasks.remove(&task.id)),
-                    false => drop(self.tasks.insert(task.id.clone(), task.clone())),
+                    true => drop(self.tasks.remove(task.id.as_str())),
+                    false => drop(self.tasks.insert(task.id.to_string(), task.clone())),
                 }
-                self.ever.insert(task.id.clone(), task);
+                self.ever.insert(task.id.to_string(), task);
             }
             object::Object::Node(node) => drop(self.nodes.insert(node.id.clone(), node)),
             other => bail!("nobody asked for {other:?}"),

@@ -322,7 +322,7 @@ async fn processes(cluster: &mut Cluster) -> Result<()> {
         environ.split(|byte| *byte == 0).find_map(|entry| entry.strip_prefix(b"SWARMD_SECRETS_DIR="));
     let directory = PathBuf::from(String::from_utf8(directory.context("no directory")?.to_vec())?);
     ensure!(
-        directory.join("pw").exists() && directory.to_string_lossy().contains(&running.id),
+        directory.join("pw").exists() && directory.to_string_lossy().contains(running.id.as_str()),
         "{directory:?}"
     );
     std::fs::remove_file(&out)?;
@@ -393,7 +393,7 @@ async fn driven(cluster: &mut Cluster, driver: &str) -> Result<()> {
         &script,
     ])?;
     for task in cluster.running(service.trim(), 2, SOON).await? {
-        let file = scratch.path().join(&task.id);
+        let file = scratch.path().join(task.id.as_str());
         until("the task to have read its secret", SOON, || async {
             let told = std::fs::read_to_string(&file)?;
             ensure!(told == format!("driven {}", task.id), "{told:?}");

@@ -89,7 +89,7 @@ impl Swarm {
     async fn running(&self, service: &str, count: usize) -> Result<BTreeMap<String, String>> {
         let found = running(&self.control, service, count, SOON).await?;
         ensure!(found.iter().all(|task| task.node_id == self.node), "{found:?}");
-        let wanted: BTreeSet<String> = found.iter().map(|task| task.id.clone()).collect();
+        let wanted: BTreeSet<String> = found.iter().map(|task| task.id.to_string()).collect();
         until(&format!("{count} containers"), SOON, || async {
             let containers = self.containers(service, false)?;
             ensure!(

@@ -336,7 +336,7 @@ impl World {
             let task = known.get(task.as_str()).with_context(|| {
                 format!("the container {container} of the task {task}, which nobody knows, was forgotten")
             })?;
-            let up = expected.contains(&task.id);
+            let up = expected.contains(task.id.as_str());
             ensure!(up == *runs, "its container runs: {runs}, and the manager says {}", brief(task));
             if *runs {
                 ensure!(running.insert(task.id.as_str()), "{} runs twice", task.id);

@@ -13,13 +13,13 @@ async fn at_info_the_log_tells_the_life_of_a_task() -> Result<()> {
     // A line may come after what it tells of.
     until("the log to tell of the task", SOON, || async {
         let logs = cluster.logs();
-        let lines: Vec<&str> = logs.lines().filter(|l| l.contains(&task.id)).collect();
+        let lines: Vec<&str> = logs.lines().filter(|l| l.contains(task.id.as_str())).collect();
         let story = lines.join("\n");
         for word in ["created", "assigned", "running"] {
             ensure!(story.to_lowercase().contains(word), "nothing says {word:?}:\n{story}\n---- all\n{logs}");
         }
         ensure!(
-            story.contains(&service) && story.contains(&task.node_id),
+            story.contains(&service) && story.contains(task.node_id.as_str()),
             "no ids of service and node:\n{story}"
         );
         Ok(())

@@ -40,7 +40,7 @@ async fn sixty_replicas(cluster: &mut Cluster) -> Result<()> {
     let managers = ["manager", "manager-2", "manager-3"].map(|name| cluster.node_id(name));
     let managers: BTreeSet<String> = managers.into_iter().collect::<Result<_>>()?;
     let tasks = cluster.running(&service, REPLICAS, LIMIT).await?;
-    ensure!(tasks.iter().all(|task| !managers.contains(&task.node_id)), "{:?}", spread(&tasks));
+    ensure!(tasks.iter().all(|task| !managers.contains(task.node_id.as_str())), "{:?}", spread(&tasks));
     ensure!(early.pids().len() == REPLICAS, "{} run", early.pids().len());
     cluster.control.remove_service(RemoveServiceRequest { service_id: service }).await?;
     until("them to end", SOON, || async {

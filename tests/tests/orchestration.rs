@@ -71,7 +71,7 @@ mod rollback {
         delay: prost_types::Duration,
     ) -> Result<()> {
         let before: BTreeMap<String, u64> =
-            watcher.picture.up(service).map(|task| (task.id.clone(), task.slot)).collect();
+            watcher.picture.up(service).map(|task| (task.id.to_string(), task.slot)).collect();
         ensure!(before.len() == REPLICAS, "{before:?}");
         update(cluster, service, |spec| {
             set_image(spec, bad);
@@ -113,7 +113,7 @@ mod rollback {
 
         // Everything runs as before; only slots of the first step were touched.
         let now: BTreeMap<String, u64> =
-            watcher.picture.up(service).map(|task| (task.id.clone(), task.slot)).collect();
+            watcher.picture.up(service).map(|task| (task.id.to_string(), task.slot)).collect();
         ensure!(now.len() == REPLICAS && down(&watcher.picture, service) == 0, "{now:?}");
         let tried: BTreeSet<u64> =
             watcher.picture.ever(service).filter(|task| image(task) == bad).map(|task| task.slot).collect();
@@ -245,8 +245,8 @@ mod drain {
         round: usize,
     ) -> Result<bool> {
         let mark = format!("ROUND={round}");
-        let old: BTreeSet<String> = watcher.picture.ever(service).map(|task| task.id.clone()).collect();
-        let is_new = |task: &Shared<Task>| !old.contains(&task.id);
+        let old: BTreeSet<String> = watcher.picture.ever(service).map(|task| task.id.to_string()).collect();
+        let is_new = |task: &Shared<Task>| !old.contains(task.id.as_str());
         update(cluster, service, |spec| edit_process(spec, |process| process.env[1] = mark.clone())).await?;
         let least = REPLICAS - AT_ONCE;
         watcher
@@ -266,7 +266,7 @@ mod drain {
                 if picture.is_drained(node) {
                     drained_in.get_or_insert(state);
                     let there = picture.tasks(service).filter(|task| task.node_id == node && is_wanted(task));
-                    let there: Vec<String> = there.map(|task| task.id.clone()).collect();
+                    let there: Vec<String> = there.map(|task| task.id.to_string()).collect();
                     is_empty = there.is_empty();
                     lost.extend(there);
                 }
@@ -327,7 +327,7 @@ mod drain {
 
         // The host is back: it gets the next task, and nothing is moved for its sake.
         let before = marked.pids();
-        let tasks: BTreeSet<String> = watcher.picture.up(&service).map(|task| task.id.clone()).collect();
+        let tasks: BTreeSet<String> = watcher.picture.up(&service).map(|task| task.id.to_string()).collect();
         set_availability(cluster, name, node_spec::Availability::Active).await?;
         scale(cluster, &service, REPLICAS as u64 + 1).await?;
         watcher
@@ -338,7 +338,7 @@ mod drain {
                 Ok(picture.slots_up(&service).len() > REPLICAS)
             })
             .await?;
-        let new = watcher.picture.up(&service).find(|task| !tasks.contains(&task.id));
+        let new = watcher.picture.up(&service).find(|task| !tasks.contains(task.id.as_str()));
         ensure!(new.is_some_and(|task| task.node_id == node), "{new:?}");
         ensure!(before.is_subset(&marked.pids()), "processes were restarted");
         Ok(())

@@ -59,7 +59,7 @@ async fn room_for_who_matters(cluster: &mut Cluster) -> Result<()> {
     cluster.add_worker().await?;
     let back = cluster.running(&low, 1, SOON).await?.remove(0);
     let worker = cluster.node("worker-1").await?.id.clone();
-    ensure!((&back.id, &back.node_id) == (&next.id, &worker), "{back:?} is not {next:?}");
+    ensure!((&back.id, back.node_id.as_str()) == (&next.id, worker.as_str()), "{back:?} is not {next:?}");
     cluster.running(&high, 1, SOON).await?;
     Ok(())
 }

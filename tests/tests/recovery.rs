@@ -89,7 +89,7 @@ async fn forced(cluster: &mut Cluster) -> Result<()> {
     let service = create(cluster, process_service("web", 3)).await?;
     secret(cluster, "password").await?;
     let ids = |tasks: Vec<swarm_api::Shared<swarm_api::v1::Task>>| {
-        let mut ids: Vec<String> = tasks.iter().map(|task| task.id.clone()).collect();
+        let mut ids: Vec<String> = tasks.iter().map(|task| task.id.to_string()).collect();
         ids.sort();
         ids
     };

@@ -25,7 +25,7 @@ async fn running(cluster: &Cluster, at: &str, service: &str) -> Result<BTreeSet<
     let mut control = ControlClient::new(channel(cluster.socket_of(at)));
     let tasks = control.list_tasks(ListTasksRequest::default()).await?.into_inner().tasks;
     let running = tasks.iter().filter(|t| t.service_id == service && t.status.state() == TaskState::Running);
-    Ok(running.map(|t| t.id.clone()).collect())
+    Ok(running.map(|t| t.id.to_string()).collect())
 }
 
 async fn every_manager_answers(cluster: &mut Cluster) -> Result<()> {

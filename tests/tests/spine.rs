@@ -132,7 +132,7 @@ async fn life_of_a_service(cluster: &mut Cluster, world: &World) -> Result<()> {
         }
     })
     .await?;
-    let kept = tasks.iter().filter(|t| before.contains(&t.id)).count();
+    let kept = tasks.iter().filter(|t| before.contains(t.id.as_str())).count();
     ensure!(kept == 4, "{kept} of the 4 tasks on living nodes were kept");
 
     // It comes back, is READY again, and what it still ran is ended.
@@ -219,7 +219,7 @@ async fn manager_dies_while_scaling(cluster: &mut Cluster, world: &World) -> Res
     cluster.manager.start().await?;
     let tasks = cluster.running(&service, 24, REPLACED * 2).await?;
     let alive = world.exactly(&service, 24).await?;
-    let wanted: BTreeSet<_> = tasks.iter().map(|t| t.id.clone()).collect();
+    let wanted: BTreeSet<_> = tasks.iter().map(|t| t.id.to_string()).collect();
     ensure!(alive == wanted, "what runs is not what the store says");
     ensure!(before.is_subset(&alive), "tasks that ran before were replaced");
     cluster.control.remove_service(RemoveServiceRequest { service_id: service.clone() }).await?;
@@ -250,7 +250,7 @@ async fn update_replaces_tasks(cluster: &mut Cluster, world: &World) -> Result<(
                 control.list_tasks(swarm_api::v1::ListTasksRequest::default()).await?.into_inner().tasks;
             let new = tasks
                 .iter()
-                .filter(|t| t.service_id == service && !before.contains(&t.id))
+                .filter(|t| t.service_id == service && !before.contains(t.id.as_str()))
                 .filter(|t| t.status.state() == TaskState::Running && t.desired_state() == TaskState::Running)
                 .count();
             if new != 3 {

@@ -35,7 +35,7 @@ async fn fail(engine: Engine, image: String) -> Result<(String, String, Vec<Stri
         let tasks = cluster.running(&service, 4, SOON).await.expect("its tasks");
         let directory = cluster.socket().parent().expect("a directory").display().to_string();
         cluster.workers[0].kill().expect("it runs");
-        let tasks = tasks.iter().map(|task| task.id.clone()).collect();
+        let tasks = tasks.iter().map(|task| task.id.to_string()).collect();
         sender.send((directory, service, tasks)).expect("somebody listens");
         panic!("as a failing test does");
     });

@@ -73,7 +73,7 @@ impl Database {
         std::fs::create_dir_all(directory)?;
         let (disk, records, foreign) = place.open(Disk::open_or_put_aside).await?;
         let statuses =
-            records.iter().map(|record| (record.task.id.clone(), record.task.status.clone())).collect();
+            records.iter().map(|record| (record.task.id.to_string(), record.task.status.clone())).collect();
         let (writes, receiver) = mpsc::channel(QUEUE);
         let database = Database { writes, statuses: Arc::new(Mutex::new(statuses)) };
         let writer = tokio::spawn(write(place, disk, receiver, database.statuses.clone(), foreign));
@@ -144,9 +144,10 @@ impl Place {
         let (disk, records, mut garbage) = self.open(Disk::open).await?;
         let mut mirror = statuses.lock();
         let (known, unknown): (Vec<_>, Vec<_>) =
-            records.into_iter().partition(|record| mirror.contains_key(&record.task.id));
-        garbage.extend(unknown.into_iter().map(|record| record.task.id.clone()));
-        *mirror = known.iter().map(|record| (record.task.id.clone(), record.task.status.clone())).collect();
+            records.into_iter().partition(|record| mirror.contains_key(record.task.id.as_str()));
+        garbage.extend(unknown.into_iter().map(|record| record.task.id.to_string()));
+        *mirror =
+            known.iter().map(|record| (record.task.id.to_string(), record.task.status.clone())).collect();
         Ok((disk, garbage))
     }
 }
@@ -243,7 +244,7 @@ fn publish(mirror: &mut HashMap<String, TaskStatus>, change: Change) {
                 mirror.remove(&id);
             }
             for task in put {
-                mirror.entry(task.id.clone()).or_insert_with(|| task.status.clone());
+                mirror.entry(task.id.to_string()).or_insert_with(|| task.status.clone());
             }
         }
         Change::Status { task_id, status } => {

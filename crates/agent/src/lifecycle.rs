@@ -1,7 +1,7 @@
 //! The life of a task on its node, as a pure function: given what it is and what it should be, what is next?
 
-use swarm_api::TaskState;
 use swarm_api::v1::TaskStatus;
+use swarm_api::{TaskState, Text, text};
 
 use crate::ControllerError;
 
@@ -91,7 +91,7 @@ pub(crate) fn settle(
         (_, Err(ControllerError::Closed)) => return Then::Retry,
         (_, Err(error)) => error,
     };
-    status.err = text(error);
+    status.err = text(error).into();
     if matches!(error, ControllerError::Temporary(_)) {
         return Then::Retry;
     }
@@ -103,8 +103,8 @@ pub(crate) fn settle(
 /// Goes to a state that needed no call, or whose call succeeded.
 pub(crate) fn enter(status: &mut TaskStatus, state: TaskState, message: &str) {
     status.state = state as i32;
-    message.clone_into(&mut status.message);
-    status.err.clear();
+    status.message = message.into();
+    status.err = Text::default();
 }
 
 /// Notes that there is a controller for the task, or why not.
@@ -113,8 +113,8 @@ pub(crate) fn resolved(status: &mut TaskStatus, result: Result<(), &ControllerEr
         Ok(()) if !status.reached(TaskState::Accepted) => enter(status, TaskState::Accepted, "accepted"),
         Ok(()) => {}
         Err(error) => {
-            "resolving controller failed".clone_into(&mut status.message);
-            status.err = text(error);
+            status.message = text!("resolving controller failed");
+            status.err = text(error).into();
             let state = match status.state() {
                 state if state < TaskState::Starting => TaskState::Rejected,
                 TaskState::Starting | TaskState::Running => TaskState::Failed,
@@ -208,7 +208,7 @@ mod tests {
             ..Default::default()
         };
         let then = settle(&mut status, operation, &result);
-        (status.state(), status.message, status.err, then)
+        (status.state(), status.message.to_string(), status.err.to_string(), then)
     }
 
     #[test]

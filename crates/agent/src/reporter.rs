@@ -149,7 +149,7 @@ mod tests {
         let reporter = Reporter::default();
         for i in 0..10 {
             let mut long = status(TaskState::Failed);
-            long.err = "x".repeat(500);
+            long.err = "x".repeat(500).into();
             reporter.put(&format!("t{i}"), long);
         }
         assert_eq!(reporter.take(3, 1_000_000).await.updates.len(), 3);

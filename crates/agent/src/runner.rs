@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use swarm_api::v1::{ContainerStatus, Task, TaskStatus, task_status};
-use swarm_api::{Shared, TaskState};
+use swarm_api::{Shared, TaskState, Text};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -97,12 +97,12 @@ impl Runner {
                 let result = self.call(operation).await?;
                 if let Err(error) = &result {
                     let (task, node) = (&self.task.id, &self.task.node_id);
-                    tracing::info!(task.id = task, node.id = node, ?operation, %error, "task operation failed");
+                    tracing::info!(task.id = task.as_str(), node.id = node.as_str(), ?operation, %error, "task operation failed");
                 }
                 let mut status = self.status.clone();
                 if operation == Operation::Prepare {
                     // How far it was matters no more.
-                    PREPARING.clone_into(&mut status.message);
+                    status.message = PREPARING.into();
                 }
                 let then = settle(&mut status, operation, &result);
                 self.observe(&mut status, &result).await;
@@ -140,7 +140,7 @@ impl Runner {
         match told {
             Ok(()) => self.changed = false,
             Err(error) => {
-                tracing::warn!(task.id = self.task.id, %error, "the controller did not take the task's update");
+                tracing::warn!(task.id = self.task.id.as_str(), %error, "the controller did not take the task's update");
                 self.rest_before_retry().await?;
             }
         }
@@ -229,21 +229,21 @@ impl Runner {
                         continue;
                     }
                     let mut status = self.status.clone();
-                    status.message = text;
-                    status.err.clear();
+                    status.message = text.into();
+                    status.err = Text::default();
                     self.observe(&mut status, &Ok(())).await;
                     self.advance(status).await?;
                 }
                 () = tokio::time::sleep(LOOK), if operation != Operation::Wait => {
                     let mut status = self.status.clone();
                     if let Some(hindrance) = self.controller.hindrance() {
-                        status.err = hindrance;
+                        status.err = hindrance.into();
                         self.advance(status).await?;
                     }
                 }
                 () = tokio::time::sleep(QUIET), if trouble => {
                     let mut status = self.status.clone();
-                    status.err.clear();
+                    status.err = Text::default();
                     self.advance(status).await?;
                 }
             }
@@ -291,14 +291,14 @@ impl Runner {
                 Ok(false) => {
                     let id = &self.task.id;
                     tracing::info!(
-                        task.id = id,
+                        task.id = id.as_str(),
                         "attempted to update status for a task that has been removed"
                     );
                     self.status = status;
                     return Ok(());
                 }
                 Err(error) => {
-                    tracing::error!(task.id = self.task.id, %error, "the task can't go on: its status can't be stored");
+                    tracing::error!(task.id = self.task.id.as_str(), %error, "the task can't go on: its status can't be stored");
                     tokio::select! {
                         () = self.close.cancelled() => return Err(Interrupted::Closed),
                         () = tokio::time::sleep(RETRY) => {}
@@ -308,12 +308,12 @@ impl Runner {
         }
         if status.state != self.status.state {
             tracing::info!(
-                task.id = self.task.id,
-                service.id = self.task.service_id,
-                node.id = self.task.node_id,
+                task.id = self.task.id.as_str(),
+                service.id = self.task.service_id.as_str(),
+                node.id = self.task.node_id.as_str(),
                 state.transition = format!("{}->{}", self.status.state().name(), status.state().name()),
                 state.desired = self.task.desired_state().name(),
-                err = status.err,
+                err = status.err.as_str(),
                 "state changed"
             );
         }
@@ -390,7 +390,7 @@ pub(crate) async fn report_unresolved(
 ) {
     let before = status.clone();
     resolved(&mut status, Err(error));
-    tracing::warn!(task.id = task.id, service.id = task.service_id, node.id = task.node_id, %error, "no controller for the task");
+    tracing::warn!(task.id = task.id.as_str(), service.id = task.service_id.as_str(), node.id = task.node_id.as_str(), %error, "no controller for the task");
     if status == before {
         return;
     }
@@ -398,7 +398,7 @@ pub(crate) async fn report_unresolved(
     match context.database.set_status(&task.id, &status).await {
         Ok(true) => context.reporter.put(&task.id, status),
         Ok(false) => {}
-        Err(error) => tracing::error!(task.id = task.id, %error, "its status can't be stored"),
+        Err(error) => tracing::error!(task.id = task.id.as_str(), %error, "its status can't be stored"),
     }
 }
 

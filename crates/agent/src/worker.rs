@@ -146,13 +146,13 @@ impl Changes {
                 }
                 (Some(assignment::Item::Task(task)), AssignmentAction::Update) => {
                     tracing::warn!(
-                        task.id = task.id,
-                        node.id = task.node_id,
+                        task.id = task.id.as_str(),
+                        node.id = task.node_id.as_str(),
                         "a task of another node was ignored"
                     );
                 }
                 (Some(assignment::Item::Task(task)), AssignmentAction::Remove) => {
-                    changes.removed.push(task.id.clone());
+                    changes.removed.push(task.id.to_string());
                 }
                 (Some(assignment::Item::Secret(secret)), AssignmentAction::Update) => {
                     changes.dependencies.secrets.push(secret);
@@ -207,9 +207,9 @@ impl State {
     async fn adopt(&mut self, records: Vec<Record>) {
         for Record { task } in records {
             tracing::info!(
-                task.id = task.id,
-                service.id = task.service_id,
-                node.id = task.node_id,
+                task.id = task.id.as_str(),
+                service.id = task.service_id.as_str(),
+                node.id = task.node_id.as_str(),
                 state = task.status.state().name(),
                 "a task of an earlier run goes on"
             );
@@ -291,7 +291,7 @@ impl State {
     }
 
     async fn assign(&mut self, task: Shared<Task>) {
-        let running = self.tasks.get_mut(&task.id).filter(|handle| !handle.runner.is_finished());
+        let running = self.tasks.get_mut(task.id.as_str()).filter(|handle| !handle.runner.is_finished());
         let Some(handle) = running else {
             return self.start(task).await;
         };
@@ -301,7 +301,7 @@ impl State {
         if task.desired_state < handle.task.desired_state {
             let (old, new) = (handle.task.desired_state(), task.desired_state());
             tracing::error!(
-                task.id = task.id,
+                task.id = task.id.as_str(),
                 ?old,
                 ?new,
                 "a task can't be wanted in a lower state than before"
@@ -315,7 +315,7 @@ impl State {
     /// Starts a runner for a stored task. The stored status counts, not that in the task.
     async fn start(&mut self, task: Shared<Task>) {
         // A removal that is under way must not take away what is made now.
-        if let Some(removal) = self.removing.remove(&task.id) {
+        if let Some(removal) = self.removing.remove(task.id.as_str()) {
             removal.cancel.cancel();
             let _ = removal.task.await; // it has ended, one way or another
         }
@@ -335,7 +335,7 @@ impl State {
         let runner = self.tracker.spawn(runner.run());
         self.logs.put(&task, &controller);
         let id = task.id.clone();
-        self.tasks.insert(id, Handle { task, updates, close, runner, controller });
+        self.tasks.insert(id.to_string(), Handle { task, updates, close, runner, controller });
     }
 
     /// Ends a task's runner and frees everything that was made for it, in the background.
@@ -377,9 +377,14 @@ async fn free(controller: &dyn Controller, task: &Shared<Task>) {
         if error == ControllerError::Closed {
             return;
         }
-        tracing::warn!(task.id = task.id, service.id = task.service_id, node.id = task.node_id, %error, "remove task failed");
+        tracing::warn!(task.id = task.id.as_str(), service.id = task.service_id.as_str(), node.id = task.node_id.as_str(), %error, "remove task failed");
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(LONGEST_REMOVAL_RETRY);
     }
-    tracing::info!(task.id = task.id, service.id = task.service_id, node.id = task.node_id, "task removed");
+    tracing::info!(
+        task.id = task.id.as_str(),
+        service.id = task.service_id.as_str(),
+        node.id = task.node_id.as_str(),
+        "task removed"
+    );
 }

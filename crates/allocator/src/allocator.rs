@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use swarm_api::v1::{Endpoint, NetworkAttachment, Service, Task, TaskState};
-use swarm_api::{Kind, Object, Shared};
+use swarm_api::{Kind, Object, Shared, Text};
 use swarm_reconcile::{Ctx, Decision, Group, Guard, Patch, Reconciler, Write};
 use swarm_store::{Event, Tables};
 
@@ -126,13 +126,13 @@ impl Allocator {
             None
         } else if service.is_none() {
             let reason = format!("could not find service {} for task {}", task.service_id, task.id);
-            Some((Kind::Service, task.service_id.clone(), reason))
+            Some((Kind::Service, task.service_id.to_string(), reason))
         } else {
-            self.stuck.get(&task.service_id).map(|why| {
+            self.stuck.get(task.service_id.as_str()).map(|why| {
                 let name = &task.service_annotations.name;
                 let reason =
                     format!("service {name} to which the task belongs has pending allocations: {why}");
-                (Kind::Service, task.service_id.clone(), reason)
+                (Kind::Service, task.service_id.to_string(), reason)
             })
         };
         let networks = match blocked {
@@ -142,14 +142,14 @@ impl Allocator {
         };
         match networks {
             Ok(networks) => {
-                let known = fresh.get(&task.service_id).cloned();
+                let known = fresh.get(task.service_id.as_str()).cloned();
                 let endpoint = known.unwrap_or_else(|| service.and_then(|s| s.endpoint.clone()));
                 groups.push(to_pending(ctx, task, networks, endpoint));
             }
             Err((kind, id, reason)) => {
                 self.wait(&task.id, (kind, id));
-                let write = Write::Explain { task: task.id.clone(), err: reason, at: ctx.now.wall };
-                let guard = Guard::TaskBelow(task.id.clone(), TaskState::Pending);
+                let write = Write::Explain { task: task.id.to_string(), err: reason, at: ctx.now.wall };
+                let guard = Guard::TaskBelow(task.id.to_string(), TaskState::Pending);
                 groups.push(Group { tag: 0, patches: vec![Patch::new(write).guard(guard)] });
             }
         }
@@ -181,7 +181,7 @@ fn allocate(
     }
     task.status.state = TaskState::Pending as i32;
     task.status.message = "pending task scheduling".into();
-    task.status.err.clear();
+    task.status.err = Text::default();
     task.status.timestamp = Some(at.into());
 }
 
@@ -202,8 +202,9 @@ fn to_pending(
         allocate(&mut task, networks.clone(), endpoint.as_ref(), at);
         Some(task.into())
     };
-    tracing::debug!(task.id = task.id, service.id = task.service_id, "task is allocated");
-    let write = Write::Edit { kind: Kind::Task, id: task.id.clone(), what: "allocate", edit: Arc::new(edit) };
+    tracing::debug!(task.id = task.id.as_str(), service.id = task.service_id.as_str(), "task is allocated");
+    let write =
+        Write::Edit { kind: Kind::Task, id: task.id.to_string(), what: "allocate", edit: Arc::new(edit) };
     Group { tag: 0, patches: vec![Patch::new(write)] }
 }
 
@@ -223,13 +224,15 @@ impl Reconciler for Allocator {
         }
         self.networks = tables.networks().iter().map(|n| n.id.clone()).collect();
         self.services = tables.services().iter().map(|s| s.id.clone()).collect();
-        self.tasks = tables.tasks().by_observed_state(TaskState::New).map(|t| t.id.clone()).collect();
+        self.tasks = tables.tasks().by_observed_state(TaskState::New).map(|t| t.id.to_string()).collect();
     }
 
     fn observe(&mut self, _: &mut Ctx<'_>, events: &[Event], _: &Tables) {
         for event in events {
             match (event.old(), event.new()) {
-                (_, Some(Object::Task(task))) if is_open(task) => drop(self.tasks.insert(task.id.clone())),
+                (_, Some(Object::Task(task))) if is_open(task) => {
+                    _ = self.tasks.insert(task.id.to_string());
+                }
                 (_, Some(Object::Task(_))) => (),
                 (Some(Object::Task(task)), None) => self.forget(&task.id),
                 (Some(Object::Service(old)), Some(Object::Service(new)))

@@ -47,7 +47,7 @@ fn attached(id: &str, network: &str) -> Service {
 fn task(service: &Service, id: &str) -> Task {
     Task {
         id: id.into(),
-        service_id: service.id.clone(),
+        service_id: service.id.as_str().into(),
         slot: 1,
         spec: service.spec.task.clone(),
         desired_state: TaskState::Running as i32,
@@ -77,7 +77,7 @@ fn state(sim: &Sim, id: &str) -> TaskState {
 }
 
 fn err(sim: &Sim, id: &str) -> String {
-    sim.view().tasks().get(id).unwrap().status.err.clone()
+    sim.view().tasks().get(id).unwrap().status.err.to_string()
 }
 
 fn published(sim: &Sim, id: &str) -> Vec<u32> {

@@ -4,6 +4,7 @@
 //! - [`raftpb`]: raft's own messages as etcd puts them on the wire.
 //! - [`swarmd`]: messages of our own package.
 //! - [`Shared`]: the reference-counted, copy-on-write wrapper around objects of the store inside messages.
+//! - [`Text`]: a text behind a reference count, for what every version of every task has.
 //! - [`authorization`]: who may call which method, generated from the contract's method options.
 //! - [`codec`]: how messages become bytes of calls.
 //! - [`extensions`]: what goes beyond the contract, in labels.
@@ -31,6 +32,7 @@ mod sameness;
 mod shared;
 mod task_spec;
 mod task_state;
+mod text;
 
 #[allow(missing_docs, clippy::all, clippy::pedantic, unreachable_pub, rustdoc::all)]
 #[rustfmt::skip]
@@ -49,4 +51,5 @@ pub mod swarmd;
 
 pub use object::{Kind, Object, StoreObject};
 pub use shared::{Shared, SharedMessage};
+pub use text::{Text, text};
 pub use v1::TaskState;

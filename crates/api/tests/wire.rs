@@ -108,7 +108,7 @@ fn absent_and_empty_are_the_same_where_it_is_always_written() {
     let task = b"\x0a\x01t";
     let snapshot = [&[0x22, 3][..], task, &[0x22, 3], task].concat();
     let read = v1::StoreSnapshot::decode(snapshot.as_slice()).unwrap();
-    let sparse = Task { id: "t".to_owned(), ..Default::default() };
+    let sparse = Task { id: "t".into(), ..Default::default() };
     assert_eq!(
         read.tasks,
         [sparse.clone().into(), Task::decode(sparse.encode_to_vec().as_slice()).unwrap().into()]
@@ -233,7 +233,7 @@ fn numbers_that_no_name_stands_for_survive() {
 
 #[test]
 fn fields_that_are_not_known_are_skipped() {
-    let mut encoded = TaskStatus { message: "m".to_owned(), ..Default::default() }.encode_to_vec();
+    let mut encoded = TaskStatus { message: "m".into(), ..Default::default() }.encode_to_vec();
     // Field 2000, a text.
     prost::encoding::string::encode(2000, &"new".to_owned(), &mut encoded);
     assert_eq!(TaskStatus::decode(encoded.as_slice()).unwrap().message, "m");

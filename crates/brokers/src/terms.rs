@@ -137,7 +137,7 @@ mod tests {
         let twice = terms.run(CancellationToken::new()).await.unwrap_err();
         assert_eq!(twice.to_string(), "broker is already running");
         let node = Node { id: "n".to_owned(), ..Default::default() };
-        let task = Task { id: "t".to_owned(), ..Default::default() };
+        let task = Task { id: "t".into(), ..Default::default() };
         store.update(|tx| tx.create(node.clone()).map(|_| ())).await.unwrap();
         store.update(|tx| tx.create(task.clone()).map(|_| ())).await.unwrap();
         while term.book().ids.is_empty() {

@@ -14,6 +14,7 @@ use prost_types::FileDescriptorSet;
 use prost_types::field_descriptor_proto::{Label, Type};
 
 mod shared;
+mod texts;
 
 /// Files of the contract and of our own packages, relative to `proto/`.
 const FILES: &[&str] = &[
@@ -139,6 +140,7 @@ pub fn generate(root: &Path) -> Result<BTreeMap<PathBuf, String>> {
         .bytes([".raftpb", ".swarmd.v1.TaskInput", ".swarmd.v1.TaskOutput"])
         .skip_debug(REDACTED)
         .boxed(".docker.swarmkit.v1.Task.log_driver")
+        .boxed(".docker.swarmkit.v1.Task.job_iteration")
         .boxed(".docker.swarmkit.v1.TaskStatus.runtime_status.container")
         .boxed(".docker.swarmkit.v1.TaskStatus.port_status")
         .enable_type_names()
@@ -167,7 +169,7 @@ pub fn generate(root: &Path) -> Result<BTreeMap<PathBuf, String>> {
         if target == "v1.rs" {
             let _ = writeln!(code, "pub use crate::log_lines::{{{}}};", BY_HAND.join(", "));
         }
-        files.insert(dir.join(target), shared::wrap(&code));
+        files.insert(dir.join(target), texts::rewrite(&shared::wrap(&code)));
     }
     files.insert(dir.join("authorization.rs"), authorization_table(&method_roles(&pool)?));
     std::fs::remove_dir_all(&out)?;

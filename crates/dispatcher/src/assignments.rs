@@ -196,7 +196,7 @@ impl AssignmentSet {
     }
 
     fn changed_task(&mut self, task: &Shared<Task>, send: bool, draft: &mut Draft) {
-        let known = self.tasks.contains_key(&task.id);
+        let known = self.tasks.contains_key(task.id.as_str());
         if send || !known {
             draft.push(AssignmentAction::Update, assignment::Item::Task(task.clone()));
         }
@@ -206,7 +206,7 @@ impl AssignmentSet {
         for dependency in &wanted {
             self.take(dependency, draft);
         }
-        if let Some(held) = self.tasks.insert(task.id.clone(), wanted) {
+        if let Some(held) = self.tasks.insert(task.id.to_string(), wanted) {
             self.give_back(held, draft);
         }
     }
@@ -214,7 +214,7 @@ impl AssignmentSet {
     fn removed_task(&mut self, id: String, draft: &mut Draft) {
         let held = self.tasks.remove(&id).unwrap_or_default();
         self.give_back(held, draft);
-        let task = Task { id, ..Default::default() };
+        let task = Task { id: id.into(), ..Default::default() };
         draft.push(AssignmentAction::Remove, assignment::Item::Task(task.into()));
     }
 

@@ -221,7 +221,7 @@ async fn orphan(store: &Store, node_id: &str, applied_by: &str) {
         task.status.reached(TaskState::Assigned) && !task.status.state().is_terminal()
     };
     let tasks: Vec<String> =
-        view.tasks().by_node(node_id).filter(|task| live(task)).map(|task| task.id.clone()).collect();
+        view.tasks().by_node(node_id).filter(|task| live(task)).map(|task| task.id.to_string()).collect();
     tracing::warn!(
         node.id = node_id,
         tasks = tasks.len(),

@@ -152,7 +152,7 @@ impl Gate {
         if missing.is_empty() {
             return false;
         }
-        if self.asked.insert(task.id.clone()) {
+        if self.asked.insert(task.id.to_string()) {
             let service = tables.services().get(&task.service_id);
             let asking = questions(drivers.clone(), task, service, &self.node_id, missing);
             self.asking.push(asking.boxed());
@@ -279,7 +279,7 @@ fn questions(
             .collect();
         let answers: Vec<Option<Shared<Secret>>> = questions.collect().await;
         let failed = answers.iter().any(Option::is_none);
-        Asked { task_id, made: answers.into_iter().flatten().collect(), failed }
+        Asked { task_id: task_id.to_string(), made: answers.into_iter().flatten().collect(), failed }
     }
 }
 
@@ -302,10 +302,10 @@ fn request(task: &Task, service: Option<&Service>, node_id: &str) -> SecretReque
     });
     SecretRequest {
         service_hostname: container.map(|c| c.hostname.clone()).unwrap_or_default(),
-        service_id: task.service_id.clone(),
+        service_id: task.service_id.to_string(),
         service_name: task.service_annotations.name.clone(),
         service_labels: task.service_annotations.labels.clone(),
-        task_id: task.id.clone(),
+        task_id: task.id.to_string(),
         task_name: naming::task_name(task),
         task_image: container.map(|c| c.image.clone()).unwrap_or_default(),
         node_id: node_id.to_owned(),

@@ -10,7 +10,7 @@ use prost::Message as _;
 use swarm_api::v1::{
     Node, NodeDescription, Task, TaskState, TaskStatus, Volume, node_status, volume_publish_status,
 };
-use swarm_api::{Shared, StoreObject, defaults};
+use swarm_api::{Shared, StoreObject, Text, defaults, text};
 use swarm_store::{Error, Indexed, Store, Tx};
 use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
@@ -191,16 +191,16 @@ fn bound(status: &mut TaskStatus) {
     truncate(&mut status.message);
     truncate(&mut status.err);
     // Ours to say.
-    status.applied_by.clear();
+    status.applied_by = Text::default();
     if status.encoded_len() > MAX_STATUS {
         tracing::warn!(bytes = status.encoded_len(), limit = MAX_STATUS, "a task's status was cut down");
         (status.runtime_status, status.port_status) = (None, None);
     }
 }
 
-fn truncate(text: &mut String) {
+fn truncate(text: &mut Text) {
     if text.len() > MAX_TEXT {
-        text.truncate(text.floor_char_boundary(MAX_TEXT));
+        *text = Text::from(&text[..text.floor_char_boundary(MAX_TEXT)]);
     }
 }
 
@@ -351,7 +351,7 @@ fn change_task(
     }
     let mut task = stored.clone();
     task.status = report.status.clone();
-    task.status.applied_by = applied_by.to_owned();
+    task.status.applied_by = applied_by.into();
     task.status.applied_at = Some(swarm_api::duration::timestamp(tx.now()));
     chunk.put(tx, task)
 }
@@ -383,8 +383,8 @@ pub(crate) fn orphan_task(
     let now = swarm_api::duration::timestamp(tx.now());
     task.status.state = TaskState::Orphaned as i32;
     task.status.timestamp = Some(now);
-    "node has been down for too long".clone_into(&mut task.status.message);
-    task.status.applied_by = applied_by.to_owned();
+    task.status.message = text!("node has been down for too long");
+    task.status.applied_by = applied_by.into();
     task.status.applied_at = Some(now);
     debug_assert_eq!(StoreObject::id(&*task), id);
     chunk.put(tx, task)

@@ -93,12 +93,12 @@ fn log(old: Option<&Shared<Task>>, new: Option<&Shared<Task>>) {
     macro_rules! say {
         ($level:ident) => {
             tracing::$level!(
-                task.id = new.id,
-                service.id = new.service_id,
-                node.id = new.node_id,
+                task.id = new.id.as_str(),
+                service.id = new.service_id.as_str(),
+                node.id = new.node_id.as_str(),
                 state.transition = format!("{}->{}", before.name(), state.name()),
-                task.message = new.status.message,
-                err = new.status.err,
+                task.message = new.status.message.as_str(),
+                err = new.status.err.as_str(),
                 "task state changed"
             )
         };

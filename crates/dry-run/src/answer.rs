@@ -43,10 +43,10 @@ pub(crate) fn of(
     answer.preempted = cast.victims().len() as u64;
     answer.preemptions = first
         .map(|victim| Preemption {
-            task_id: victim.task.id.clone(),
-            service_id: victim.task.service_id.clone(),
+            task_id: victim.task.id.to_string(),
+            service_id: victim.task.service_id.to_string(),
             slot: victim.task.slot,
-            node_id: victim.task.node_id.clone(),
+            node_id: victim.task.node_id.to_string(),
             new_node_id: victim.new_node.clone(),
         })
         .collect();

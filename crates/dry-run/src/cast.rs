@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use swarm_api::v1::service_spec::Mode;
 use swarm_api::v1::{Service, Task, TaskState};
-use swarm_api::{Object, Shared};
+use swarm_api::{Object, Shared, Text};
 use swarm_scheduler::{WAITING, is_displaced_by};
 use swarm_store::{Event, Received, Subscription, Tables};
 
@@ -54,7 +54,7 @@ pub(crate) struct Cast {
     created: Vec<String>,
     victims: Vec<Victim>,
     /// By service and place.
-    victims_at: BTreeMap<(String, u64, String), usize>,
+    victims_at: BTreeMap<(Text, u64, Text), usize>,
     /// Names of services whose tasks displace others because of the change.
     displacing: BTreeSet<String>,
     /// Live tasks that are not where they should come to.
@@ -107,25 +107,25 @@ impl Cast {
 
     /// Agents look at everything once.
     pub(crate) fn enter(&mut self, tables: &Tables) {
-        self.news.extend(tables.tasks().by_service(&self.service).map(|t| t.id.clone()));
+        self.news.extend(tables.tasks().by_service(&self.service).map(|t| t.id.to_string()));
     }
 
     fn add(&mut self, task: &Task, is_old: bool, at: Duration) {
         let place = match self.per_node {
-            true => Place::Node(task.node_id.clone()),
+            true => Place::Node(task.node_id.to_string()),
             false => Place::Slot(task.slot),
         };
         let role = Role {
             place,
-            node: task.node_id.clone(),
+            node: task.node_id.to_string(),
             ran_before: is_old && is_on_node(task),
             is_old,
             assigned: is_on_node(task),
             live: true,
-            err: task.status.err.clone(),
+            err: task.status.err.to_string(),
             at,
         };
-        self.roles.insert(task.id.clone(), role);
+        self.roles.insert(task.id.to_string(), role);
         self.note(task);
     }
 
@@ -150,29 +150,29 @@ impl Cast {
         self.last_news = now;
         match event {
             Event::Created(_) => {
-                self.created.push(task.id.clone());
+                self.created.push(task.id.to_string());
                 self.add(task, false, now);
             }
             Event::Updated { .. } => self.changed(task),
             Event::Removed(_) => {
-                self.open.remove(&task.id);
-                if let Some(role) = self.roles.get_mut(&task.id) {
+                self.open.remove(task.id.as_str());
+                if let Some(role) = self.roles.get_mut(task.id.as_str()) {
                     role.live = false;
                 }
             }
         }
-        self.news.insert(task.id.clone());
+        self.news.insert(task.id.to_string());
     }
 
     fn changed(&mut self, task: &Task) {
-        if let Some(role) = self.roles.get_mut(&task.id) {
+        if let Some(role) = self.roles.get_mut(task.id.as_str()) {
             role.live = is_live(task);
             role.assigned |= is_on_node(task);
             if is_on_node(task) || role.err.is_empty() || !task.status.err.is_empty() {
-                role.err.clone_from(&task.status.err);
+                role.err = task.status.err.to_string();
             }
             if !task.node_id.is_empty() {
-                role.node.clone_from(&task.node_id);
+                role.node = task.node_id.to_string();
             }
             self.note(task);
         }
@@ -181,9 +181,9 @@ impl Cast {
     fn note(&mut self, task: &Task) {
         let goal = if self.is_job { TaskState::Complete } else { TaskState::Running };
         if is_live(task) && !task.status.reached(goal) {
-            self.open.insert(task.id.clone());
+            self.open.insert(task.id.to_string());
         } else {
-            self.open.remove(&task.id);
+            self.open.remove(task.id.as_str());
         }
     }
 
@@ -191,7 +191,7 @@ impl Cast {
     fn other(&mut self, event: &Event, task: &Shared<Task>, now: Duration) {
         let displaced = self.displacing.iter().any(|name| is_displaced_by(task, name));
         let key = || {
-            let node = if task.slot == 0 { task.node_id.clone() } else { String::new() };
+            let node = if task.slot == 0 { task.node_id.clone() } else { Text::default() };
             (task.service_id.clone(), task.slot, node)
         };
         if displaced {
@@ -212,7 +212,7 @@ impl Cast {
             && let Some(at) = self.victims_at.get(&key())
             && let Some(victim) = self.victims.get_mut(*at).filter(|v| v.new_node.is_empty())
         {
-            victim.new_node.clone_from(&task.node_id);
+            victim.new_node = task.node_id.to_string();
             self.homeless -= 1;
         }
     }

@@ -3,11 +3,11 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use swarm_api::Shared;
 use swarm_api::extensions::DEPENDS_ON;
 use swarm_api::swarmd::DryRunResponse;
 use swarm_api::v1::update_status::UpdateState;
 use swarm_api::v1::{Service, Task, TaskState, node_status};
+use swarm_api::{Shared, Text};
 use swarm_reconcile::{IdSource, Stage};
 use swarm_store::{Store, Tables, View};
 
@@ -161,7 +161,7 @@ impl Rehearsal<'_> {
             tx.update_tasks(&ids, |place, task| {
                 let mut task = Task::clone(task);
                 task.status.state = reports[place].1 as i32;
-                task.status.err.clear();
+                task.status.err = Text::default();
                 (task.status.timestamp, task.status.applied_at) = (at, at);
                 Some(task)
             });

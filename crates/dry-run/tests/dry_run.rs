@@ -213,7 +213,7 @@ fn another_image_replaces_every_task_one_after_the_other() {
     assert_eq!(seconds(&answer), Duration::from_secs(10));
     for replacement in &answer.replacements {
         let old = sim.view().tasks().get(&replacement.task_id).cloned().unwrap();
-        assert_eq!((old.slot, &old.node_id), (replacement.slot, &replacement.node_id));
+        assert_eq!((old.slot, old.node_id.as_str()), (replacement.slot, replacement.node_id.as_str()));
         assert!(!replacement.new_node_id.is_empty());
     }
     assert_eq!(answer.ending(), Ending::Settled);

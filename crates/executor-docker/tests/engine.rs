@@ -184,7 +184,7 @@ async fn a_name_taken_by_something_else_is_not_adopted() {
     let lab = Lab::new().await;
     let task = lab.task(lab.spec("true"));
     let mut other = task.clone();
-    other.id = swarm_api::id::random();
+    other.id = swarm_api::id::random().into();
     let name = swarm_api::naming::task_name(&task);
     other.annotations.name = name.clone();
     controller(&lab.executor, &other).prepare().await.unwrap();
@@ -203,7 +203,7 @@ async fn sweep_leaves_known_tasks_and_other_nodes_alone() {
         controller.prepare().await.unwrap();
         controller.start().await.unwrap();
     }
-    within(lab.executor.sweep(std::slice::from_ref(&kept.id))).await.unwrap();
+    within(lab.executor.sweep(std::slice::from_ref(&kept.id.to_string()))).await.unwrap();
     assert!(lab.controller(&kept).container_status().await.unwrap().pid > 0);
     assert_eq!(lab.controller(&orphan).container_status().await, None);
     assert!(foreign.controller(&theirs).container_status().await.unwrap().pid > 0);
@@ -535,7 +535,7 @@ async fn a_container_of_no_task_of_the_node_is_stopped_once_it_is_known_what_bel
     };
     // The first daemon is for what the second one does not know of.
     let (_, kept) = run(&lab.executor, &known).await;
-    within(second.sweep(std::slice::from_ref(&known.id))).await.unwrap();
+    within(second.sweep(std::slice::from_ref(&known.id.to_string()))).await.unwrap();
     let (of_late, own) = run(&second, &late).await;
     // A daemon that stops lets go of its tasks before it stops to listen.
     drop(of_late);
@@ -564,7 +564,7 @@ async fn what_runs_of_a_task_that_nobody_can_look_after_any_more_is_stopped() {
     let unfit =
         Task { id: record.id.clone(), ..lab.task(ContainerSpec { mounts: vec![mount], ..lab.spec(SLEEP) }) };
     second.controller(&unfit.into(), Arc::new(Given::default())).err().expect("it can't be had");
-    within(second.sweep(std::slice::from_ref(&record.id))).await.unwrap();
+    within(second.sweep(std::slice::from_ref(&record.id.to_string()))).await.unwrap();
     // A start that nobody waits for has everything compared soon.
     let unknown = lab.run(SLEEP);
     unknown.prepare().await.unwrap();

@@ -390,7 +390,7 @@ async fn a_sweep_removes_files_of_tasks_that_nobody_knows() {
         sources.push(mounts[0].source.clone().unwrap());
     }
     let restarted = lab.restarted().await;
-    restarted.sweep(&[records[0].id.clone()]).await.unwrap();
+    restarted.sweep(&[records[0].id.to_string()]).await.unwrap();
     let there: Vec<bool> = sources.iter().map(|source| std::fs::exists(source).unwrap()).collect();
     assert_eq!(there, [true, false]);
     restarted.close().await;

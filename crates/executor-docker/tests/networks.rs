@@ -166,7 +166,7 @@ async fn a_network_and_an_endpoint_are_set_up_as_the_cluster_says() {
     // Whoever has no address of the cluster's gets one out of the range; the engine refuses one that is taken.
     within(task.remove()).await.unwrap();
     lan.addresses.clear();
-    record.id = swarm_api::id::random();
+    record.id = swarm_api::id::random().into();
     record.networks = vec![lan.clone()];
     let free = lab.controller(&record);
     let lines = output(free.as_ref()).await;

@@ -233,7 +233,7 @@ async fn an_engine_that_comes_later_finds_its_tasks_waiting() {
     within(task.terminate()).await.unwrap();
     assert_eq!(within(waiting).await.unwrap(), Err(ControllerError::Exit { code: 137, cause: None }));
     assert_eq!(adopted.container_status().await.unwrap().exit_code, 137);
-    within(executor.sweep(std::slice::from_ref(&running.id))).await.unwrap();
+    within(executor.sweep(std::slice::from_ref(&running.id.to_string()))).await.unwrap();
     assert_eq!(lab.containers().await, 1, "what is known stays");
     executor.close().await;
     lab.done().await;

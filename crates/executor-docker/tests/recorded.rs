@@ -27,7 +27,7 @@ use swarm_testkit::fake_engine::{Character, FakeEngine};
 
 fn task(spec: ContainerSpec) -> Task {
     Task {
-        id: swarm_api::id::random(),
+        id: swarm_api::id::random().into(),
         node_id: "recorded".into(),
         slot: 1,
         service_annotations: Annotations { name: "web".into(), ..Default::default() }.into(),

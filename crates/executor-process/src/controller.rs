@@ -77,7 +77,15 @@ impl ProcessController {
     ) -> Self {
         let (task_id, node_id) = (task.id.clone(), task.node_id.clone());
         let (launch, files, progress) = (Some(launch), files.map(Arc::new), watch::Sender::default());
-        ProcessController { parts, task_id, node_id, dir, launch, files, progress }
+        ProcessController {
+            parts,
+            task_id: task_id.to_string(),
+            node_id: node_id.to_string(),
+            dir,
+            launch,
+            files,
+            progress,
+        }
     }
 
     pub(crate) fn orphan(parts: Arc<Parts>, task_id: &str, dir: TaskDir) -> Self {

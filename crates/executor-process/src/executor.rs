@@ -167,7 +167,7 @@ impl Executor for ProcessExecutor {
         let context = Context::new(task, description);
         let files =
             TaskFiles::new(task, &launch::process_spec(task)?, files.ok(), &launch, context, dependencies)?;
-        let dir = TaskDir::new(self.root.join(&task.id));
+        let dir = TaskDir::new(self.root.join(task.id.as_str()));
         Ok(Arc::new(ProcessController::new(self.parts.clone(), task, dir, launch, files)))
     }
 

@@ -32,6 +32,6 @@ pub fn process_spec(payload: &[u8]) -> bool {
     let payload = prost_types::Any { type_url: ProcessSpec::type_url(), value: payload.to_vec() };
     let runtime = GenericRuntimeSpec { kind: launch::RUNTIME.to_owned(), payload: Some(payload) };
     let spec = TaskSpec { runtime: Some(task_spec::Runtime::Generic(runtime)), ..TaskSpec::default() };
-    let task = Task { id: "t".to_owned(), spec: spec.into(), ..Task::default() };
+    let task = Task { id: "t".into(), spec: spec.into(), ..Task::default() };
     launch::launch(&task, None, None, Err("none")).is_ok()
 }

@@ -178,8 +178,8 @@ pub(crate) fn launch(
         task.spec.resources.as_ref().and_then(|resources| resources.limits.clone()).unwrap_or_default();
     let grace = spec.stop_grace_period.as_ref().map_or(defaults::STOP_GRACE_PERIOD, duration::to_std);
     let mut launch = Launch {
-        task_id: task.id.clone(),
-        node_id: task.node_id.clone(),
+        task_id: task.id.to_string(),
+        node_id: task.node_id.to_string(),
         argv,
         env: environment(task, &env, home, files.as_deref()),
         dir: (!spec.dir.is_empty()).then_some(spec.dir),
@@ -318,12 +318,12 @@ fn environment(
             .map(|(variable, name)| (variable, directory.join(name).to_string_lossy().into_owned()))
     });
     let fixed = [
-        (MARKER, task.id.clone()),
+        (MARKER, task.id.to_string()),
         ("SWARMD_TASK_NAME", naming::task_name(task)),
         ("SWARMD_TASK_SLOT", task.slot.to_string()),
-        ("SWARMD_SERVICE_ID", task.service_id.clone()),
+        ("SWARMD_SERVICE_ID", task.service_id.to_string()),
         ("SWARMD_SERVICE_NAME", task.service_annotations.name.clone()),
-        ("SWARMD_NODE_ID", task.node_id.clone()),
+        ("SWARMD_NODE_ID", task.node_id.to_string()),
     ];
     for (name, value) in fixed.into_iter().chain(directories) {
         all.retain(|(known, _)| known != name);

@@ -66,7 +66,7 @@ fn own_group(task: &Task, pid: i32, controller: &str) -> Option<PathBuf> {
         eprintln!("not run: no control groups for {controller} here");
         return None;
     };
-    assert!(group.ends_with(&task.id), "{} is not the group of {}", group.display(), task.id);
+    assert!(group.ends_with(task.id.as_str()), "{} is not the group of {}", group.display(), task.id);
     Some(group)
 }
 

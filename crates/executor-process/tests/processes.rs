@@ -394,7 +394,7 @@ async fn sweep_ends_what_nobody_knows() {
     std::fs::create_dir_all(lab.state.path().join("processes/halfmade/work")).unwrap();
     lab.restart();
     lab.executor.configure(&Node { id: "n".into(), ..Default::default() }.into()).await.unwrap();
-    within(lab.executor.sweep(std::slice::from_ref(&known.id))).await.unwrap();
+    within(lab.executor.sweep(std::slice::from_ref(&known.id.to_string()))).await.unwrap();
     assert_eq!((processes_of(&known.id).len(), processes_of(&orphan.id).len()), (1, 0));
     let left: Vec<_> = std::fs::read_dir(lab.state.path().join("processes")).unwrap().flatten().collect();
     assert_eq!((left.len(), left[0].file_name().to_str()), (1, Some(known.id.as_str())));

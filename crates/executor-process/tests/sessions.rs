@@ -63,7 +63,7 @@ async fn start_with(script: &str, change: impl FnOnce(&mut Task)) -> Running {
     let payload = prost_types::Any { type_url: ProcessSpec::type_url(), value: spec.encode_to_vec() };
     let runtime = GenericRuntimeSpec { kind: "process".into(), payload: Some(payload) };
     let mut task = Task {
-        id: id::random(),
+        id: id::random().into(),
         node_id: "n".into(),
         spec: TaskSpec { runtime: Some(task_spec::Runtime::Generic(runtime)), ..Default::default() }.into(),
         ..Default::default()
@@ -73,7 +73,7 @@ async fn start_with(script: &str, change: impl FnOnce(&mut Task)) -> Running {
     let controller = executor.controller(&task.into(), Arc::new(Nothing)).unwrap();
     within(controller.prepare()).await.unwrap();
     within(controller.start()).await.unwrap();
-    Running { _state: state, executor, id, controller }
+    Running { _state: state, executor, id: id.to_string(), controller }
 }
 
 impl Running {
@@ -276,8 +276,9 @@ async fn attaching_shows_what_is_written_from_now_on() {
     let script = "echo before; until [ -e go ]; do sleep 0.02; done; echo after; echo wrong >&2; \
                   until [ -e end ]; do sleep 0.02; done; exit 5";
     let task = start(script).await;
-    let file = |name: &str| task._state.path().join("processes").join(&task.id).join("work").join(name);
-    let log = task._state.path().join("processes").join(&task.id).join("log");
+    let file =
+        |name: &str| task._state.path().join("processes").join(task.id.as_str()).join("work").join(name);
+    let log = task._state.path().join("processes").join(task.id.as_str()).join("log");
     until("the first line", LONG, || async {
         anyhow::ensure!(std::fs::metadata(&log)?.len() > 0);
         Ok(())

@@ -165,7 +165,7 @@ impl World {
 
     pub(crate) fn create(&self, node_id: &str, task: &Task) {
         let container = Container {
-            service_id: task.service_id.clone(),
+            service_id: task.service_id.to_string(),
             state: State::Created,
             changed: Arc::new(Notify::new()),
         };
@@ -200,7 +200,7 @@ impl World {
         }
         container.state = State::Running { exit };
         let running = inner.running(|(_, id), _| *id == task.id);
-        let counts = inner.counts.entry(task.id.clone()).or_default();
+        let counts = inner.counts.entry(task.id.to_string()).or_default();
         counts.starts += 1;
         counts.most = counts.most.max(running);
         if counts.starts > 1 || running > 1 {

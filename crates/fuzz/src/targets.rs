@@ -127,8 +127,9 @@ fn some_store() -> StoreSnapshot {
         spec.annotations.name = format!("name{i}");
         Config { id: format!("config{i}"), spec, ..Config::default() }.into()
     };
-    let task =
-        |i: u32| Task { id: format!("task{i}"), service_id: "service".into(), ..Task::default() }.into();
+    let task = |i: u32| {
+        Task { id: format!("task{i}").into(), service_id: "service".into(), ..Task::default() }.into()
+    };
     let node = |i: u32| Node { id: format!("node{i}"), ..Node::default() }.into();
     StoreSnapshot {
         configs: (0..3).map(config).collect(),

@@ -312,7 +312,7 @@ impl Book {
                     for subscription in self.subscriptions.values_mut() {
                         // Who does not follow is to hear that it got nothing of it.
                         if subscription.follow {
-                            subscription.waiting.remove(&task.id);
+                            subscription.waiting.remove(task.id.as_str());
                         }
                     }
                 }
@@ -324,9 +324,9 @@ impl Book {
     fn task(&mut self, task: &Task, view: &View, now: Instant) {
         for subscription in self.subscriptions.values_mut().filter(|s| s.follow && s.selection.has(task)) {
             if task.node_id.is_empty() {
-                subscription.waiting.insert(task.id.clone());
+                subscription.waiting.insert(task.id.to_string());
             } else {
-                subscription.waiting.remove(&task.id);
+                subscription.waiting.remove(task.id.as_str());
                 add(subscription, &self.listeners, &task.node_id, true, view, now);
             }
         }

@@ -36,7 +36,7 @@ impl Selection {
 
     /// The task itself, or all of its service, is wanted.
     pub(crate) fn has(&self, task: &Task) -> bool {
-        self.tasks.contains(&task.id) || self.services.contains(&task.service_id)
+        self.tasks.contains(task.id.as_str()) || self.services.contains(task.service_id.as_str())
     }
 
     /// The nodes to be asked. Who does not follow gets nothing of tasks of services that never ran.
@@ -59,9 +59,9 @@ impl Selection {
 impl Selected {
     fn add(&mut self, task: &Task) {
         if task.node_id.is_empty() {
-            self.waiting.insert(task.id.clone());
+            self.waiting.insert(task.id.to_string());
         } else {
-            self.nodes.insert(task.node_id.clone());
+            self.nodes.insert(task.node_id.to_string());
         }
     }
 }

@@ -6,7 +6,7 @@ use std::time::SystemTime;
 use futures::StreamExt as _;
 use futures::future::{BoxFuture, FutureExt as _};
 use futures::stream::FuturesUnordered;
-use swarm_reconcile::{Batch, Brain, Ctx, Fate, Now, RandomIds, Reconciler};
+use swarm_reconcile::{Batch, Brain, Ctx, Discard, Fate, Now, RandomIds, Reconciler};
 use swarm_store::{Error, Received, Store, Subscription};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -49,7 +49,13 @@ async fn run_brain(
 ) -> Result<(), Error> {
     let (view, commits) = store.view_and_subscribe();
     let mut ids = RandomIds;
-    let mut shell = Shell { store, commits, writing: FuturesUnordered::new(), began: Instant::now() };
+    let mut shell = Shell {
+        store,
+        commits,
+        discard: Discard::new(),
+        writing: FuturesUnordered::new(),
+        began: Instant::now(),
+    };
     let mut brain = Brain::new(reconcilers);
     brain.start(&mut Ctx { now: shell.now(), ids: &mut ids }, view);
     let stop = cancel.cancelled().fuse();
@@ -68,7 +74,7 @@ async fn run_brain(
             biased;
             () = &mut stop => return Ok(()),
             Some((id, fate)) = shell.writing.next() => settle(&mut brain, id, fate)?,
-            received = shell.commits.next() => feed(&mut brain, received)?,
+            received = shell.commits.next() => shell.feed(&mut brain, received)?,
             () = tokio::time::sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => (),
         }
     }
@@ -77,6 +83,7 @@ async fn run_brain(
 struct Shell {
     store: Arc<Store>,
     commits: Subscription,
+    discard: Discard,
     writing: FuturesUnordered<BoxFuture<'static, (u64, Fate)>>,
     began: Instant,
 }
@@ -93,9 +100,24 @@ impl Shell {
         }
         for _ in 0..MOST_COMMITS_PER_TURN {
             match self.commits.try_next() {
-                Some(received) => feed(brain, received)?,
+                Some(received) => self.feed(brain, received)?,
                 None => break,
             }
+        }
+        Ok(())
+    }
+
+    fn feed(&mut self, brain: &mut Brain, received: Received) -> Result<(), Error> {
+        match received {
+            Received::Commit(commit) => {
+                brain.committed(&commit.events, &commit.view);
+                self.discard.seen(commit);
+            }
+            Received::Lagged(view) => {
+                tracing::warn!(index = view.index(), "reconcilers missed commits; comparing tables");
+                brain.lagged(&view);
+            }
+            Received::Closed => return Err(Error::Stopped),
         }
         Ok(())
     }
@@ -126,18 +148,6 @@ fn settle(brain: &mut Brain, id: u64, fate: Fate) -> Result<(), Error> {
         return Err(error.clone());
     }
     brain.settle(id, fate);
-    Ok(())
-}
-
-fn feed(brain: &mut Brain, received: Received) -> Result<(), Error> {
-    match received {
-        Received::Commit(commit) => brain.committed(&commit.events, &commit.view),
-        Received::Lagged(view) => {
-            tracing::warn!(index = view.index(), "reconcilers missed commits; comparing tables");
-            brain.lagged(&view);
-        }
-        Received::Closed => return Err(Error::Stopped),
-    }
     Ok(())
 }
 
@@ -260,7 +270,7 @@ mod tests {
             fn init(&mut self, _: &mut Ctx<'_>, _: &swarm_store::Tables) {}
             fn observe(&mut self, _: &mut Ctx<'_>, _: &[swarm_store::Event], _: &swarm_store::Tables) {}
             fn decide(&mut self, ctx: &mut Ctx<'_>, _: &swarm_store::Tables) -> swarm_reconcile::Decision {
-                let task = Task { id: ctx.ids.next(), ..Default::default() };
+                let task = Task { id: ctx.ids.next().into(), ..Default::default() };
                 let patch = swarm_reconcile::Patch::new(swarm_reconcile::Write::Create(task.into()));
                 let groups = vec![swarm_reconcile::Group { tag: 0, patches: vec![patch] }];
                 swarm_reconcile::Decision { groups, wake_at: None }

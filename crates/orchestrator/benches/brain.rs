@@ -89,7 +89,7 @@ fn main() {
         }
     });
     timed("taken in by the brain", count, || sim.think());
-    let ids: Vec<String> = sim.view().tasks().iter().take(1000).map(|t| t.id.clone()).collect();
+    let ids: Vec<String> = sim.view().tasks().iter().take(1000).map(|t| t.id.to_string()).collect();
     timed("1,000 tasks fail one by one and are replaced", ids.len(), || {
         for id in &ids {
             sim.report(id, TaskState::Failed, "");

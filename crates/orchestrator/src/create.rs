@@ -1,7 +1,7 @@
 //! New tasks (`orchestration.md` §2.7).
 
-use swarm_api::Shared;
 use swarm_api::v1::{Driver, Endpoint, Service, Task, TaskState, Version};
+use swarm_api::{Shared, Text, text};
 use swarm_reconcile::{Ctx, Guard, IdSource, Patch, Write};
 use swarm_store::Tables;
 
@@ -33,6 +33,7 @@ impl IdSource for Ordered<'_> {
 /// Makes tasks of one service; what all of them share is made once.
 pub(crate) struct Recipe<'a> {
     service: &'a Service,
+    service_id: Text,
     endpoint: Shared<Endpoint>,
     log_driver: Option<Driver>,
 }
@@ -42,6 +43,7 @@ impl<'a> Recipe<'a> {
         let of_cluster = || tables.cluster()?.spec.task_defaults.log_driver.clone();
         Recipe {
             service,
+            service_id: service.id.as_str().into(),
             endpoint: Endpoint { spec: service.spec.endpoint.clone(), ..Default::default() }.into(),
             log_driver: service.spec.task.log_driver.clone().or_else(of_cluster),
         }
@@ -52,22 +54,22 @@ impl<'a> Recipe<'a> {
         let service = self.service;
         let id = ctx.ids.next();
         let mut task = Task {
-            id: id.clone(),
+            id: id.as_str().into(),
             spec: service.spec.task.clone(),
             spec_version: service.spec_version,
-            service_id: service.id.clone(),
+            service_id: self.service_id.clone(),
             service_annotations: service.spec.annotations.clone(),
             slot: place.slot(),
-            node_id: place.node().to_owned(),
+            node_id: place.node().into(),
             endpoint: Some(self.endpoint.clone()),
             log_driver: self.log_driver.clone().map(Box::new),
             desired_state: desired as i32,
-            job_iteration: iteration(service).map(|index| Version { index }),
+            job_iteration: iteration(service).map(|index| Version { index }.into()),
             ..Default::default()
         };
         task.meta.created_at = Some(ctx.now.wall.into());
         task.status.state = TaskState::New as i32;
-        task.status.message = "created".into();
+        task.status.message = text!("created");
         task.status.timestamp = Some(ctx.now.wall.into());
         (id, Patch::new(Write::Create(task.into())).guard(Guard::spec_of(service)))
     }

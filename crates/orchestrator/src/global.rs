@@ -81,15 +81,15 @@ fn needs_restart(tables: &Tables, task: &Task) -> bool {
 
 impl Global {
     fn task_changed(&mut self, tables: &Tables, old: Option<&Task>, task: &Task) {
-        if !self.services.contains_key(&task.service_id) {
+        if !self.services.contains_key(task.service_id.as_str()) {
             return;
         }
         if needs_restart(tables, task) {
-            self.ended.insert(task.id.clone());
+            self.ended.insert(task.id.to_string());
         }
         let runs = |t: &Task| t.status.state() == TaskState::Running && is_live(t);
         if runs(task) && !old.is_some_and(runs) {
-            self.crowded.insert((task.service_id.clone(), task.node_id.clone()));
+            self.crowded.insert((task.service_id.to_string(), task.node_id.to_string()));
         }
     }
 
@@ -124,7 +124,7 @@ impl Global {
     fn restart(&mut self, ctx: &mut Ctx<'_>, base: &Tables, plan: &mut Plan<'_>) {
         for id in std::mem::take(&mut self.ended) {
             let Some(task) = base.tasks().get(&id) else { continue };
-            let place = Place::Node(task.node_id.clone());
+            let place = Place::Node(task.node_id.to_string());
             let tables = plan.tables_for_place(&task.service_id, &place);
             // Its node may be back.
             let Some(task) = tables.tasks().get(&id).filter(|t| needs_restart(&tables, t)) else { continue };
@@ -136,7 +136,7 @@ impl Global {
                 tracing::info!(
                     task.id = id,
                     service.id = service.id,
-                    node.id = task.node_id,
+                    node.id = task.node_id.as_str(),
                     "task leaves its node"
                 );
                 plan.push_task(&place, task, shut_down(task));
@@ -225,7 +225,7 @@ impl Global {
             }
             return;
         }
-        let ours = base.tasks().by_node(node).filter(|t| self.services.contains_key(&t.service_id));
+        let ours = base.tasks().by_node(node).filter(|t| self.services.contains_key(t.service_id.as_str()));
         forget(&Place::Node(node.to_owned()), &ours.collect::<Vec<_>>(), plan);
     }
 }
@@ -241,8 +241,8 @@ fn forget(place: &Place, tasks: &[&Shared<Task>], plan: &mut Plan<'_>) {
 fn leave(place: &Place, tasks: &[&Shared<Task>], plan: &mut Plan<'_>) {
     for task in tasks.iter().filter(|t| t.desired_state < TaskState::Shutdown as i32) {
         tracing::info!(
-            task.id = task.id,
-            service.id = task.service_id,
+            task.id = task.id.as_str(),
+            service.id = task.service_id.as_str(),
             node.id = place.node(),
             "task leaves its node"
         );
@@ -261,8 +261,8 @@ impl Reconciler for Global {
         }
         for task in tables.tasks().iter().filter(|t| is_live(t)) {
             self.task_changed(tables, None, task);
-            if self.services.contains_key(&task.service_id) {
-                self.restarter.resume(ctx, tables, &Place::Node(task.node_id.clone()), task);
+            if self.services.contains_key(task.service_id.as_str()) {
+                self.restarter.resume(ctx, tables, &Place::Node(task.node_id.to_string()), task);
             }
         }
     }
@@ -274,9 +274,9 @@ impl Reconciler for Global {
             match (event.old(), event.new()) {
                 (Some(Object::Task(task)), None) if is_live(task) => {
                     if self.updates.is_running(&task.service_id) {
-                        self.dirty_services.insert(task.service_id.clone());
-                    } else if self.services.contains_key(&task.service_id) {
-                        self.dirty_places.insert((task.service_id.clone(), task.node_id.clone()));
+                        self.dirty_services.insert(task.service_id.to_string());
+                    } else if self.services.contains_key(task.service_id.as_str()) {
+                        self.dirty_places.insert((task.service_id.to_string(), task.node_id.to_string()));
                     }
                 }
                 (Some(Object::Task(old)), Some(Object::Task(new))) => {

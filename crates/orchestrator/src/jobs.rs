@@ -65,7 +65,7 @@ fn job<'a>(tables: &'a Tables, id: &str) -> Option<&'a Shared<Service>> {
 
 /// The task belongs to the job's present iteration.
 fn is_current(service: &Service, task: &Task) -> bool {
-    task.job_iteration.map(|i| i.index) == iteration(service)
+    task.job_iteration.as_ref().map(|i| i.index) == iteration(service)
 }
 
 fn is_complete(task: &Task) -> bool {
@@ -122,7 +122,7 @@ impl Jobs {
     fn task_changed(&mut self, tables: &Tables, old: Option<&Task>, task: &Task) {
         let Some(service) = job(tables, &task.service_id) else { return };
         if needs_restart(tables, service, task) {
-            self.ended.insert(task.id.clone());
+            self.ended.insert(task.id.to_string());
         }
         let tells = |t: &Task| (t.desired_state, has_ended(t));
         if old.map(tells) != Some(tells(task)) {
@@ -145,7 +145,7 @@ impl Jobs {
             let lost = tables.tasks().by_node(node).filter(|t| {
                 job(tables, &t.service_id).is_some_and(|service| needs_restart(tables, service, t))
             });
-            self.ended.extend(lost.map(|t| t.id.clone()));
+            self.ended.extend(lost.map(|t| t.id.to_string()));
         }
         let global = self.jobs.iter().filter(|(_, job)| matches!(job, Job::Global(_)));
         self.places.extend(global.map(|(id, _)| (id.clone(), Place::Node(node.to_owned()))));
@@ -169,7 +169,7 @@ impl Jobs {
                     tracing::info!(
                         task.id = id,
                         service.id = service.id,
-                        node.id = task.node_id,
+                        node.id = task.node_id.as_str(),
                         "task of a job leaves its node"
                     );
                     vec![shut_down(task)]

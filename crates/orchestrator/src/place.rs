@@ -19,7 +19,7 @@ pub(crate) enum Place {
 impl Place {
     pub(crate) fn of(service: &Service, task: &Task) -> Place {
         match mode(&service.spec) {
-            Some(Mode::Global | Mode::GlobalJob) => Place::Node(task.node_id.clone()),
+            Some(Mode::Global | Mode::GlobalJob) => Place::Node(task.node_id.to_string()),
             _ => Place::Slot(task.slot),
         }
     }

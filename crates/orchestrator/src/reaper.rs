@@ -65,11 +65,11 @@ fn updating_since(service: &Service) -> Option<SystemTime> {
 }
 
 fn delete(task: &Task) -> Group {
-    let mut patch = Patch::new(Write::Remove(Kind::Task, task.id.clone()));
+    let mut patch = Patch::new(Write::Remove(Kind::Task, task.id.to_string()));
     if never_assigned(task) {
         // That it is not wanted any more may have been decided just now, and come to nothing.
-        patch = patch.guard(Guard::TaskBelow(task.id.clone(), TaskState::Assigned));
-        patch = patch.guard(Guard::DesiredAbove(task.id.clone(), TaskState::Complete));
+        patch = patch.guard(Guard::TaskBelow(task.id.to_string(), TaskState::Assigned));
+        patch = patch.guard(Guard::DesiredAbove(task.id.to_string(), TaskState::Complete));
     }
     Group { tag: 0, patches: vec![patch] }
 }
@@ -84,19 +84,19 @@ impl Reaper {
     fn note_age(&mut self, tables: &Tables, task: &Task) {
         // A service that is gone would be forgotten by nobody.
         let has_service = || tables.services().get(&task.service_id).is_some();
-        if is_dead(task) && !self.aged.contains(&task.service_id) && has_service() {
-            self.aged.insert(task.service_id.clone());
+        if is_dead(task) && !self.aged.contains(task.service_id.as_str()) && has_service() {
+            self.aged.insert(task.service_id.to_string());
         }
     }
 
     fn task_changed(&mut self, tables: &Tables, old: Option<&Task>, task: &Task) {
         if is_finished(task) {
-            self.tasks.insert(task.id.clone());
+            self.tasks.insert(task.id.to_string());
         }
         self.note_age(tables, task);
         // A new task lengthens the history; one that has ended, or never began, and is not wanted may shorten it.
         let ends = has_ended(task) && !old.is_some_and(has_ended);
-        let lengthens = old.is_none() && self.aged.contains(&task.service_id);
+        let lengthens = old.is_none() && self.aged.contains(task.service_id.as_str());
         if lengthens || ends || (is_dead(task) && !is_live(task) && old.is_some_and(is_live)) {
             self.mark(tables, task);
         }
@@ -154,7 +154,7 @@ impl Reconciler for Reaper {
         self.limit = Some(limit(tables));
         let finished = tables.tasks().by_desired_state(TaskState::Remove);
         let finished = finished.chain(tables.tasks().by_observed_state(TaskState::Orphaned));
-        self.tasks = finished.filter(|t| is_finished(t)).map(|t| t.id.clone()).collect();
+        self.tasks = finished.filter(|t| is_finished(t)).map(|t| t.id.to_string()).collect();
         self.mark_history(tables);
         self.aged.clear();
         for state in TaskState::Complete as i32..=TaskState::Orphaned as i32 {

@@ -78,9 +78,9 @@ impl Balance {
                 is_live(t) && !t.status.reached(TaskState::Running) && (may_run(t) || is_new)
             };
             let Some(new) = tasks.iter().rfind(comes) else { continue };
-            let old = tasks.iter().find(|t| is_live(t) && t.id != new.id).map(|t| t.id.clone());
+            let old = tasks.iter().find(|t| is_live(t) && t.id != new.id).map(|t| t.id.to_string());
             let limit = Some(now.mono + PLACEMENT_LIMIT);
-            self.at_work.insert(place, Move { old, new: new.id.clone(), found: true, limit });
+            self.at_work.insert(place, Move { old, new: new.id.to_string(), found: true, limit });
         }
     }
 
@@ -299,23 +299,23 @@ impl Balance {
         } else {
             restarter.replacement(ctx, tables, service, &place, Duration::ZERO, |_| true)
         };
-        let guard = Guard::DesiredAtMost(old.id.clone(), TaskState::Running);
+        let guard = Guard::DesiredAtMost(old.id.to_string(), TaskState::Running);
         let mut patches = vec![create.guard(guard)];
         if !start_first {
             patches.push(shut_down(old));
         }
         tracing::info!(
             task.id = new,
-            replaces = old.id,
+            replaces = old.id.as_str(),
             service.id = service.id,
             slot = place.slot(),
-            from = old.node_id,
+            from = old.node_id.as_str(),
             "task is moved"
         );
         plan.push(&service.id, &place, patches);
         self.budget -= 1;
         let limit = Some(ctx.now.mono + PLACEMENT_LIMIT);
-        self.at_work.insert(place, Move { old: Some(old.id.clone()), new, found: false, limit });
+        self.at_work.insert(place, Move { old: Some(old.id.to_string()), new, found: false, limit });
     }
 }
 

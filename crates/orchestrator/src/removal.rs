@@ -40,18 +40,18 @@ impl Reconciler for Removal {
         self.services = going.collect();
         let orphans = tables.tasks().iter().filter(|t| !t.service_id.is_empty());
         let orphans = orphans.filter(|t| tables.services().get(&t.service_id).is_none());
-        self.services.extend(orphans.map(|t| t.service_id.clone()));
+        self.services.extend(orphans.map(|t| t.service_id.to_string()));
     }
 
     fn observe(&mut self, _: &mut Ctx<'_>, events: &[Event], tables: &Tables) {
         for event in events {
             let service = match event.object() {
-                Object::Service(service) => &service.id,
-                Object::Task(task) if !task.service_id.is_empty() => &task.service_id,
+                Object::Service(service) => service.id.as_str(),
+                Object::Task(task) if !task.service_id.is_empty() => task.service_id.as_str(),
                 _ => continue,
             };
             if is_going(tables.services().get(service)) && !self.services.contains(service) {
-                self.services.insert(service.clone());
+                self.services.insert(service.to_owned());
             }
         }
     }

@@ -54,11 +54,11 @@ impl Replicated {
     fn task_changed(&mut self, tables: &Tables, old: Option<&Task>, task: &Task) {
         let Some((_, _)) = service(tables, &task.service_id) else { return };
         if needs_restart(tables, task) {
-            self.ended.insert(task.id.clone());
+            self.ended.insert(task.id.to_string());
         }
         let runs = |t: &Task| t.status.state() == TaskState::Running && is_live(t);
         if runs(task) && !old.is_some_and(runs) {
-            self.crowded.insert((task.service_id.clone(), task.slot));
+            self.crowded.insert((task.service_id.to_string(), task.slot));
         }
     }
 
@@ -66,7 +66,7 @@ impl Replicated {
         if loses_tasks(tables.nodes().get(node)) {
             let tasks = tables.tasks().by_node(node).filter(|t| is_live(t));
             let ours = tasks.filter(|t| service(tables, &t.service_id).is_some());
-            self.ended.extend(ours.map(|t| t.id.clone()));
+            self.ended.extend(ours.map(|t| t.id.to_string()));
         }
     }
 
@@ -207,7 +207,7 @@ impl Reconciler for Replicated {
                 (Some(Object::Task(task)), None) => {
                     let left = tables.tasks().by_slot(&task.service_id, task.slot).next();
                     if (is_live(task) || left.is_none()) && service(tables, &task.service_id).is_some() {
-                        self.dirty.insert(task.service_id.clone());
+                        self.dirty.insert(task.service_id.to_string());
                     }
                 }
                 (Some(Object::Task(old)), Some(Object::Task(new))) => {

@@ -118,17 +118,17 @@ impl Restarter {
             let leaves = |t: &Task| !is_live(t) || t.id == task.id;
             let (id, create) = self.replacement(ctx, tables, service, &place, delay, leaves);
             tracing::info!(
-                task.id = id, replaces = task.id, service.id = service.id, slot = place.slot(),
-                state = task.status.state().name(), err = task.status.err, delay = ?delay, "task is replaced"
+                task.id = id, replaces = task.id.as_str(), service.id = service.id, slot = place.slot(),
+                state = task.status.state().name(), err = task.status.err.as_str(), delay = ?delay, "task is replaced"
             );
             patches.push(create);
         } else {
             tracing::info!(
-                task.id = task.id,
+                task.id = task.id.as_str(),
                 service.id = service.id,
                 slot = place.slot(),
                 state = task.status.state().name(),
-                err = task.status.err,
+                err = task.status.err.as_str(),
                 "task has ended and stays so"
             );
         }
@@ -193,7 +193,11 @@ impl Restarter {
                 ended.push(due.task);
                 continue;
             }
-            tracing::debug!(task.id = due.task, service.id = task.service_id, "task may start");
+            tracing::debug!(
+                task.id = due.task.as_str(),
+                service.id = task.service_id.as_str(),
+                "task may start"
+            );
             let patch = Patch::new(Write::RaiseDesired(due.task.clone(), goal(task.job_iteration.is_some())));
             let patch = patch.guard(Guard::Exists(swarm_api::Kind::Task, due.task));
             plan.push_task(&Place::of(service, task), task, patch);
@@ -210,13 +214,13 @@ impl Restarter {
 /// Tasks that may still run, on nodes that can still tell us of their end.
 fn stopping(tables: &Tables, tasks: &[&Shared<Task>]) -> Vec<String> {
     let node_answers = |t: &Task| tables.nodes().get(&t.node_id).is_some_and(|n| !spec::is_down(n));
-    tasks.iter().filter(|t| may_run(t) && node_answers(t)).map(|t| t.id.clone()).collect()
+    tasks.iter().filter(|t| may_run(t) && node_answers(t)).map(|t| t.id.to_string()).collect()
 }
 
 /// Asks a task to stop, unless somebody did so before.
 pub(crate) fn shut_down(task: &Task) -> Patch {
-    Patch::new(Write::RaiseDesired(task.id.clone(), TaskState::Shutdown))
-        .guard(Guard::DesiredAtMost(task.id.clone(), TaskState::Complete))
+    Patch::new(Write::RaiseDesired(task.id.to_string(), TaskState::Shutdown))
+        .guard(Guard::DesiredAtMost(task.id.to_string(), TaskState::Complete))
 }
 
 /// Another live task of the current spec fills the place already.

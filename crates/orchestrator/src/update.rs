@@ -99,7 +99,11 @@ impl Work {
     /// `None` if the task was made so long ago that nobody need wait for it.
     fn found(now: Now, task: &Task) -> Option<Work> {
         let left = now.remaining(created_at(task), PLACEMENT_LIMIT);
-        (!left.is_zero()).then(|| Work { task: task.id.clone(), limit: Some(now.mono + left), found: true })
+        (!left.is_zero()).then(|| Work {
+            task: task.id.to_string(),
+            limit: Some(now.mono + left),
+            found: true,
+        })
     }
 }
 
@@ -283,8 +287,8 @@ impl Updates {
     /// Takes note of what new tasks do.
     pub(crate) fn observe(&mut self, event: &Event, tables: &Tables) {
         let (Object::Task(task), old) = (event.object(), event.old()) else { return };
-        let Some(update) = self.running.get_mut(&task.service_id) else { return };
-        self.touched.insert(task.service_id.clone());
+        let Some(update) = self.running.get_mut(task.service_id.as_str()) else { return };
+        self.touched.insert(task.service_id.to_string());
         let Some(service) = tables.services().get(&task.service_id) else { return };
         let place = Place::of(service, task);
         let is_new = !is_dirty(tables, service, task);
@@ -293,22 +297,22 @@ impl Updates {
         }
         let heard = heard_at(task).unwrap_or(SystemTime::UNIX_EPOCH);
         if task.status.state() == TaskState::Running {
-            update.running_since.entry(task.id.clone()).or_insert(heard);
+            update.running_since.entry(task.id.to_string()).or_insert(heard);
         }
         let had_ended = matches!(old, Some(Object::Task(old)) if has_ended(old));
         if has_ended(task) && !had_ended {
-            let ran = update.running_since.remove(&task.id);
+            let ran = update.running_since.remove(task.id.as_str());
             // Stopping a task that is not wanted any more is no failure of it.
             let asked = !is_live(task) && task.status.state() == TaskState::Shutdown;
             if !asked && ran.is_none_or(|since| heard <= since + update.pace.monitor) {
                 tracing::info!(
-                    task.id = task.id,
-                    service.id = task.service_id,
+                    task.id = task.id.as_str(),
+                    service.id = task.service_id.as_str(),
                     slot = task.slot,
                     "task of an update failed"
                 );
                 update.failed.insert(place);
-                update.culprit.clone_from(&task.id);
+                update.culprit = task.id.to_string();
             }
         }
     }
@@ -371,11 +375,11 @@ fn inherit(
         update.started.insert(place.clone());
         for task in tasks.iter().filter(|t| is_live(t) && !has_ended(t)) {
             if task.status.reached(TaskState::Running) {
-                update.running_since.extend(heard_at(task).map(|since| (task.id.clone(), since)));
+                update.running_since.extend(heard_at(task).map(|since| (task.id.to_string(), since)));
             } else if tasks.len() == 1 {
                 // The first attempt. Those after it may be restarts, which no update waits for.
                 update.todo.retain(|p| p != place);
-                update.work.insert(place.clone(), Work::new(now, task.id.clone()));
+                update.work.insert(place.clone(), Work::new(now, task.id.to_string()));
             }
         }
         let early = |t: &Task| {
@@ -386,7 +390,7 @@ fn inherit(
         };
         if let Some(task) = tasks.iter().find(|t| early(t)) {
             update.failed.insert(place.clone());
-            update.culprit.clone_from(&task.id);
+            update.culprit = task.id.to_string();
         }
     }
 }
@@ -532,14 +536,14 @@ fn begin_place(
             if !wanted_on(&kept) {
                 restarter.hold(ctx, tables, &[], kept, Duration::ZERO);
             }
-            return Some(kept.id.clone());
+            return Some(kept.id.to_string());
         }
         for other in others {
             plan.push_task(place, other, shut_down(other));
         }
         if !wanted_on(&kept) {
             restarter.hold(ctx, tables, &tasks, kept, Duration::ZERO);
-            return Some(kept.id.clone());
+            return Some(kept.id.to_string());
         }
         return None;
     }
@@ -584,9 +588,9 @@ pub(crate) fn thin_out(tables: &Tables, service: &Service, place: &Place, plan: 
     let Some(kept) = live.iter().filter(runs).min_by_key(|t| (created_at(t), t.id.clone())) else { return };
     for other in live.iter().filter(|t| t.id != kept.id) {
         tracing::info!(
-            task.id = other.id,
+            task.id = other.id.as_str(),
             service.id = service.id,
-            successor = kept.id,
+            successor = kept.id.as_str(),
             "task is superseded"
         );
         plan.push_task(place, other, shut_down(other));
@@ -595,5 +599,5 @@ pub(crate) fn thin_out(tables: &Tables, service: &Service, place: &Place, plan: 
 
 /// Raises a task to REMOVE: it is stopped, then forgotten.
 pub(crate) fn remove(task: &Task) -> Patch {
-    Patch::new(Write::RaiseDesired(task.id.clone(), TaskState::Remove))
+    Patch::new(Write::RaiseDesired(task.id.to_string(), TaskState::Remove))
 }

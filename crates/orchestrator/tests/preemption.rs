@@ -81,7 +81,7 @@ fn on(sim: &Sim, service: &str, node: &str) -> usize {
 fn waiting(sim: &Sim, service: &str) -> Vec<String> {
     let mut live = sim.live(service);
     live.retain(|t| t.status.state() == Pending);
-    live.iter().map(|t| t.status.err.clone()).collect()
+    live.iter().map(|t| t.status.err.to_string()).collect()
 }
 
 fn preempted(sim: &Sim, service: &str) -> usize {

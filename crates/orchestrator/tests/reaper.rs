@@ -4,12 +4,12 @@
 mod common;
 
 use common::*;
-use swarm_api::TaskState;
 use swarm_api::TaskState::{
     Assigned, Complete, Failed, New, Orphaned, Pending, Preparing, Rejected, Remove, Running, Shutdown,
 };
 use swarm_api::v1::restart_policy::RestartCondition::Any;
 use swarm_api::v1::{RestartPolicy, Task};
+use swarm_api::{TaskState, Text};
 use swarm_orchestrator::Reaper;
 
 fn set_limit(sim: &mut Sim, limit: i64) {
@@ -166,14 +166,14 @@ fn an_orphan_without_service_is_deleted_and_one_with_a_service_is_history() {
     let mut sim = Sim::new(|tx| {
         tx.create(web.clone()).unwrap();
         tx.create(task(&web, "history", 1, "n1", Orphaned, Shutdown)).unwrap();
-        tx.create(Task { service_id: String::new(), ..task(&web, "old", 0, "n1", Orphaned, Running) })
+        tx.create(Task { service_id: Text::default(), ..task(&web, "old", 0, "n1", Orphaned, Running) })
             .unwrap();
     });
     sim.lead(vec![Box::<Reaper>::default()]);
     sim.think();
     sim.write(|tx| {
         let attachment = task(&web, "attachment", 0, "n1", Running, Running);
-        tx.create(Task { service_id: String::new(), ..attachment }).unwrap();
+        tx.create(Task { service_id: Text::default(), ..attachment }).unwrap();
     });
     sim.think();
     sim.report("attachment", Orphaned, "");

@@ -69,7 +69,7 @@ fn a_task_that_stands_where_a_new_placement_allows_it_is_kept() {
     });
     check(false, |web, task| {
         place(web, "node.id==n1");
-        task.node_id.clear();
+        task.node_id = "".into();
     });
     check(false, |web, _| {
         place(web, "node.id==n1");

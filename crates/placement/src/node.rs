@@ -182,7 +182,7 @@ mod tests {
     }
 
     fn task(cpu: i64, memory: i64, generic: Vec<GenericResource>) -> Task {
-        let mut task = Task { service_id: "s".to_owned(), ..Default::default() };
+        let mut task = Task { service_id: "s".into(), ..Default::default() };
         let reservations = Resources { nano_cpus: cpu, memory_bytes: memory, generic };
         task.spec.resources =
             Some(ResourceRequirements { reservations: Some(reservations), ..Default::default() });

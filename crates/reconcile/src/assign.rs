@@ -8,9 +8,9 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use prost::Message as _;
-use swarm_api::Shared;
 use swarm_api::hash::FastMap;
 use swarm_api::v1::{Annotations, Endpoint, GenericResource, Node, Task, TaskSpec, TaskState, TaskStatus};
+use swarm_api::{Shared, Text};
 use swarm_store::{Event, Table, Tx};
 
 /// A task is put on a node.
@@ -20,15 +20,15 @@ use swarm_store::{Event, Table, Tx};
 #[derive(Debug, Clone)]
 pub struct Assignment {
     /// The task.
-    pub task: Arc<str>,
+    pub task: Text,
     /// The node.
-    pub node: Arc<str>,
+    pub node: Text,
     /// The task came with its node. Otherwise it must still be without one.
     pub bound: bool,
     /// Named and discrete generic resources taken on the node.
     pub generic: Vec<GenericResource>,
     /// How the node was found.
-    pub message: &'static str,
+    pub message: Text,
 }
 
 /// Assignments that are written in one transaction, each for itself: one that is refused costs no other.
@@ -179,14 +179,14 @@ impl Assignment {
             spec: task.spec.clone(),
             service_id: task.service_id.clone(),
             slot: task.slot,
-            node_id: (*self.node).to_owned(),
+            node_id: self.node.clone(),
             annotations: task.annotations.clone(),
             service_annotations: task.service_annotations.clone(),
             status: TaskStatus {
                 timestamp: Some(at.into()),
                 state: TaskState::Assigned as i32,
-                message: self.message.to_owned(),
-                err: String::new(),
+                message: self.message.clone(),
+                err: Text::default(),
                 port_status: status.port_status.clone(),
                 applied_by: status.applied_by.clone(),
                 applied_at: status.applied_at,
@@ -198,7 +198,7 @@ impl Assignment {
             log_driver: task.log_driver.clone(),
             spec_version: task.spec_version,
             assigned_generic_resources: self.generic.clone(),
-            job_iteration: task.job_iteration,
+            job_iteration: task.job_iteration.clone(),
             volumes: task.volumes.clone(),
         }
     }

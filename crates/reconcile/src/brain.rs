@@ -346,7 +346,7 @@ impl Brain {
             }
         }
         let created = groups.iter_mut().flat_map(|group| &mut group.patches).filter_map(created_mut);
-        let mut tasks: Vec<_> = created.filter(|task| !changed.contains(&task.service_id)).collect();
+        let mut tasks: Vec<_> = created.filter(|task| !changed.contains(task.service_id.as_str())).collect();
         if !tasks.is_empty() {
             for seat in &mut self.seats[index + 1..] {
                 seat.reconciler.prepare(ctx, &mut tasks, self.overlay.tables());

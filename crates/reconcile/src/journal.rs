@@ -40,7 +40,8 @@ struct Link {
 #[derive(Debug, Default)]
 pub(crate) struct Journal {
     events: Vec<Event>,
-    /// Beside each event, which others are of the same object.
+    /// Beside each event, which others are of the same object. Empty as long as all events are of new objects: then there
+    /// are none.
     links: Vec<Link>,
     /// The position of the last event of an object, by its hash. None of them was trimmed.
     last: FastMap<u64, usize>,
@@ -56,9 +57,19 @@ impl Journal {
     }
 
     pub(crate) fn push(&mut self, event: Event) {
+        let new = matches!(event, Event::Created(_));
+        self.events.push(event);
+        if !new || !self.links.is_empty() {
+            (self.links.len()..self.events.len()).for_each(|at| self.link(at));
+        }
+    }
+
+    /// Finds the event before this one that is of the same object.
+    fn link(&mut self, at: usize) {
+        let event = &self.events[at];
         let mut hasher = FastHasher::default();
         (event.kind(), event.id()).hash(&mut hasher);
-        let last = self.last.insert(hasher.finish(), self.end());
+        let last = self.last.insert(hasher.finish(), self.first + at);
         // Of another object with the same hash nothing is said: its events are told one by one.
         let before = last.filter(|position| {
             let last = &self.events[position - self.first];
@@ -68,7 +79,6 @@ impl Journal {
             self.links[position - self.first].superseded = true;
         }
         self.links.push(Link { before: before.unwrap_or(0), superseded: false });
-        self.events.push(event);
     }
 
     /// Notes events of which one reader knows.
@@ -136,8 +146,9 @@ impl Journal {
     /// Forgets what everybody has read.
     pub(crate) fn trim(&mut self) {
         let done = self.read.iter().copied().min().unwrap_or_else(|| self.end());
-        self.events.drain(..done - self.first);
-        self.links.drain(..done - self.first);
+        let read = done - self.first;
+        self.events.drain(..read);
+        self.links.drain(..read.min(self.links.len()));
         self.first = done;
         self.last.retain(|_, last| *last >= done);
         self.known.retain(|(range, _)| range.end > done);

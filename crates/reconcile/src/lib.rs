@@ -19,6 +19,7 @@ mod assign;
 mod brain;
 mod bulk;
 mod ctx;
+mod discard;
 mod journal;
 mod overlay;
 mod patch;
@@ -29,6 +30,7 @@ mod stage;
 pub use assign::{Assignment, Assignments, Sizer};
 pub use brain::{Batch, Brain, Fate, MAX_IN_FLIGHT};
 pub use ctx::{Ctx, IdSource, Now, RandomIds, SequentialIds};
+pub use discard::Discard;
 pub use patch::{Edit, Effect, Guard, Patch, Refused, Write};
 pub use stage::Stage;
 

@@ -6,18 +6,26 @@ use std::sync::Arc;
 use smallvec::SmallVec;
 use swarm_api::hash::{FastMap, FastSet};
 use swarm_api::v1::Task;
-use swarm_api::{Kind, Object, Shared};
+use swarm_api::{Kind, Object, Shared, Text};
 use swarm_store::{Event, Tables, View};
 
 use crate::apply::apply_group;
 use crate::journal::{Journal, difference, is_news};
-use crate::{Group, Guard, Refused, Write, bulk};
+use crate::{Group, Guard, Patch, Refused, Write, bulk};
 
 /// An object.
-type Key = (Kind, Arc<str>);
+type Key = (Kind, Text);
 
 fn key((kind, id): (Kind, &str)) -> Key {
     (kind, id.into())
+}
+
+/// The key of an object; that of a task shares its id.
+fn key_of(object: &Object) -> Key {
+    match object {
+        Object::Task(task) => (Kind::Task, task.id.clone()),
+        object => key((object.kind(), object.id())),
+    }
 }
 
 /// Objects, each once, in the order in which they came.
@@ -98,7 +106,7 @@ impl Overlay {
             }
             self.tables = view.to_tables();
         } else {
-            events.iter().for_each(|e| self.stale.add(key((e.kind(), e.id()))));
+            events.iter().for_each(|e| self.stale.add(key_of(e.object())));
         }
         self.committed = view.clone();
     }
@@ -112,7 +120,7 @@ impl Overlay {
     /// Takes note of a view from which any number of commits are missing.
     pub(crate) fn jump(&mut self, view: &View) {
         let events = swarm_store::diff(&self.committed, view);
-        events.iter().for_each(|e| self.stale.add(key((e.kind(), e.id()))));
+        events.iter().for_each(|e| self.stale.add(key_of(e.object())));
         self.committed = view.clone();
     }
 
@@ -149,7 +157,11 @@ impl Overlay {
 
     /// Takes note of what a group that is on top has to do with.
     fn note(&mut self, number: u64, group: Group) {
-        let writes: Vec<Key> = group.patches.iter().map(|p| key(p.write.target())).collect();
+        let written = |patch: &Patch| match &patch.write {
+            Write::Create(object) => key_of(object),
+            write => key(write.target()),
+        };
+        let writes: Vec<Key> = group.patches.iter().map(written).collect();
         let guards = group.patches.iter().flat_map(|p| &p.guards);
         let reads: Vec<Key> = guards.map(|g| key(g.subject())).filter(|k| !writes.contains(k)).collect();
         let planned = Planned { group: Arc::new(group), writes, reads };
@@ -335,7 +347,7 @@ mod tests {
     fn patch(dice: &mut Dice) -> Patch {
         let target = id(dice);
         let write = match dice.roll(6) {
-            0 => Write::Create(Task { id: target, ..Default::default() }.into()),
+            0 => Write::Create(Task { id: target.into(), ..Default::default() }.into()),
             1 => Write::Remove(Kind::Task, target),
             2 => Write::RaiseDesired(target, STATES[dice.roll(4)]),
             _ => Write::Explain { task: target, err: dice.roll(9).to_string(), at: std::time::UNIX_EPOCH },
@@ -354,7 +366,7 @@ mod tests {
 
     fn new_tasks(dice: &mut Dice) -> Group {
         let from = dice.roll(5);
-        let task = |n: usize| Task { id: format!("t{n}"), ..Default::default() };
+        let task = |n: usize| Task { id: format!("t{n}").into(), ..Default::default() };
         let patches = (from..from + 2).map(|n| Patch::new(Write::Create(task(n).into())));
         Group { tag: 0, patches: patches.collect() }
     }

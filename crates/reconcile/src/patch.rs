@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use swarm_api::v1::{GenericResource, Service, Task, TaskState, VolumeAttachment, volume_spec};
-use swarm_api::{Kind, Object, Shared};
+use swarm_api::{Kind, Object, Shared, Text};
 use swarm_store::{Event, Tables};
 
 use crate::assign::is_usable;
@@ -248,8 +248,8 @@ impl Patch {
                 }
                 let status = &mut task.status;
                 status.state = *state as i32;
-                status.message.clone_from(message);
-                status.err.clone_from(err);
+                status.message = message.as_str().into();
+                status.err = err.as_str().into();
                 status.timestamp = Some((*at).into());
                 Effect::Update(task.into())
             }
@@ -258,7 +258,7 @@ impl Patch {
                 if task.status.err == *err {
                     return Ok(Effect::Nothing);
                 }
-                task.status.err.clone_from(err);
+                task.status.err = err.as_str().into();
                 task.status.timestamp = Some((*at).into());
                 Effect::Update(task.into())
             }
@@ -267,13 +267,13 @@ impl Patch {
                 if task.status.reached(TaskState::Assigned) {
                     return Err(Refused::Guard(Guard::TaskBelow(id.clone(), TaskState::Assigned)));
                 }
-                task.node_id.clone_from(node);
+                task.node_id = node.as_str().into();
                 task.assigned_generic_resources.clone_from(generic);
                 task.volumes.clone_from(volumes);
                 let status = &mut task.status;
                 status.state = TaskState::Assigned as i32;
-                status.message.clone_from(message);
-                status.err.clear();
+                status.message = message.as_str().into();
+                status.err = Text::default();
                 status.timestamp = Some((*at).into());
                 Effect::Update(task.into())
             }

@@ -133,7 +133,7 @@ impl Sim {
     pub fn agents(&mut self) -> bool {
         let mut reports = Vec::new();
         for task in self.view().tasks().iter().filter(|t| t.status.reached(TaskState::Assigned)) {
-            if task.status.state().is_terminal() || self.silent.contains(&task.node_id) {
+            if task.status.state().is_terminal() || self.silent.iter().any(|node| *node == task.node_id) {
                 continue;
             }
             if task.desired_state() > TaskState::Complete {
@@ -228,7 +228,7 @@ impl Sim {
     pub fn running(&self, service: &str) -> BTreeMap<String, usize> {
         let mut count = BTreeMap::new();
         for task in self.tasks(service).iter().filter(|t| t.status.state() == TaskState::Running) {
-            *count.entry(task.node_id.clone()).or_default() += 1;
+            *count.entry(task.node_id.to_string()).or_default() += 1;
         }
         count
     }
@@ -261,7 +261,7 @@ impl Reconciler for AnyAllocator {
         "any allocator"
     }
     fn init(&mut self, _: &mut Ctx<'_>, tables: &Tables) {
-        self.0 = tables.tasks().by_observed_state(TaskState::New).map(|t| t.id.clone()).collect();
+        self.0 = tables.tasks().by_observed_state(TaskState::New).map(|t| t.id.to_string()).collect();
     }
     fn observe(&mut self, _: &mut Ctx<'_>, events: &[Event], _: &Tables) {
         let new = events.iter().filter_map(|e| Some(e.new()?.id().to_owned()));
@@ -305,13 +305,13 @@ impl Reconciler for AnyScheduler {
             }
             let node = match load.iter().min_by_key(|(id, n)| (**n, (*id).clone())) {
                 _ if !task.node_id.is_empty() => task.node_id.clone(),
-                Some((id, _)) => id.clone(),
+                Some((id, _)) => id.as_str().into(),
                 None => continue,
             };
-            *load.entry(node.clone()).or_default() += 1;
+            *load.entry(node.to_string()).or_default() += 1;
             let write = Write::Assign {
-                task: task.id.clone(),
-                node,
+                task: task.id.to_string(),
+                node: node.to_string(),
                 generic: Vec::new(),
                 volumes: Vec::new(),
                 message: String::new(),

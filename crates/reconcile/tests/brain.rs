@@ -134,7 +134,7 @@ impl Bench {
         self.brain.settle(batch.id, Fate::Written(index, batch.groups.iter().map(|_| Ok(())).collect()));
     }
     fn explained(&self, id: &str) -> String {
-        self.brain.tables().tasks().get(id).map_or("gone".into(), |t| t.status.err.clone())
+        self.brain.tables().tasks().get(id).map_or("gone".into(), |t| t.status.err.to_string())
     }
 }
 
@@ -394,7 +394,7 @@ fn new_tasks_are_one_group_with_what_is_decided_of_them_in_the_same_turn() {
         .patches
         .iter()
         .map(|patch| match &patch.write {
-            Write::Create(Object::Task(task)) => task.status.err.clone(),
+            Write::Create(Object::Task(task)) => task.status.err.to_string(),
             other => panic!("{other:?}"),
         })
         .collect();

@@ -1,5 +1,5 @@
 //! How long it takes from the commit of nodes and tasks to the moment at which a watcher has seen every task assigned:
-//! `cargo bench -p swarm-scheduler --bench placing -- [ROW]... [--runs N]`. Without rows all are run; `list` names them.
+//! `cargo bench -p swarm-scheduler --bench placing -- [ROW]... [--runs N] [--shuffled]`. Without rows all are run; `list` names them.
 //!
 //! A brain with a scheduler runs on a thread of its own, on a store without a log; transactions are included. A row
 //! that is to tell memory should run alone.
@@ -10,14 +10,14 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use futures::executor::block_on;
-use swarm_api::Shared;
 use swarm_api::v1::{
     Driver, Endpoint, EngineDescription, Network, NetworkAttachment, Node, NodeDescription, Placement,
     PlacementPreference, PluginDescription, PortConfig, ResourceRequirements, Resources, Service, SpreadOver,
     Task, TaskSpec, TaskState, Version, node_spec, node_status, placement_preference,
     port_config::PublishMode,
 };
-use swarm_reconcile::{Brain, Ctx, Fate, Now, SequentialIds};
+use swarm_api::{Shared, Text, text};
+use swarm_reconcile::{Brain, Ctx, Discard, Fate, Now, SequentialIds};
 use swarm_scheduler::Scheduler;
 use swarm_store::{Error, Event, Received, Store, Subscription, Tx};
 
@@ -74,14 +74,15 @@ fn service(n: u64, spec: &Shared<TaskSpec>) -> Service {
 }
 
 fn task(n: u64) -> Task {
-    let mut task = Task { id: id(TASK, n), desired_state: TaskState::Running as i32, ..Default::default() };
+    let mut task =
+        Task { id: id(TASK, n).into(), desired_state: TaskState::Running as i32, ..Default::default() };
     task.status.state = TaskState::Pending as i32;
-    task.status.message = "pending task scheduling".to_owned();
+    task.status.message = text!("pending task scheduling");
     task
 }
 
-fn of_service(mut task: Task, service: &Service, slot: u64) -> Task {
-    task.service_id.clone_from(&service.id);
+fn of_service(mut task: Task, service: &Service, id: &Text, slot: u64) -> Task {
+    task.service_id = id.clone();
     task.service_annotations = service.spec.annotations.clone();
     task.spec = service.spec.task.clone();
     task.spec_version = service.spec_version;
@@ -93,11 +94,25 @@ fn plain_services(tx: &mut Tx, count: u64) -> Vec<Shared<Service>> {
     (0..count).map(|n| tx.create(service(n, &TaskSpec::default().into())).unwrap()).collect()
 }
 
+/// Ids of a service's tasks, by slot: as the orchestrator gives them, in ascending order, unless they are to be `--shuffled`.
+fn ids_of_service(service: u64, tasks: u64) -> Vec<String> {
+    let mut ids: Vec<String> = (1..=tasks).map(|slot| id(TASK, service << 32 | slot)).collect();
+    if !SHUFFLED.load(Ordering::Relaxed) {
+        ids.sort_unstable();
+    }
+    ids
+}
+
+/// Ids of a service's tasks are in no order.
+static SHUFFLED: AtomicBool = AtomicBool::new(false);
+
 /// Tasks of services with a spec version.
 fn grouped(tx: &mut Tx, tasks: u64, services: u64) {
-    let all = plain_services(tx, services);
-    for n in 0..tasks {
-        tx.create(of_service(task(n), &all[(n % services) as usize], n / services + 1)).unwrap();
+    for (service, n) in plain_services(tx, services).iter().zip(0..) {
+        let service_id = Text::from(&service.id);
+        for (id, slot) in ids_of_service(n, tasks / services).into_iter().zip(1..) {
+            tx.create(of_service(Task { id: id.into(), ..task(0) }, service, &service_id, slot)).unwrap();
+        }
     }
 }
 
@@ -145,8 +160,9 @@ fn everything(tx: &mut Tx, tasks: u64, services: u64, signatures: u64) {
         };
         let endpoint: Shared<Endpoint> = Endpoint { ports: vec![port], ..Default::default() }.into();
         let service = tx.create(service(n, &spec.into())).unwrap();
-        for slot in 1..=tasks / services {
-            let mut task = of_service(task(n << 32 | slot), &service, slot);
+        let service_id = Text::from(&service.id);
+        for (id, slot) in ids_of_service(n, tasks / services).into_iter().zip(1..) {
+            let mut task = of_service(Task { id: id.into(), ..task(0) }, &service, &service_id, slot);
             task.endpoint = Some(endpoint.clone());
             tx.create(task).unwrap();
         }
@@ -201,13 +217,16 @@ fn lead(store: &Store, stop: &AtomicBool, ready: &std::sync::mpsc::Sender<()>) {
     let mut brain = Brain::new(vec![Box::new(Scheduler::new())]);
     let now = || Now { mono: begin.elapsed(), wall: SystemTime::now() };
     brain.start(&mut Ctx { now: now(), ids: &mut ids }, view);
-    let mut wait = false;
+    let (mut discard, mut wait) = (Discard::new(), false);
     ready.send(()).unwrap();
     while !stop.load(Ordering::Relaxed) {
         let mut received = if wait { Some(block_on(commits.next())) } else { commits.try_next() };
         while let Some(event) = received {
             match event {
-                Received::Commit(commit) => brain.committed(&commit.events, &commit.view),
+                Received::Commit(commit) => {
+                    brain.committed(&commit.events, &commit.view);
+                    discard.seen(commit);
+                }
                 Received::Lagged(view) => brain.lagged(&view),
                 Received::Closed => return,
             }
@@ -268,14 +287,16 @@ fn at_once(nodes: u64, tasks: u64, fill: &(dyn Fn(&mut Tx) + Sync)) -> Duration 
 fn one_at_a_time(nodes: u64, tasks: u64, services: u64, singles: u64) -> Duration {
     let store = Store::local();
     block_on(store.update::<_, Error, _>(|tx| {
-        let ids: Vec<String> = (0..nodes).map(|n| id(NODE, n)).collect();
+        let ids: Vec<Text> = (0..nodes).map(|n| id(NODE, n).into()).collect();
         for n in 0..nodes {
             tx.create(node(n))?;
         }
         let all = plain_services(tx, services);
+        let texts: Vec<Text> = all.iter().map(|service| Text::from(&service.id)).collect();
         for n in 0..tasks {
-            let mut task = of_service(task(n), &all[(n % services) as usize], n / services + 1);
-            task.node_id.clone_from(&ids[(n % nodes) as usize]);
+            let of = (n % services) as usize;
+            let mut task = of_service(task(n), &all[of], &texts[of], n / services + 1);
+            task.node_id = ids[(n % nodes) as usize].clone();
             task.status.state = TaskState::Running as i32;
             tx.create(task)?;
         }
@@ -287,7 +308,7 @@ fn one_at_a_time(nodes: u64, tasks: u64, services: u64, singles: u64) -> Duratio
     let mut took = Vec::new();
     for n in 0..singles {
         let service = store.view().services().get(&id(SERVICE, n % services)).unwrap().clone();
-        let task = of_service(task(tasks + n), &service, tasks + n);
+        let task = of_service(task(tasks + n), &service, &Text::from(&service.id), tasks + n);
         let committed = block_on(store.update::<_, Error, _>(|tx| {
             tx.create(task.clone())?;
             Ok(Instant::now())
@@ -315,7 +336,7 @@ fn beside_the_impossible(tx: &mut Tx, tasks: u64) {
     for n in 0..1_000 {
         let spec = TaskSpec { placement: Some(placement.clone()), ..Default::default() };
         let service = tx.create(service(1 << 20 | n, &spec.into())).unwrap();
-        tx.create(of_service(task(1 << 40 | n), &service, 1)).unwrap();
+        tx.create(of_service(task(1 << 40 | n), &service, &Text::from(&service.id), 1)).unwrap();
     }
     grouped(tx, tasks, 1);
 }
@@ -374,6 +395,7 @@ fn main() {
     let mut args = std::env::args().skip(1).filter(|arg| arg != "--bench");
     while let Some(arg) = args.next() {
         match arg.as_str() {
+            "--shuffled" => SHUFFLED.store(true, Ordering::Relaxed),
             "--runs" => runs = Some(args.next().unwrap().parse::<usize>().unwrap()),
             _ => wanted.push(arg),
         }

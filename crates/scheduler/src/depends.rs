@@ -7,13 +7,12 @@
 //! Who waits is looked at again when something changes that it may wait for ([`Gates`]), and never otherwise.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 
-use swarm_api::Object;
 use swarm_api::extensions::{Condition, DEPENDS_ON, Dependency, StartOrder};
 use swarm_api::hash::FastMap;
 use swarm_api::v1::service_spec::Mode;
 use swarm_api::v1::{Service, Task, TaskState, task_status};
+use swarm_api::{Object, Text};
 use swarm_store::{Event, Tables};
 
 use crate::ended::ended_by_manager;
@@ -109,16 +108,20 @@ fn is_started(task: &Task) -> bool {
         && matches!(&task.status.runtime_status, Some(task_status::RuntimeStatus::Container(c)) if c.pid != 0)
 }
 
-/// Too few tasks of the present run are done: of so many, or of those that there are.
+/// Too few tasks of the present run are done: of so many, or of those that there are. Where a place had several tasks, as when
+/// one completed that was to stop and so did the one that took its place, it counts once.
 fn uncompleted(tables: &Tables, service: &Service, wanted: Option<u64>) -> Option<String> {
     let run = service.job_status.as_ref().map_or(0, |status| status.job_iteration.index);
-    let (mut completed, mut open, mut failed) = (0, 0, 0);
+    let (mut completed, mut open, mut failed) = (BTreeSet::new(), 0, 0);
     for task in tables.tasks().by_service(&service.id) {
-        if task.job_iteration.map_or(0, |iteration| iteration.index) != run {
+        if task.job_iteration.as_ref().map_or(0, |iteration| iteration.index) != run {
             continue;
         }
         match task.status.state() {
-            TaskState::Complete => completed += 1,
+            TaskState::Complete => {
+                let node = if wanted.is_some() { "" } else { task.node_id.as_str() };
+                completed.insert((task.slot, node));
+            }
             TaskState::Failed | TaskState::Rejected => failed += 1,
             _ => {}
         }
@@ -126,6 +129,7 @@ fn uncompleted(tables: &Tables, service: &Service, wanted: Option<u64>) -> Optio
             task.desired_state() == TaskState::Complete && task.status.state() != TaskState::Complete;
         open += u64::from(is_open);
     }
+    let completed = completed.len() as u64;
     let Some(wanted) = wanted.or((completed + open > 0).then_some(completed + open)) else {
         return Some("it has no tasks".to_owned());
     };
@@ -178,7 +182,7 @@ impl<'a> Pass<'a> {
             return None;
         }
         let version = task.spec_version.map(|version| version.index);
-        let known = self.waits.entry((task.service_id.clone(), version));
+        let known = self.waits.entry((task.service_id.to_string(), version));
         let text = known.or_insert_with(|| waits_for(tables, service, task)).clone()?;
         Some((service, text))
     }
@@ -193,20 +197,20 @@ impl<'a> Pass<'a> {
 }
 
 /// A task of its own node: node and task.
-type Bound = (Arc<str>, Arc<str>);
+type Bound = (Text, Text);
 
 /// Services whose tasks wait for others, and what wakes them.
 #[derive(Debug, Default)]
 pub(crate) struct Gates {
-    waiting: BTreeMap<Arc<str>, Waiting>,
+    waiting: BTreeMap<Text, Waiting>,
     /// Ids and names of services, and who is to be looked at again when something of them changes.
-    watched: FastMap<Arc<str>, BTreeSet<Arc<str>>>,
-    woken: BTreeSet<Arc<str>>,
+    watched: FastMap<Text, BTreeSet<Text>>,
+    woken: BTreeSet<Text>,
 }
 
 #[derive(Debug, Default)]
 struct Waiting {
-    watches: BTreeSet<Arc<str>>,
+    watches: BTreeSet<Text>,
     bound: BTreeSet<Bound>,
 }
 
@@ -244,11 +248,11 @@ impl Gates {
 
     /// Tasks of a service wait, one of them for its own node.
     pub(crate) fn hold(&mut self, tables: &Tables, service: &Service, bound: Option<Bound>) {
-        let own: Arc<str> = service.id.as_str().into();
+        let own: Text = service.id.as_str().into();
         let mut watches = BTreeSet::from([own.clone()]);
         for dependency in StartOrder::of(service).0 {
             let known = tables.services().by_name(&dependency.service);
-            watches.extend(known.map(|service| Arc::from(service.id.as_str())));
+            watches.extend(known.map(|service| Text::from(service.id.as_str())));
             watches.insert(dependency.service.to_ascii_lowercase().into());
         }
         for key in &watches {
@@ -261,7 +265,7 @@ impl Gates {
 
     /// Services to be looked at again, with tasks of theirs that have nodes of their own. They wait no more, unless they
     /// are held again.
-    pub(crate) fn take_woken(&mut self) -> Vec<(Arc<str>, BTreeSet<Bound>)> {
+    pub(crate) fn take_woken(&mut self) -> Vec<(Text, BTreeSet<Bound>)> {
         let mut all = Vec::new();
         for service in std::mem::take(&mut self.woken) {
             let Some(Waiting { watches, bound }) = self.waiting.remove(&service) else { continue };

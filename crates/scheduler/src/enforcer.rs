@@ -47,12 +47,12 @@ impl ConstraintEnforcer {
         let guards = vec![
             // The node as it was judged. If it has changed again it is looked at again.
             Guard::Version(Kind::Node, node.id.clone(), node.meta.version.index),
-            Guard::TaskOnNode(task.id.clone(), node.id.clone()),
-            Guard::DesiredAtMost(task.id.clone(), TaskState::Complete),
-            Guard::TaskBelow(task.id.clone(), TaskState::Complete),
+            Guard::TaskOnNode(task.id.to_string(), node.id.clone()),
+            Guard::DesiredAtMost(task.id.to_string(), TaskState::Complete),
+            Guard::TaskBelow(task.id.to_string(), TaskState::Complete),
         ];
         let write = Write::RaiseState {
-            task: task.id.clone(),
+            task: task.id.to_string(),
             state: TaskState::Rejected,
             message: REJECTED_BY_CONSTRAINTS.to_owned(),
             err: WHY.to_owned(),

@@ -4,11 +4,10 @@
 //! changes, for all tasks with the same needs; those that look at the node's account are asked each time.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
 
 use swarm_api::extensions::{self, Feature};
-use swarm_api::naming;
 use swarm_api::v1::{Mount, Node, Task, mount, task_spec};
+use swarm_api::{Text, naming};
 use swarm_placement::{Constraint, Demand, Key, NodeInfo, NormalPlatform, all_hold, constraints_of};
 
 use crate::nodes::{Nodes, Slot};
@@ -31,7 +30,7 @@ pub(crate) struct Fixed {
 /// Everything a task asks of a node. Tasks of one version of a service ask the same, but for ports of the node.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Requirements {
-    pub(crate) service: Arc<str>,
+    pub(crate) service: Text,
     pub(crate) version: u64,
     pub(crate) fixed: Fixed,
     pub(crate) demand: Demand,
@@ -84,7 +83,7 @@ impl Requirements {
             SpreadLabel::parse(&over.spread_descriptor)
         });
         Requirements {
-            service: task.service_id.as_str().into(),
+            service: task.service_id.clone(),
             version: task.spec_version.map_or(0, |v| v.index),
             fixed: Fixed {
                 runtime: runtime(task),

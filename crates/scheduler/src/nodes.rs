@@ -1,10 +1,8 @@
 //! The nodes, in slots with small numbers so that what is kept per node can be kept in plain arrays.
 
-use std::sync::Arc;
-
-use swarm_api::Shared;
 use swarm_api::hash::FastMap;
 use swarm_api::v1::Node;
+use swarm_api::{Shared, Text};
 use swarm_placement::{Holding, NodeInfo};
 
 use crate::filter::SpreadLabel;
@@ -18,7 +16,7 @@ pub(crate) type Slot = usize;
 /// A node with its account.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct NodeSlot {
-    pub(crate) id: Arc<str>,
+    pub(crate) id: Text,
     pub(crate) info: NodeInfo,
     /// Tells nodes apart that had this slot one after the other.
     pub(crate) epoch: u32,
@@ -58,7 +56,7 @@ impl Log {
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Nodes {
     slots: Vec<NodeSlot>,
-    by_id: FastMap<Arc<str>, u32>,
+    by_id: FastMap<Text, u32>,
     unused: Vec<Slot>,
     /// Nodes that may take tasks now which they did not take before, and nodes that came or went.
     changed: Vec<Slot>,
@@ -135,7 +133,7 @@ impl Nodes {
             self.slots.push(NodeSlot::default());
             self.slots.len() - 1
         });
-        let id: Arc<str> = node.id.as_str().into();
+        let id: Text = node.id.as_str().into();
         let known = &mut self.slots[slot];
         (known.id, known.info, known.used) = (id.clone(), NodeInfo::new(node.clone()), true);
         self.by_id.insert(id, slot as u32);

@@ -7,7 +7,7 @@
 use std::cmp::Reverse;
 use std::collections::binary_heap::PeekMut;
 use std::collections::{BTreeMap, BinaryHeap};
-use std::sync::Arc;
+use swarm_api::Text;
 
 use crate::facets::Facets;
 use crate::filter::Fixed;
@@ -40,7 +40,7 @@ pub(crate) fn rank(nodes: &Nodes, service: Option<ServiceNo>, slot: Slot) -> Ran
 pub(crate) struct PoolKey {
     pub(crate) topology: TopologyNo,
     /// Ranks are those for this service. The id is there as numbers are given again.
-    pub(crate) service: Option<(ServiceNo, Arc<str>)>,
+    pub(crate) service: Option<(ServiceNo, Text)>,
 }
 
 /// See the module. One heap for each branch of the last level.

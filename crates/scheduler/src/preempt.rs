@@ -16,7 +16,7 @@ use std::time::Duration;
 use swarm_api::extensions::{ClusterPolicy, PlacementPolicy};
 use swarm_api::v1::restart_policy::RestartCondition;
 use swarm_api::v1::{Cluster, RestartPolicy, Task, TaskState};
-use swarm_api::{Object, Shared};
+use swarm_api::{Object, Shared, Text};
 use swarm_placement::{Demand, Holding, NodeInfo};
 use swarm_reconcile::{Group as Change, Guard, Patch, Write};
 use swarm_store::{Event, Tables};
@@ -107,7 +107,7 @@ impl Pass<'_> {
     /// Tasks whose claims came to nothing some time ago may have others.
     pub(crate) fn forgive(&mut self) {
         let now = self.now.mono;
-        let over: Vec<Arc<str>> =
+        let over: Vec<Text> =
             self.state.gave_up.iter().filter(|(_, at)| **at <= now).map(|(id, _)| id.clone()).collect();
         for id in over {
             self.state.gave_up.remove(&id);
@@ -163,7 +163,7 @@ impl Pass<'_> {
         offers.min_by_key(|offer| (offer.victims.len(), offer.priorities, offer.slot))
     }
 
-    fn claim(&mut self, id: Arc<str>, task: &Shared<Task>, requirements: &Arc<Requirements>, offer: Offer) {
+    fn claim(&mut self, id: Text, task: &Shared<Task>, requirements: &Arc<Requirements>, offer: Offer) {
         let node = self.state.nodes.get(offer.slot).id.to_string();
         let service = &task.service_annotations.name;
         tracing::info!(
@@ -173,12 +173,12 @@ impl Pass<'_> {
         let grace = offer.victims.iter().map(|t| t.spec.stop_grace_period()).max().unwrap_or_default();
         let patches = offer.victims.iter().map(|victim| Patch {
             guards: vec![
-                Guard::TaskOnNode(victim.id.clone(), node.clone()),
-                Guard::DesiredAtMost(victim.id.clone(), TaskState::Complete),
-                Guard::TaskBelow(victim.id.clone(), TaskState::Complete),
+                Guard::TaskOnNode(victim.id.to_string(), node.clone()),
+                Guard::DesiredAtMost(victim.id.to_string(), TaskState::Complete),
+                Guard::TaskBelow(victim.id.to_string(), TaskState::Complete),
             ],
             write: Write::RaiseState {
-                task: victim.id.clone(),
+                task: victim.id.to_string(),
                 state: TaskState::Rejected,
                 message: PREEMPTED.to_owned(),
                 err: made_room(service),
@@ -193,7 +193,7 @@ impl Pass<'_> {
         for mut victim in offer.victims {
             let status = &mut victim.status;
             status.state = TaskState::Rejected as i32;
-            status.message = PREEMPTED.to_owned();
+            status.message = PREEMPTED.into();
             status.timestamp = Some(self.now.wall.into());
             self.state.put_task(&self.now, &victim, self.tables);
         }

@@ -9,7 +9,7 @@ use swarm_api::v1::{
     Service, Task, TaskState, Version, generic_resource, node_spec, node_status, port_config::PublishMode,
     service_spec,
 };
-use swarm_api::{Kind, Object, Shared, StoreObject};
+use swarm_api::{Kind, Object, Shared, StoreObject, Text};
 use swarm_placement::generic::{discrete, named};
 use swarm_placement::{Constraint, NodeInfo};
 use swarm_reconcile::{
@@ -161,7 +161,7 @@ impl Cluster {
     fn task(&mut self, service: String, version: u8) -> Task {
         let version = version % 4;
         let mut task = Task {
-            id: self.id("task"),
+            id: self.id("task").into(),
             slot: self.next as u64,
             desired_state: TaskState::Running as i32,
             ..Default::default()
@@ -193,7 +193,7 @@ impl Cluster {
         task.spec.placement = Some(placement);
         // The first version stands for tasks without one.
         task.spec_version = (version > 0).then_some(Version { index: u64::from(version) });
-        task.service_id = service;
+        task.service_id = service.into();
         task
     }
 
@@ -236,7 +236,7 @@ impl Cluster {
                 if let Some(node) = self.any_node(node) {
                     let service = self.service(service);
                     let mut task = self.task(service, 1);
-                    task.node_id.clone_from(&node.id);
+                    task.node_id = node.id.as_str().into();
                     self.insert(task);
                 }
             }
@@ -251,7 +251,7 @@ impl Cluster {
                         return;
                     }
                     task.status.state = state as i32;
-                    task.status.message = "reported".to_owned();
+                    task.status.message = "reported".into();
                     task.status.applied_at = Some(self.now.wall.into());
                     self.replace(task);
                 }
@@ -262,7 +262,7 @@ impl Cluster {
                     && !task.status.reached(TaskState::Complete)
                 {
                     task.status.state = TaskState::Rejected as i32;
-                    task.status.message = REJECTED_BY_CONSTRAINTS.to_owned();
+                    task.status.message = REJECTED_BY_CONSTRAINTS.into();
                     task.status.timestamp = Some(self.now.wall.into());
                     self.replace(task);
                 }
@@ -359,7 +359,7 @@ impl Cluster {
                 node: node.clone(),
                 generic: assignment.generic.clone(),
                 volumes: Vec::new(),
-                message: assignment.message.to_owned(),
+                message: assignment.message.to_string(),
                 at: list.at,
             })
             .guard(Guard::TaskState(task.clone(), TaskState::Pending))
@@ -550,7 +550,7 @@ impl Summary {
             Some((id.to_string(), place))
         });
         // What was held on a node that is gone is of no consequence.
-        let held = |id: &&std::sync::Arc<str>| match state.places.get(&***id) {
+        let held = |id: &&Text| match state.places.get(*id) {
             Some(At::Placed(placed)) => placed.is_on(&state.nodes),
             _ => true,
         };

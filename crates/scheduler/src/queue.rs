@@ -5,9 +5,9 @@ use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use swarm_api::Shared;
 use swarm_api::hash::{FastHasher, FastMap};
 use swarm_api::v1::{NetworkAttachment, PortConfig, Task};
+use swarm_api::{Shared, Text};
 use swarm_placement::{Demand, HostPort};
 use swarm_store::Tables;
 
@@ -26,14 +26,14 @@ pub(crate) type GroupNo = u32;
 /// Tasks of one version may differ in their ports: each has the endpoint that the service had when it was allocated.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct GroupKey {
-    pub(crate) service: Arc<str>,
+    pub(crate) service: Text,
     version: Option<u64>,
     ports: Vec<HostPort>,
     alike: Option<Arc<Requirements>>,
 }
 
 /// Order of tasks in a group.
-pub(crate) type Place = (u64, Arc<str>);
+pub(crate) type Place = (u64, Text);
 
 /// What is known of a task that is to be placed.
 #[derive(Debug)]
@@ -280,7 +280,7 @@ impl Groups {
         }
         let requirements = version.is_none().then(|| Arc::new(Requirements::of(task)));
         let key = GroupKey {
-            service: task.service_id.as_str().into(),
+            service: task.service_id.clone(),
             version,
             ports: Demand::ports_of(task),
             alike: requirements.clone(),

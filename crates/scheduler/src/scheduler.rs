@@ -7,7 +7,7 @@ use std::time::SystemTime;
 
 use swarm_api::hash::FastMap;
 use swarm_api::v1::{GenericResource, Task, TaskState};
-use swarm_api::{Kind, Object, Shared};
+use swarm_api::{Kind, Object, Shared, Text, text};
 use swarm_placement::Holding;
 use swarm_reconcile::{
     Assignment, Assignments, Ctx, Decision, Group as Change, Guard, Now, Outcome, Patch, Reconciler, Refused,
@@ -25,8 +25,8 @@ use crate::track::{At, Load, Placed, State};
 use crate::verdict::{Tally, Verdict};
 use crate::volumes;
 
-const ASSIGNED: &str = "scheduler assigned task to node";
-const CONFIRMED: &str = "scheduler confirmed task can run on preassigned node";
+static ASSIGNED: Text = text!("scheduler assigned task to node");
+static CONFIRMED: Text = text!("scheduler confirmed task can run on preassigned node");
 
 /// Tasks that are put on nodes in one pass, about: what is decided and not written yet takes memory.
 const MOST: usize = 1 << 18;
@@ -422,7 +422,8 @@ impl Pass<'_> {
             nodes.services.enter_again(group.service);
             *at = At::Placed(Placed::new(nodes, slot, group.service, load, generic.clone(), self.number));
             let node = nodes.get(slot).id.clone();
-            let assignment = Assignment { task: place.1, node, bound: false, generic, message: ASSIGNED };
+            let assignment =
+                Assignment { task: place.1, node, bound: false, generic, message: ASSIGNED.clone() };
             if requirements.volumes.is_empty() {
                 let bytes = bytes + assignment.bytes();
                 self.assigned.push((assignment, bytes));
@@ -499,13 +500,7 @@ impl Pass<'_> {
     }
 
     /// Puts a task that waits nowhere on a node that fits.
-    pub(crate) fn put(
-        &mut self,
-        id: &Arc<str>,
-        task: &Shared<Task>,
-        requirements: &Requirements,
-        slot: Slot,
-    ) {
+    pub(crate) fn put(&mut self, id: &Text, task: &Shared<Task>, requirements: &Requirements, slot: Slot) {
         let state = &mut *self.state;
         let service = state.nodes.services.enter(&task.service_id);
         let load = state.loads.of(&task.spec, task.endpoint.as_ref());
@@ -513,7 +508,7 @@ impl Pass<'_> {
         let placed = Placed::new(&state.nodes, slot, service, load, generic.clone(), self.number);
         let bound = !task.node_id.is_empty();
         state.places.insert(id.clone(), At::Placed(Placed { bound, ..placed }));
-        let message = if bound { CONFIRMED } else { ASSIGNED };
+        let message = if bound { CONFIRMED.clone() } else { ASSIGNED.clone() };
         let node = state.nodes.get(slot).id.clone();
         let assignment = Assignment { task: id.clone(), node, bound, generic, message };
         if requirements.volumes.is_empty() {
@@ -532,8 +527,11 @@ impl Pass<'_> {
     }
 
     fn tell(&mut self, task: &Task, err: &str) {
-        let guards = vec![Guard::TaskState(task.id.clone(), TaskState::Pending)];
-        self.emit(guards, Write::Explain { task: task.id.clone(), err: err.to_owned(), at: self.now.wall });
+        let guards = vec![Guard::TaskState(task.id.to_string(), TaskState::Pending)];
+        self.emit(
+            guards,
+            Write::Explain { task: task.id.to_string(), err: err.to_owned(), at: self.now.wall },
+        );
     }
 
     /// A task is in its node's account, with volumes that are taken in the same group: say so.
@@ -558,7 +556,7 @@ impl Pass<'_> {
             node,
             generic: assignment.generic,
             volumes,
-            message: assignment.message.to_owned(),
+            message: assignment.message.to_string(),
             at: self.now.wall,
         };
         let patches = std::iter::once(Patch { guards, write }).chain(published).collect();
@@ -583,7 +581,7 @@ fn enter(
     nodes: &mut Nodes,
     slot: Slot,
     service: ServiceNo,
-    id: &Arc<str>,
+    id: &Text,
     load: &Load,
     requirements: &Requirements,
 ) -> Vec<GenericResource> {

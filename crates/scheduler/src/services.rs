@@ -1,7 +1,6 @@
 //! How many tasks of each service are wanted on each node.
 
-use std::sync::Arc;
-
+use swarm_api::Text;
 use swarm_api::hash::FastMap;
 
 use crate::nodes::Slot;
@@ -11,7 +10,7 @@ pub(crate) type ServiceNo = u32;
 
 #[derive(Debug, Clone, Default)]
 struct Service {
-    id: Arc<str>,
+    id: Text,
     /// Who refers to the number.
     users: usize,
     on: FastMap<u32, u32>,
@@ -20,7 +19,7 @@ struct Service {
 /// See the module. The empty id has the tasks without a service.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Services {
-    by_id: FastMap<Arc<str>, ServiceNo>,
+    by_id: FastMap<Text, ServiceNo>,
     all: Vec<Service>,
     unused: Vec<ServiceNo>,
 }
@@ -31,7 +30,7 @@ impl Services {
         let no = match self.by_id.get(id) {
             Some(no) => *no,
             None => {
-                let id: Arc<str> = id.into();
+                let id: Text = id.into();
                 let no = self.unused.pop().unwrap_or_else(|| {
                     self.all.push(Service::default());
                     self.all.len() as ServiceNo - 1

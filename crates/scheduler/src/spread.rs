@@ -344,7 +344,7 @@ mod tests {
     /// How many of `n` tasks each node gets.
     #[track_caller]
     fn check(labels: &[&str], given: &[Given], n: u32, expected: &[u32]) {
-        let mut task = Task { service_id: "s".to_owned(), ..Default::default() };
+        let mut task = Task { service_id: "s".into(), ..Default::default() };
         let mut placement = Placement::default();
         for label in labels {
             let over = SpreadOver { spread_descriptor: format!("node.labels.{label}") };

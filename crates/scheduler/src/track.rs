@@ -3,13 +3,14 @@
 //! Every change ends in the same question, asked of the tables as they are: where does this task, or this node,
 //! belong? So it does not matter whether changes come one by one, several at once, twice, or all at the beginning.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use swarm_api::Shared;
 use swarm_api::hash::{FastMap, FastSet};
 use swarm_api::v1::{Endpoint, GenericResource, Node, Service, Task, TaskSpec, TaskState, service_spec};
+use swarm_api::{Shared, Text};
 use swarm_placement::{FAILURE_LIMIT, FAILURE_WINDOW, Holding};
 use swarm_reconcile::{Now, Sizer};
 use swarm_store::Tables;
@@ -101,9 +102,9 @@ pub(crate) enum At {
     /// Waits for a node, in this group; its own slot.
     Waiting(GroupNo, u64),
     /// Waits for its own node.
-    Bound(Arc<str>),
+    Bound(Text),
     /// Waits no more, and was never on a node; its service.
-    Stopping(Arc<str>),
+    Stopping(Text),
     /// In a node's account.
     Placed(Placed),
     /// In the account of a node where it will have room when others have stopped.
@@ -162,33 +163,33 @@ enum Belongs {
 pub(crate) struct State {
     pub(crate) nodes: Nodes,
     pub(crate) index: Index,
-    pub(crate) places: FastMap<Arc<str>, At>,
+    pub(crate) places: FastMap<Text, At>,
     pub(crate) loads: Loads,
     pub(crate) sizer: Sizer,
     pub(crate) groups: Groups,
     pub(crate) telling: Telling,
     pub(crate) gates: Gates,
     /// Passes of whose assignments not all are settled, with the tasks of theirs that were looked at meanwhile.
-    pub(crate) in_flight: BTreeMap<u32, Vec<Arc<str>>>,
+    pub(crate) in_flight: BTreeMap<u32, Vec<Text>>,
     /// Nodes that are not there, and may have tasks.
-    homeless: FastSet<Arc<str>>,
+    homeless: FastSet<Text>,
     /// A node went while assignments were in flight: one that was meant for it may be written all the same, if it is back.
     pub(crate) node_went: bool,
     /// Tasks that wait for their own node, by node.
-    pub(crate) bound: BTreeMap<Arc<str>, BTreeMap<Arc<str>, Shared<Task>>>,
+    pub(crate) bound: BTreeMap<Text, BTreeMap<Text, Shared<Task>>>,
     /// Those of them that were not looked at: node and task.
-    pub(crate) fresh_bound: BTreeSet<(Arc<str>, Arc<str>)>,
+    pub(crate) fresh_bound: BTreeSet<(Text, Text)>,
     /// Tasks that are to stop and were never on a node, by service.
-    stopping: BTreeMap<Arc<str>, BTreeSet<Arc<str>>>,
+    stopping: BTreeMap<Text, BTreeSet<Text>>,
     /// Those of them that no agent will ever stop, since their service has moved on.
-    pub(crate) outdated: BTreeSet<Arc<str>>,
+    pub(crate) outdated: BTreeSet<Text>,
     /// When which task leaves its node.
-    pub(crate) holds: BTreeSet<(Duration, Arc<str>)>,
-    until: BTreeMap<Arc<str>, Duration>,
+    pub(crate) holds: BTreeSet<(Duration, Text)>,
+    until: BTreeMap<Text, Duration>,
     /// Tasks with claims.
-    claimed: BTreeSet<Arc<str>>,
+    claimed: BTreeSet<Text>,
     /// Tasks whose claims came to nothing, and until when they get no other.
-    pub(crate) gave_up: BTreeMap<Arc<str>, Duration>,
+    pub(crate) gave_up: BTreeMap<Text, Duration>,
 }
 
 impl State {
@@ -301,7 +302,7 @@ impl State {
     }
 
     /// A task that waits claims room on a node, without generic resources.
-    pub(crate) fn claim(&mut self, id: Arc<str>, task: &Shared<Task>, claim: Claim) {
+    pub(crate) fn claim(&mut self, id: Text, task: &Shared<Task>, claim: Claim) {
         self.forget(&id);
         let load = self.loads.of(&task.spec, task.endpoint.as_ref());
         let service = self.nodes.services.enter(&task.service_id);
@@ -312,13 +313,13 @@ impl State {
     }
 
     /// Tasks with claims.
-    pub(crate) fn claims(&self) -> Vec<Arc<str>> {
+    pub(crate) fn claims(&self) -> Vec<Text> {
         self.claimed.iter().cloned().collect()
     }
 
     /// When the next claim is given up.
     pub(crate) fn next_claim(&self) -> Option<Duration> {
-        let until = |id: &Arc<str>| match self.places.get(id) {
+        let until = |id: &Text| match self.places.get(id) {
             Some(At::Claimed(claimed)) => Some(claimed.2.until),
             _ => None,
         };
@@ -370,23 +371,28 @@ impl State {
         if self.is_on_its_way(&task.id) {
             return;
         }
-        let known = self.places.get_key_value(task.id.as_str());
-        if matches!(known, Some((_, At::Claimed(_)))) {
-            if let Some(At::Claimed(claimed)) = self.places.get_mut(task.id.as_str()) {
-                claimed.1 = task.clone();
-            }
+        let id = task.id.clone();
+        let mut place = self.places.entry(id.clone());
+        if let Entry::Occupied(known) = &mut place
+            && let At::Claimed(claimed) = known.get_mut()
+        {
+            claimed.1 = task.clone();
             return;
         }
         let no = self.groups.of(task, &mut self.nodes.services);
-        let (id, is_new) = match known {
-            Some((id, At::Waiting(known, slot))) if (*known, *slot) == (no, task.slot) => (id.clone(), false),
-            known => {
-                if known.is_some() {
-                    self.forget(&task.id);
+        let is_new = match place {
+            Entry::Vacant(place) => {
+                place.insert(At::Waiting(no, task.slot));
+                true
+            }
+            Entry::Occupied(known) => {
+                let here = (no, task.slot);
+                let was_here = matches!(known.get(), At::Waiting(no, slot) if (*no, *slot) == here);
+                if !was_here {
+                    self.forget(&id);
+                    self.places.insert(id.clone(), At::Waiting(no, task.slot));
                 }
-                let id: Arc<str> = task.id.as_str().into();
-                self.places.insert(id.clone(), At::Waiting(no, task.slot));
-                (id, true)
+                !was_here
             }
         };
         let load = self.loads.of(&task.spec, task.endpoint.as_ref());
@@ -401,7 +407,7 @@ impl State {
         if self.is_on_its_way(&task.id) {
             return;
         }
-        let (node, id): (Arc<str>, Arc<str>) = (task.node_id.as_str().into(), task.id.as_str().into());
+        let (node, id): (Text, Text) = (task.node_id.clone(), task.id.clone());
         if !matches!(self.places.get(&id), Some(At::Bound(known)) if *known == node) {
             self.forget(&id);
             self.places.insert(id.clone(), At::Bound(node.clone()));
@@ -411,7 +417,7 @@ impl State {
     }
 
     fn put_stopping(&mut self, task: &Shared<Task>, tables: &Tables) {
-        let (service, id): (Arc<str>, Arc<str>) = (task.service_id.as_str().into(), task.id.as_str().into());
+        let (service, id): (Text, Text) = (task.service_id.clone(), task.id.clone());
         if !matches!(self.places.get(&id), Some(At::Stopping(_))) {
             self.forget(&id);
             self.stopping.entry(service.clone()).or_default().insert(id.clone());
@@ -427,14 +433,14 @@ impl State {
         if let (Some(current), Some(own)) = (current, task.spec_version)
             && current.index > own.index
         {
-            self.outdated.insert(task.id.as_str().into());
+            self.outdated.insert(task.id.clone());
         }
     }
 
     fn put_placed(&mut self, task: &Shared<Task>, until: Option<Duration>, tables: &Tables) {
         let Some(slot) = self.nodes.slot(&task.node_id) else {
             if !self.homeless.contains(task.node_id.as_str()) {
-                self.homeless.insert(task.node_id.as_str().into());
+                self.homeless.insert(task.node_id.clone());
             }
             return self.forget(&task.id);
         };
@@ -467,7 +473,7 @@ impl State {
         let generic = task.assigned_generic_resources.clone();
         let placed = Placed { active, bound, ..Placed::new(&self.nodes, slot, service, load, generic, 0) };
         self.nodes.enter(slot, service, placed.holding(), false);
-        let id: Arc<str> = task.id.as_str().into();
+        let id: Text = task.id.clone();
         let node = self.nodes.get(slot).id.clone();
         self.nodes.volumes.enter(&id, &node, &task.spec, &task.volumes);
         self.places.insert(id, At::Placed(placed));
@@ -492,7 +498,7 @@ impl State {
         }
     }
 
-    fn end_hold(&mut self, id: Arc<str>) {
+    fn end_hold(&mut self, id: Text) {
         if let Some(until) = self.until.remove(&id) {
             self.holds.remove(&(until, id));
         }
@@ -536,7 +542,7 @@ impl State {
         }
     }
 
-    fn unbind(&mut self, node: &Arc<str>, task: &Arc<str>) {
+    fn unbind(&mut self, node: &Text, task: &Text) {
         if let Some(tasks) = self.bound.get_mut(node) {
             tasks.remove(task);
             if tasks.is_empty() {

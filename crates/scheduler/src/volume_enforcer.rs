@@ -36,11 +36,11 @@ impl VolumeEnforcer {
         self.tag += 1;
         self.pending.insert(self.tag, volume.to_owned());
         let guards = vec![
-            Guard::DesiredAtMost(task.id.clone(), TaskState::Complete),
-            Guard::TaskBelow(task.id.clone(), TaskState::Complete),
+            Guard::DesiredAtMost(task.id.to_string(), TaskState::Complete),
+            Guard::TaskBelow(task.id.to_string(), TaskState::Complete),
         ];
         let write = Write::RaiseState {
-            task: task.id.clone(),
+            task: task.id.to_string(),
             state: TaskState::Rejected,
             message: REJECTED_BY_VOLUMES.to_owned(),
             err: WHY.to_owned(),

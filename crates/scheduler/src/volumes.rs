@@ -9,7 +9,7 @@ use swarm_api::v1::{
     ContainerSpec, Mount, Node, TaskSpec, Volume, VolumeAccessMode, VolumeAttachment, VolumePublishStatus,
     mount, task_spec, volume_publish_status, volume_spec,
 };
-use swarm_api::{Kind, Object, Shared, StoreObject as _};
+use swarm_api::{Kind, Object, Shared, StoreObject as _, Text};
 use swarm_reconcile::Write;
 
 /// Prefix of the source of a mount that any volume of a group will do for.
@@ -41,7 +41,7 @@ pub(crate) fn mounts(spec: &TaskSpec) -> impl Iterator<Item = VolumeMount> + '_ 
 /// A task that has a volume.
 #[derive(Debug, Clone, PartialEq)]
 struct User {
-    node: Arc<str>,
+    node: Text,
     read_only: bool,
 }
 
@@ -49,7 +49,7 @@ struct User {
 struct Known {
     /// None if only its users are known.
     volume: Option<Shared<Volume>>,
-    users: BTreeMap<Arc<str>, User>,
+    users: BTreeMap<Text, User>,
 }
 
 /// See the module.
@@ -57,7 +57,7 @@ struct Known {
 pub(crate) struct Volumes {
     all: BTreeMap<String, Known>,
     /// What tasks have.
-    attached: BTreeMap<Arc<str>, Vec<VolumeAttachment>>,
+    attached: BTreeMap<Text, Vec<VolumeAttachment>>,
     /// Something may be possible now that was not before.
     pub(crate) changed: bool,
     /// Volumes that may have to leave a node.
@@ -79,13 +79,7 @@ impl Volumes {
     }
 
     /// A task has these volumes on a node.
-    pub(crate) fn enter(
-        &mut self,
-        task: &Arc<str>,
-        node: &Arc<str>,
-        spec: &TaskSpec,
-        volumes: &[VolumeAttachment],
-    ) {
+    pub(crate) fn enter(&mut self, task: &Text, node: &Text, spec: &TaskSpec, volumes: &[VolumeAttachment]) {
         if volumes.is_empty() {
             return;
         }

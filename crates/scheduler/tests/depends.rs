@@ -48,7 +48,7 @@ fn depend(world: &mut World, id: &str, order: &str) {
 
 fn of_run(run: u64) -> impl Fn(&mut Task) {
     move |task| {
-        task.job_iteration = Some(Version { index: run });
+        task.job_iteration = Some(Version { index: run }.into());
         task.desired_state = TaskState::Complete as i32;
     }
 }
@@ -151,6 +151,35 @@ fn a_job_is_waited_for_until_its_present_run_is_done() {
     world.report("j4", TaskState::Complete);
     world.report("j5", TaskState::Complete);
     world.runs_on("w2", "n1");
+}
+
+/// One that was to stop may complete all the same, and so does the one that took its place.
+#[test]
+fn a_slot_of_a_job_that_was_completed_twice_counts_once() {
+    let mut world = World::new();
+    world.nodes(&["n1"]);
+    service(
+        &mut world,
+        "job",
+        Mode::ReplicatedJob(ReplicatedJob { max_concurrent: 2, total_completions: 2 }),
+    );
+    waiting(&mut world, "web", "job:completed");
+    world.task("web", "w1", |_| {});
+    let of_slot = |slot: u64| {
+        move |task: &mut Task| {
+            of_run(0)(task);
+            task.slot = slot;
+        }
+    };
+    world.task("job", "first", of_slot(0));
+    world.edit_task("first", |task| task.desired_state = TaskState::Shutdown as i32);
+    world.task("job", "second", of_slot(0));
+    world.report("first", TaskState::Complete);
+    world.report("second", TaskState::Complete);
+    world.waits("w1", "waiting for service job (1 of 2 tasks completed)");
+    world.task("job", "third", of_slot(1));
+    world.report("third", TaskState::Complete);
+    world.runs_on("w1", "n1");
 }
 
 #[test]

@@ -49,7 +49,7 @@ fn a_task_that_loses_its_node_is_placed_again() {
     world.nodes(&["n1"]);
     world.task("s", "a", |_| {});
     world.edit_task("a", |t| {
-        t.node_id.clear();
+        t.node_id = "".into();
         t.status.state = TaskState::Pending as i32;
     });
     world.runs_on("a", "n1");

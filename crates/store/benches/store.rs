@@ -126,17 +126,17 @@ fn tasks(count: usize) -> Tables {
         let service = service(n);
         for slot in 1..=100 {
             let mut task = Task {
-                id: id::random(),
-                service_id: service.id.clone(),
+                id: id::random().into(),
+                service_id: service.id.as_str().into(),
                 slot,
-                node_id: nodes[(n * 100 + slot as usize) % nodes.len()].clone(),
+                node_id: nodes[(n * 100 + slot as usize) % nodes.len()].as_str().into(),
                 spec: service.spec.task.clone(),
                 service_annotations: service.spec.annotations.clone(),
                 ..Default::default()
             };
             task.set_desired_state(TaskState::Running);
             task.status.set_state(TaskState::Running);
-            task.status.message = "started".to_owned();
+            task.status.message = "started".into();
             task.meta.version.index = 5;
             snapshot.tasks.push(task.into());
         }
@@ -173,7 +173,7 @@ fn million_tasks(c: &mut Criterion) {
         (resident() - before) / count as u64,
         size_of::<Task>(),
     );
-    let ids: Vec<String> = tables.tasks().iter().map(|t| t.id.clone()).collect();
+    let ids: Vec<String> = tables.tasks().iter().map(|t| t.id.to_string()).collect();
     let store = Store::local();
     let started = Instant::now();
     swarm_store::StateMachine::restore(&*store, 10, tables.to_snapshot()).unwrap();

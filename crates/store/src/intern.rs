@@ -1,16 +1,20 @@
 //! Tasks of one service share what they have in common. A decoded task brings copies of its service's spec,
 //! annotations and endpoint and of its networks; each that equals one that is there already is given up for it.
 
-use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
 
 use swarm_api::v1::{Annotations, Endpoint, Network, Service, StoreSnapshot, Task, TaskSpec};
-use swarm_api::{Shared, SharedMessage};
+use swarm_api::{Shared, SharedMessage, Text};
 
 use crate::Tables;
 
 /// Versions of a service's parts that are remembered while a snapshot is read: the present one, the one before,
 /// and a few that older tasks still have.
 const VERSIONS: usize = 4;
+
+/// Texts that are remembered while a snapshot is read.
+const TEXTS: usize = 1 << 18;
 
 /// Replaces `own` by the first of `others` that equals it.
 fn share<'a, T: SharedMessage + PartialEq>(
@@ -26,11 +30,28 @@ fn share<'a, T: SharedMessage + PartialEq>(
     }
 }
 
+fn share_text(own: &mut Text, other: &Text) {
+    if own == other {
+        own.clone_from(other);
+    }
+}
+
 /// Lets a task that was read from the log share with its former version, its service and its networks.
 pub(crate) fn task(task: &mut Shared<Task>, tables: &Tables) {
     let old = tables.tasks().get(&task.id);
     let service = tables.services().get(&task.service_id);
     let task = &mut **task;
+    if let Some(old) = old {
+        let texts = [
+            (&mut task.id, &old.id),
+            (&mut task.service_id, &old.service_id),
+            (&mut task.node_id, &old.node_id),
+            (&mut task.status.message, &old.status.message),
+            (&mut task.status.err, &old.status.err),
+            (&mut task.status.applied_by, &old.status.applied_by),
+        ];
+        texts.into_iter().for_each(|(own, old)| share_text(own, old));
+    }
     let specs = service.map(|s| [Some(&s.spec.task), s.previous_spec.as_ref().map(|p| &p.task)]);
     share(&mut task.spec, old.map(|t| &t.spec).into_iter().chain(specs.into_iter().flatten().flatten()));
     let annotations = service.map(|s| &s.spec.annotations);
@@ -49,8 +70,10 @@ pub(crate) fn task(task: &mut Shared<Task>, tables: &Tables) {
 /// The shared parts of a snapshot's tasks. Services and networks come before tasks in it.
 #[derive(Default)]
 pub(crate) struct Interner {
-    services: HashMap<String, Parts>,
+    services: HashMap<Text, Parts>,
     networks: HashMap<String, Vec<Shared<Network>>>,
+    /// Ids of nodes, and what statuses say most.
+    texts: HashSet<Text>,
 }
 
 #[derive(Default)]
@@ -71,7 +94,7 @@ fn intern<T: SharedMessage + PartialEq>(own: &mut Shared<T>, known: &mut Vec<Sha
 
 impl Interner {
     pub(crate) fn service(&mut self, service: &Shared<Service>) {
-        let parts = self.services.entry(service.id.clone()).or_default();
+        let parts = self.services.entry(service.id.as_str().into()).or_default();
         parts.specs.push(service.spec.task.clone());
         parts.specs.extend(service.previous_spec.as_ref().map(|spec| spec.task.clone()));
         parts.annotations.push(service.spec.annotations.clone());
@@ -83,8 +106,20 @@ impl Interner {
     }
 
     pub(crate) fn task(&mut self, task: &mut Shared<Task>) {
-        let parts = self.services.entry(task.service_id.clone()).or_default();
         let task = &mut **task;
+        let known = self.services.entry(task.service_id.clone());
+        if let Entry::Occupied(known) = &known {
+            task.service_id = known.key().clone();
+        }
+        let parts = known.or_default();
+        let texts = [&mut task.node_id, &mut task.status.message, &mut task.status.applied_by];
+        for own in texts.into_iter().filter(|own| !own.is_empty()) {
+            match self.texts.get(own) {
+                Some(known) => own.clone_from(known),
+                None if self.texts.len() < TEXTS => drop(self.texts.insert(own.clone())),
+                None => {}
+            }
+        }
         intern(&mut task.spec, &mut parts.specs);
         intern(&mut task.service_annotations, &mut parts.annotations);
         if let Some(endpoint) = &mut task.endpoint {

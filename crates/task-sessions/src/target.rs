@@ -73,7 +73,7 @@ pub(crate) fn find(view: &View, open: &OpenTask) -> Result<Target, Status> {
     let node = node.ok_or_else(|| Status::failed_precondition(format!("node {node_id} is gone")))?;
     let node_name = name(node);
     check_node(node, &node_name, matches!(open.what, Some(What::Stats(_))))?;
-    let task_ids = tasks.iter().map(|task| task.id.clone()).collect();
+    let task_ids = tasks.iter().map(|task| task.id.to_string()).collect();
     Ok(Target { node_id: node_id.to_owned(), node_name, task_ids })
 }
 

@@ -50,7 +50,7 @@ impl Context {
             Value::Map(labels.iter().map(|(key, value)| (key.clone(), Value::Str(value.clone()))).collect())
         };
         let platform = node.and_then(|node| node.platform.as_ref());
-        let slot = if task.slot == 0 { task.node_id.clone() } else { task.slot.to_string() };
+        let slot = if task.slot == 0 { task.node_id.clone() } else { task.slot.to_string().into() };
         let service = Value::Struct(BTreeMap::from([
             ("ID", str(&task.service_id)),
             ("Name", str(&task.service_annotations.name)),
@@ -68,7 +68,7 @@ impl Context {
         let task = Value::Struct(BTreeMap::from([
             ("ID", str(&task.id)),
             ("Name", Value::Str(swarm_api::naming::task_name(task))),
-            ("Slot", Value::Str(slot)),
+            ("Slot", Value::Str(slot.to_string())),
         ]));
         Context(Value::Struct(BTreeMap::from([("Service", service), ("Node", node), ("Task", task)])))
     }

@@ -269,12 +269,13 @@ mod tests {
     }
 
     fn task(slot: u64, state: TaskState, created: i64, err: &str) -> Shared<Task> {
-        let mut task = Task { id: format!("t{slot}"), service_id: "s".into(), slot, ..Default::default() };
+        let mut task =
+            Task { id: format!("t{slot}").into(), service_id: "s".into(), slot, ..Default::default() };
         task.meta.created_at = Some(Timestamp { seconds: created, nanos: 0 });
         task.status.state = state as i32;
         task.status.err = err.into();
         task.desired_state = TaskState::Running as i32;
-        task.job_iteration = Some(Version { index: 0 });
+        task.job_iteration = Some(Version { index: 0 }.into());
         task.into()
     }
 

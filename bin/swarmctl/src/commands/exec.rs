@@ -83,7 +83,7 @@ pub(crate) async fn exec(
 /// then told comes with it.
 async fn whose(context: &mut Context, given: &str) -> Result<(String, Option<Error>)> {
     match resolve::task(&mut context.control, given).await {
-        Ok(task) => Ok((task.id.clone(), None)),
+        Ok(task) => Ok((task.id.to_string(), None)),
         Err(error @ Error::NotFound { .. }) => Ok((given.to_owned(), Some(error))),
         Err(error) => Err(error),
     }

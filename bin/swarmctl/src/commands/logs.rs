@@ -82,7 +82,7 @@ pub(crate) async fn run(context: &mut Context, of: Of, flags: &Flags) -> Result<
         }
         Of::Tasks(given) => {
             for given in given {
-                selector.task_ids.push(resolve::task(&mut context.control, &given).await?.id.clone());
+                selector.task_ids.push(resolve::task(&mut context.control, &given).await?.id.to_string());
             }
         }
     }

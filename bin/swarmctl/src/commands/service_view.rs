@@ -29,7 +29,8 @@ impl Count {
     pub(super) fn of(service: &Service, tasks: &[Shared<Task>], up: impl Fn(&Task) -> bool) -> Count {
         let iteration = iteration(service);
         let mut count = Count::default();
-        let of_job = |task: &Task| iteration.is_none() || task.job_iteration.map(|i| i.index) == iteration;
+        let of_job =
+            |task: &Task| iteration.is_none() || task.job_iteration.as_ref().map(|i| i.index) == iteration;
         for task in tasks.iter().filter(|t| t.service_id == service.id && of_job(t)) {
             let (state, desired) = (task.status.state(), task.desired_state());
             count.running += usize::from(state == TaskState::Running && up(task));
@@ -340,10 +341,10 @@ id-native      native      sleep        0/1
         let mut everywhere = container_service("everywhere", Mode::GlobalJob(GlobalJob {}));
         everywhere.job_status = job.job_status;
         let task = |service: &Service, state: TaskState, iteration: u64| {
-            let mut task = Task { service_id: service.id.clone(), ..Default::default() };
+            let mut task = Task { service_id: service.id.as_str().into(), ..Default::default() };
             task.status.state = state as i32;
             task.desired_state = TaskState::Complete as i32;
-            task.job_iteration = Some(Version { index: iteration });
+            task.job_iteration = Some(Version { index: iteration }.into());
             Shared::from(task)
         };
         let (running, complete) = (TaskState::Running, TaskState::Complete);

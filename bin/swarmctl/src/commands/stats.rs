@@ -61,7 +61,7 @@ pub(crate) async fn run(
 ) -> Result<Answer> {
     let mut wanted = Wanted::default();
     for given in tasks {
-        wanted.tasks.insert(resolve::task(&mut context.control, given).await?.id.clone());
+        wanted.tasks.insert(resolve::task(&mut context.control, given).await?.id.to_string());
     }
     for given in services {
         wanted.services.insert(resolve::service(&mut context.control, given).await?.id.clone());
@@ -188,7 +188,7 @@ impl Figures {
     fn follow(&mut self, running: &[Shared<Task>]) {
         let mut nodes: BTreeMap<String, Vec<String>> = BTreeMap::new();
         for task in running {
-            nodes.entry(task.node_id.clone()).or_default().push(task.id.clone());
+            nodes.entry(task.node_id.to_string()).or_default().push(task.id.to_string());
         }
         self.rows.retain(|id, _| running.iter().any(|task| task.id == *id));
         let ended: Vec<String> = self
@@ -236,8 +236,9 @@ impl Figures {
         let limit = Instant::now() + PATIENCE;
         let missing = |figures: &Figures| {
             running.iter().any(|task| {
-                let row = figures.rows.get(&task.id);
-                !figures.failed.contains_key(&task.node_id) && row.is_none_or(|row| !row.is_complete())
+                let row = figures.rows.get(task.id.as_str());
+                !figures.failed.contains_key(task.node_id.as_str())
+                    && row.is_none_or(|row| !row.is_complete())
             })
         };
         while missing(self) {
@@ -271,13 +272,14 @@ impl Figures {
         let names = context.names().await?;
         let mut rows = Vec::new();
         for task in running {
-            let known = self.rows.get(&task.id).filter(|_| !self.failed.contains_key(&task.node_id));
+            let known =
+                self.rows.get(task.id.as_str()).filter(|_| !self.failed.contains_key(task.node_id.as_str()));
             let mut row = known.cloned().unwrap_or_default();
-            row.task_id.clone_from(&task.id);
+            row.task_id = task.id.to_string();
             row.task = names.task(task);
-            row.node_id.clone_from(&task.node_id);
+            row.node_id = task.node_id.to_string();
             names.node(&task.node_id).clone_into(&mut row.node);
-            if let Some(status) = self.failed.get(&task.node_id) {
+            if let Some(status) = self.failed.get(task.node_id.as_str()) {
                 row.error = exec::explain(context, status.clone()).await.to_string();
             } else if row.error.is_empty() && !row.is_complete() {
                 "no figures yet".clone_into(&mut row.error);

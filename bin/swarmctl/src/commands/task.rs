@@ -99,7 +99,7 @@ pub(crate) async fn run(context: &mut Context, command: Command) -> Result<Answe
         }
         Command::Inspect(One { task }) => {
             let task = resolve::task(&mut context.control, &task).await?;
-            let filters = Filters { service_ids: vec![task.service_id.clone()], ..Default::default() };
+            let filters = Filters { service_ids: vec![task.service_id.to_string()], ..Default::default() };
             let request = ListTasksRequest { filters: Some(filters) };
             let mut parents = context.control.list_tasks(request).await?.into_inner().tasks;
             parents.retain(|other| other.slot == task.slot);
@@ -109,7 +109,7 @@ pub(crate) async fn run(context: &mut Context, command: Command) -> Result<Answe
         }
         Command::Remove(One { task: given }) => {
             let task = resolve::task(&mut context.control, &given).await?;
-            context.control.remove_task(RemoveTaskRequest { task_id: task.id.clone() }).await?;
+            context.control.remove_task(RemoveTaskRequest { task_id: task.id.to_string() }).await?;
             format!("{given}\n")
         }
     };
@@ -337,7 +337,7 @@ Spec
     #[test]
     fn what_a_task_does_not_have_is_not_shown() {
         let mut alone = Task::clone(&task("t1", 0, "", TaskState::Pending, ""));
-        alone.service_id.clear();
+        alone.service_id = "".into();
         let page = summary(&alone.into(), &names());
         assert!(!page.contains("Service") && !page.contains("Node"), "{page}");
     }

@@ -64,7 +64,7 @@ pub(super) fn list(tasks: &[Shared<Task>], names: &Names, now: SystemTime) -> St
     table.header(&columns);
     for task in tasks {
         let mut cells = vec![
-            task.id.clone(),
+            task.id.to_string(),
             names.task(task),
             state(task.desired_state),
             last_state(task, now),
@@ -88,7 +88,7 @@ pub(super) fn table(tasks: &[Shared<Task>], all: bool, names: &Names, now: Syste
     table.header(&columns);
     for task in shown {
         let mut cells = vec![
-            task.id.clone(),
+            task.id.to_string(),
             task.service_annotations.name.clone(),
             task.slot.to_string(),
             image(task.spec.runtime.as_ref()),

@@ -47,7 +47,9 @@ impl Sources {
         {
             let request = ListTasksRequest { filters: Some(filters) };
             let found = context.control.list_tasks(request).await?.into_inner().tasks;
-            tasks.extend(found.iter().map(|task| (task.id.clone(), (task.slot, task.node_id.clone()))));
+            tasks.extend(
+                found.iter().map(|task| (task.id.to_string(), (task.slot, task.node_id.to_string()))),
+            );
         }
         Ok(Sources { names, full, tasks, known: HashMap::new(), shown: Vec::new() })
     }
@@ -117,7 +119,7 @@ impl Sources {
         }
         let task = match slot {
             Some(slot) => {
-                let task = Task { slot, service_id: line.service_id.to_owned(), ..Default::default() };
+                let task = Task { slot, service_id: line.service_id.into(), ..Default::default() };
                 let name = names.task(&task);
                 if self.full { format!("{name}.{}", line.task_id) } else { name }
             }

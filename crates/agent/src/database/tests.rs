@@ -13,7 +13,7 @@ fn status(state: TaskState) -> TaskStatus {
 }
 
 fn states(records: &[Record]) -> Vec<(String, TaskState)> {
-    let mut states: Vec<_> = records.iter().map(|r| (r.task.id.clone(), r.task.status.state())).collect();
+    let mut states: Vec<_> = records.iter().map(|r| (r.task.id.to_string(), r.task.status.state())).collect();
     states.sort();
     states
 }
@@ -189,7 +189,7 @@ async fn victim() {
         let first: u64 = db.status(&format!("t{i}")).unwrap().message.parse().unwrap_or(0);
         writers.spawn(async move {
             for number in first + 1.. {
-                let status = TaskStatus { message: number.to_string(), ..status(TaskState::Running) };
+                let status = TaskStatus { message: number.to_string().into(), ..status(TaskState::Running) };
                 assert!(db.set_status(&format!("t{i}"), &status).await.unwrap());
                 let line = format!("t{i} {number}\n");
                 std::io::stdout().lock().write_all(line.as_bytes()).unwrap();

@@ -34,12 +34,12 @@ pub(crate) struct Entry {
 impl Tasks {
     pub(crate) fn put(&self, task: &Shared<Task>, controller: &Arc<dyn Controller>) {
         let entry = Entry {
-            task_id: task.id.clone(),
-            service_id: task.service_id.clone(),
+            task_id: task.id.to_string(),
+            service_id: task.service_id.to_string(),
             controller: controller.clone(),
             removed: CancellationToken::new(),
         };
-        self.0.entries.lock().insert(task.id.clone(), entry);
+        self.0.entries.lock().insert(task.id.to_string(), entry);
         self.0.changed.send_replace(());
     }
 

@@ -184,7 +184,7 @@ async fn how_far_a_preparation_is_stands_in_the_status_now_and_then() {
     assert_eq!(cluster.status("t").message, "preparing");
     let _ = step.send_replace(DONE);
     cluster.until_state("t", TaskState::Running).await;
-    assert_eq!((cluster.status("t").message, cluster.status("t").err), ("started".into(), String::new()));
+    assert_eq!((cluster.status("t").message, cluster.status("t").err), ("started".into(), "".into()));
     agent.stop().await;
 }
 

@@ -964,29 +964,99 @@ impl ::prost::Name for PortStatus {
     }
 }
 /// What is known of a task at a moment.
-#[derive(Clone, PartialEq, ::prost::Message)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct TaskStatus {
     /// Time of the observation.
-    #[prost(message, optional, tag = "1")]
     pub timestamp: ::core::option::Option<::prost_types::Timestamp>,
-    #[prost(enumeration = "TaskState", tag = "2")]
     pub state: i32,
     /// How the state was reached.
-    #[prost(string, tag = "3")]
-    pub message: ::prost::alloc::string::String,
+    pub message: crate::Text,
     /// Text for the user in FAILED, REJECTED, and for a task that cannot be placed.
-    #[prost(string, tag = "4")]
-    pub err: ::prost::alloc::string::String,
+    pub err: crate::Text,
     /// Host-mode ports really used.
-    #[prost(message, optional, boxed, tag = "6")]
     pub port_status: ::core::option::Option<::prost::alloc::boxed::Box<PortStatus>>,
     /// Node id of the manager that stored it.
-    #[prost(string, tag = "7")]
-    pub applied_by: ::prost::alloc::string::String,
-    #[prost(message, optional, tag = "8")]
+    pub applied_by: crate::Text,
     pub applied_at: ::core::option::Option<::prost_types::Timestamp>,
-    #[prost(oneof = "task_status::RuntimeStatus", tags = "5")]
     pub runtime_status: ::core::option::Option<task_status::RuntimeStatus>,
+}
+impl ::prost::Message for TaskStatus {
+    fn encode_raw(&self, buf: &mut impl ::prost::bytes::BufMut) {
+        if let Some(value) = &self.timestamp { ::prost::encoding::message::encode(1u32, value, buf); }
+        if self.state != TaskState::default() as i32 { ::prost::encoding::int32::encode(2u32, &self.state, buf); }
+        crate::text::encode(3u32, &self.message, buf);
+        crate::text::encode(4u32, &self.err, buf);
+        if let Some(value) = &self.runtime_status { value.encode(buf); }
+        if let Some(value) = &self.port_status { ::prost::encoding::message::encode(6u32, value, buf); }
+        crate::text::encode(7u32, &self.applied_by, buf);
+        if let Some(value) = &self.applied_at { ::prost::encoding::message::encode(8u32, value, buf); }
+    }
+    fn merge_field(
+        &mut self,
+        tag: u32,
+        wire_type: ::prost::encoding::WireType,
+        buf: &mut impl ::prost::bytes::Buf,
+        ctx: ::prost::encoding::DecodeContext,
+    ) -> ::core::result::Result<(), ::prost::DecodeError> {
+        match tag {
+            1u32 => ::prost::encoding::message::merge(wire_type, self.timestamp.get_or_insert_with(Default::default), buf, ctx).map_err(|mut error| {
+                error.push("TaskStatus", "timestamp");
+                error
+            }),
+            2u32 => ::prost::encoding::int32::merge(wire_type, &mut self.state, buf, ctx).map_err(|mut error| {
+                error.push("TaskStatus", "state");
+                error
+            }),
+            3u32 => crate::text::merge(wire_type, &mut self.message, buf, ctx).map_err(|mut error| {
+                error.push("TaskStatus", "message");
+                error
+            }),
+            4u32 => crate::text::merge(wire_type, &mut self.err, buf, ctx).map_err(|mut error| {
+                error.push("TaskStatus", "err");
+                error
+            }),
+            5u32 => task_status::RuntimeStatus::merge(&mut self.runtime_status, tag, wire_type, buf, ctx).map_err(|mut error| {
+                error.push("TaskStatus", "runtime_status");
+                error
+            }),
+            6u32 => ::prost::encoding::message::merge(wire_type, self.port_status.get_or_insert_with(Default::default), buf, ctx).map_err(|mut error| {
+                error.push("TaskStatus", "port_status");
+                error
+            }),
+            7u32 => crate::text::merge(wire_type, &mut self.applied_by, buf, ctx).map_err(|mut error| {
+                error.push("TaskStatus", "applied_by");
+                error
+            }),
+            8u32 => ::prost::encoding::message::merge(wire_type, self.applied_at.get_or_insert_with(Default::default), buf, ctx).map_err(|mut error| {
+                error.push("TaskStatus", "applied_at");
+                error
+            }),
+            _ => ::prost::encoding::skip_field(wire_type, tag, buf, ctx),
+        }
+    }
+    fn encoded_len(&self) -> usize {
+        self.timestamp.as_ref().map_or(0, |value| ::prost::encoding::message::encoded_len(1u32, value))
+            + if self.state != TaskState::default() as i32 { ::prost::encoding::int32::encoded_len(2u32, &self.state) } else { 0 }
+            + crate::text::encoded_len(3u32, &self.message)
+            + crate::text::encoded_len(4u32, &self.err)
+            + self.runtime_status.as_ref().map_or(0, task_status::RuntimeStatus::encoded_len)
+            + self.port_status.as_ref().map_or(0, |value| ::prost::encoding::message::encoded_len(6u32, value))
+            + crate::text::encoded_len(7u32, &self.applied_by)
+            + self.applied_at.as_ref().map_or(0, |value| ::prost::encoding::message::encoded_len(8u32, value))
+    }
+    fn clear(&mut self) {
+        *self = Self::default();
+    }
+}
+impl TaskStatus {
+    /// Returns the enum value of `state`, or the default if the field is set to an invalid enum value.
+    pub fn state(&self) -> TaskState {
+        ::core::convert::TryFrom::try_from(self.state).unwrap_or(TaskState::default())
+    }
+    /// Sets `state` to the provided enum value.
+    pub fn set_state(&mut self, value: TaskState) {
+        self.state = value as i32;
+    }
 }
 /// Nested message and enum types in `TaskStatus`.
 pub mod task_status {
@@ -4627,54 +4697,169 @@ impl ::prost::Name for Endpoint {
     }
 }
 /// One unit of work. It is bound to at most one node, and its state only moves forward.
-#[derive(Clone, PartialEq, ::prost::Message)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Task {
-    #[prost(string, tag = "1")]
-    pub id: ::prost::alloc::string::String,
-    #[prost(message, required, tag = "2")]
+    pub id: crate::Text,
     pub meta: Meta,
-    #[prost(message, required, tag = "3")]
     pub spec: crate::Shared<TaskSpec>,
     /// Empty for network attachment tasks.
-    #[prost(string, tag = "4")]
-    pub service_id: ::prost::alloc::string::String,
+    pub service_id: crate::Text,
     /// 1-based for replicated; 0-based for replicated jobs; 0 for global, global job, attachment.
-    #[prost(uint64, tag = "5")]
     pub slot: u64,
     /// Empty = not yet scheduled (global tasks have it from the start).
-    #[prost(string, tag = "6")]
-    pub node_id: ::prost::alloc::string::String,
+    pub node_id: crate::Text,
     /// Name usually empty: the executor makes one up.
-    #[prost(message, required, tag = "7")]
     pub annotations: crate::Shared<Annotations>,
     /// Copy of the service's annotations.
-    #[prost(message, required, tag = "8")]
     pub service_annotations: crate::Shared<Annotations>,
-    #[prost(message, required, tag = "9")]
     pub status: TaskStatus,
-    #[prost(enumeration = "TaskState", tag = "10")]
     pub desired_state: i32,
     /// Allocated attachments; the agent needs nothing else from the network object.
-    #[prost(message, repeated, tag = "11")]
     pub networks: ::prost::alloc::vec::Vec<NetworkAttachment>,
     /// Copy of the service's endpoint.
-    #[prost(message, optional, tag = "12")]
     pub endpoint: ::core::option::Option<crate::Shared<Endpoint>>,
     /// Effective driver (task spec's, else cluster default); nil = engine default.
-    #[prost(message, optional, boxed, tag = "13")]
     pub log_driver: ::core::option::Option<::prost::alloc::boxed::Box<Driver>>,
     /// Copy of the service's at creation; equality only.
-    #[prost(message, optional, tag = "14")]
     pub spec_version: ::core::option::Option<Version>,
     /// Named resources actually taken on the node.
-    #[prost(message, repeated, tag = "15")]
     pub assigned_generic_resources: ::prost::alloc::vec::Vec<GenericResource>,
     /// Only for jobs.
-    #[prost(message, optional, tag = "16")]
-    pub job_iteration: ::core::option::Option<Version>,
+    pub job_iteration: ::core::option::Option<::prost::alloc::boxed::Box<Version>>,
     /// New since 20.10; cluster volumes chosen by the scheduler.
-    #[prost(message, repeated, tag = "17")]
     pub volumes: ::prost::alloc::vec::Vec<VolumeAttachment>,
+}
+impl ::prost::Message for Task {
+    fn encode_raw(&self, buf: &mut impl ::prost::bytes::BufMut) {
+        crate::text::encode(1u32, &self.id, buf);
+        ::prost::encoding::message::encode(2u32, &self.meta, buf);
+        ::prost::encoding::message::encode(3u32, &self.spec, buf);
+        crate::text::encode(4u32, &self.service_id, buf);
+        if self.slot != 0 { ::prost::encoding::uint64::encode(5u32, &self.slot, buf); }
+        crate::text::encode(6u32, &self.node_id, buf);
+        ::prost::encoding::message::encode(7u32, &self.annotations, buf);
+        ::prost::encoding::message::encode(8u32, &self.service_annotations, buf);
+        ::prost::encoding::message::encode(9u32, &self.status, buf);
+        if self.desired_state != TaskState::default() as i32 { ::prost::encoding::int32::encode(10u32, &self.desired_state, buf); }
+        for value in &self.networks { ::prost::encoding::message::encode(11u32, value, buf); }
+        if let Some(value) = &self.endpoint { ::prost::encoding::message::encode(12u32, value, buf); }
+        if let Some(value) = &self.log_driver { ::prost::encoding::message::encode(13u32, value, buf); }
+        if let Some(value) = &self.spec_version { ::prost::encoding::message::encode(14u32, value, buf); }
+        for value in &self.assigned_generic_resources { ::prost::encoding::message::encode(15u32, value, buf); }
+        if let Some(value) = &self.job_iteration { ::prost::encoding::message::encode(16u32, value, buf); }
+        for value in &self.volumes { ::prost::encoding::message::encode(17u32, value, buf); }
+    }
+    fn merge_field(
+        &mut self,
+        tag: u32,
+        wire_type: ::prost::encoding::WireType,
+        buf: &mut impl ::prost::bytes::Buf,
+        ctx: ::prost::encoding::DecodeContext,
+    ) -> ::core::result::Result<(), ::prost::DecodeError> {
+        match tag {
+            1u32 => crate::text::merge(wire_type, &mut self.id, buf, ctx).map_err(|mut error| {
+                error.push("Task", "id");
+                error
+            }),
+            2u32 => ::prost::encoding::message::merge(wire_type, &mut self.meta, buf, ctx).map_err(|mut error| {
+                error.push("Task", "meta");
+                error
+            }),
+            3u32 => ::prost::encoding::message::merge(wire_type, &mut self.spec, buf, ctx).map_err(|mut error| {
+                error.push("Task", "spec");
+                error
+            }),
+            4u32 => crate::text::merge(wire_type, &mut self.service_id, buf, ctx).map_err(|mut error| {
+                error.push("Task", "service_id");
+                error
+            }),
+            5u32 => ::prost::encoding::uint64::merge(wire_type, &mut self.slot, buf, ctx).map_err(|mut error| {
+                error.push("Task", "slot");
+                error
+            }),
+            6u32 => crate::text::merge(wire_type, &mut self.node_id, buf, ctx).map_err(|mut error| {
+                error.push("Task", "node_id");
+                error
+            }),
+            7u32 => ::prost::encoding::message::merge(wire_type, &mut self.annotations, buf, ctx).map_err(|mut error| {
+                error.push("Task", "annotations");
+                error
+            }),
+            8u32 => ::prost::encoding::message::merge(wire_type, &mut self.service_annotations, buf, ctx).map_err(|mut error| {
+                error.push("Task", "service_annotations");
+                error
+            }),
+            9u32 => ::prost::encoding::message::merge(wire_type, &mut self.status, buf, ctx).map_err(|mut error| {
+                error.push("Task", "status");
+                error
+            }),
+            10u32 => ::prost::encoding::int32::merge(wire_type, &mut self.desired_state, buf, ctx).map_err(|mut error| {
+                error.push("Task", "desired_state");
+                error
+            }),
+            11u32 => ::prost::encoding::message::merge_repeated(wire_type, &mut self.networks, buf, ctx).map_err(|mut error| {
+                error.push("Task", "networks");
+                error
+            }),
+            12u32 => ::prost::encoding::message::merge(wire_type, self.endpoint.get_or_insert_with(Default::default), buf, ctx).map_err(|mut error| {
+                error.push("Task", "endpoint");
+                error
+            }),
+            13u32 => ::prost::encoding::message::merge(wire_type, self.log_driver.get_or_insert_with(Default::default), buf, ctx).map_err(|mut error| {
+                error.push("Task", "log_driver");
+                error
+            }),
+            14u32 => ::prost::encoding::message::merge(wire_type, self.spec_version.get_or_insert_with(Default::default), buf, ctx).map_err(|mut error| {
+                error.push("Task", "spec_version");
+                error
+            }),
+            15u32 => ::prost::encoding::message::merge_repeated(wire_type, &mut self.assigned_generic_resources, buf, ctx).map_err(|mut error| {
+                error.push("Task", "assigned_generic_resources");
+                error
+            }),
+            16u32 => ::prost::encoding::message::merge(wire_type, self.job_iteration.get_or_insert_with(Default::default), buf, ctx).map_err(|mut error| {
+                error.push("Task", "job_iteration");
+                error
+            }),
+            17u32 => ::prost::encoding::message::merge_repeated(wire_type, &mut self.volumes, buf, ctx).map_err(|mut error| {
+                error.push("Task", "volumes");
+                error
+            }),
+            _ => ::prost::encoding::skip_field(wire_type, tag, buf, ctx),
+        }
+    }
+    fn encoded_len(&self) -> usize {
+        crate::text::encoded_len(1u32, &self.id)
+            + ::prost::encoding::message::encoded_len(2u32, &self.meta)
+            + ::prost::encoding::message::encoded_len(3u32, &self.spec)
+            + crate::text::encoded_len(4u32, &self.service_id)
+            + if self.slot != 0 { ::prost::encoding::uint64::encoded_len(5u32, &self.slot) } else { 0 }
+            + crate::text::encoded_len(6u32, &self.node_id)
+            + ::prost::encoding::message::encoded_len(7u32, &self.annotations)
+            + ::prost::encoding::message::encoded_len(8u32, &self.service_annotations)
+            + ::prost::encoding::message::encoded_len(9u32, &self.status)
+            + if self.desired_state != TaskState::default() as i32 { ::prost::encoding::int32::encoded_len(10u32, &self.desired_state) } else { 0 }
+            + ::prost::encoding::message::encoded_len_repeated(11u32, &self.networks)
+            + self.endpoint.as_ref().map_or(0, |value| ::prost::encoding::message::encoded_len(12u32, value))
+            + self.log_driver.as_ref().map_or(0, |value| ::prost::encoding::message::encoded_len(13u32, value))
+            + self.spec_version.as_ref().map_or(0, |value| ::prost::encoding::message::encoded_len(14u32, value))
+            + ::prost::encoding::message::encoded_len_repeated(15u32, &self.assigned_generic_resources)
+            + self.job_iteration.as_ref().map_or(0, |value| ::prost::encoding::message::encoded_len(16u32, value))
+            + ::prost::encoding::message::encoded_len_repeated(17u32, &self.volumes)
+    }
+    fn clear(&mut self) {
+        *self = Self::default();
+    }
+}
+impl Task {
+    /// Returns the enum value of `desired_state`, or the default if the field is set to an invalid enum value.
+    pub fn desired_state(&self) -> TaskState {
+        ::core::convert::TryFrom::try_from(self.desired_state).unwrap_or(TaskState::default())
+    }
+    /// Sets `desired_state` to the provided enum value.
+    pub fn set_desired_state(&mut self, value: TaskState) {
+        self.desired_state = value as i32;
+    }
 }
 impl ::prost::Name for Task {
     const NAME: &'static str = "Task";

@@ -140,7 +140,7 @@ async fn an_endless_error_text_is_cut() {
     h.create(task("t", "n1", TaskState::Assigned)).await;
     let session = h.session("n1").await;
     let mut long = status(TaskState::Failed);
-    long.err = "ä".repeat(1_000_000);
+    long.err = "ä".repeat(1_000_000).into();
     h.report("n1", &session.id, vec![("t", Some(long))]).await.unwrap();
     assert_eq!(h.task_state("t"), TaskState::Failed);
     assert!(h.store.view().tasks().get("t").unwrap().status.err.len() <= 32 * 1024);
@@ -153,7 +153,7 @@ async fn a_status_that_would_make_its_task_unchangeable_is_cut_down() {
     let session = h.session("n1").await;
     let mut huge = status(TaskState::Failed);
     huge.err = "why".into();
-    huge.applied_by = "x".repeat(200_000);
+    huge.applied_by = "x".repeat(200_000).into();
     let container = ContainerStatus { container_id: "c".repeat(1_400_000), ..Default::default() };
     huge.runtime_status = Some(task_status::RuntimeStatus::Container(container.into()));
     h.report("n1", &session.id, vec![("t", Some(huge))]).await.unwrap();

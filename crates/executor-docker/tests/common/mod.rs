@@ -105,9 +105,9 @@ impl Lab {
 
     pub(crate) fn task(&self, spec: ContainerSpec) -> Task {
         Task {
-            id: id::random(),
+            id: id::random().into(),
             service_id: "s".into(),
-            node_id: self.node_id.clone(),
+            node_id: self.node_id.as_str().into(),
             slot: 1,
             service_annotations: Annotations { name: "exectest".into(), ..Default::default() }.into(),
             spec: TaskSpec { runtime: Some(task_spec::Runtime::Container(spec)), ..Default::default() }

@@ -58,7 +58,7 @@ impl Lab {
         let payload = prost_types::Any { type_url: ProcessSpec::type_url(), value: spec.encode_to_vec() };
         let runtime = GenericRuntimeSpec { kind: "process".into(), payload: Some(payload) };
         Task {
-            id: id::random(),
+            id: id::random().into(),
             service_id: "s".into(),
             node_id: "n".into(),
             slot: 1,
@@ -78,7 +78,7 @@ impl Lab {
     }
 
     pub(crate) fn dir(&self, task: &Task) -> std::path::PathBuf {
-        self.state.path().join("processes").join(&task.id)
+        self.state.path().join("processes").join(task.id.as_str())
     }
 
     /// Makes a file that a task waits for.

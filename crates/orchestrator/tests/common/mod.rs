@@ -91,7 +91,7 @@ pub fn task(
 ) -> Task {
     Task {
         id: id.into(),
-        service_id: service.id.clone(),
+        service_id: service.id.as_str().into(),
         slot,
         node_id: node.into(),
         spec: service.spec.task.clone(),

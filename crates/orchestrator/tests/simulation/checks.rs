@@ -26,12 +26,12 @@ pub(crate) fn may_run(task: &Task) -> bool {
 
 pub(crate) fn is_current(service: &Service, task: &Task) -> bool {
     let iteration = service.job_status.as_ref().map(|s| s.job_iteration);
-    task.job_iteration == iteration
+    task.job_iteration.as_deref().copied() == iteration
 }
 
 /// The slot of a task, or the node where that takes its place.
 pub(crate) fn place(task: &Task) -> String {
-    if task.service_id.starts_with("global") { task.node_id.clone() } else { task.slot.to_string() }
+    if task.service_id.starts_with("global") { task.node_id.to_string() } else { task.slot.to_string() }
 }
 
 /// Watches every commit.
@@ -65,10 +65,10 @@ impl Checks {
                     goes_forward(old, new)?;
                 }
                 if new.status.state() == TaskState::Running {
-                    log.ran.insert(new.id.clone());
+                    log.ran.insert(new.id.to_string());
                 }
                 if !is_live(new) {
-                    self.asked.entry(new.id.clone()).or_insert(now);
+                    self.asked.entry(new.id.to_string()).or_insert(now);
                 }
                 places.insert((new.service_id.clone(), place(new)));
             }
@@ -128,8 +128,8 @@ impl Checks {
             return Err(format!("{live} live tasks in {service}.{at}:\n  {}", list()));
         }
         let runs = |t: &&&Shared<Task>| {
-            let late = self.asked.get(&t.id).is_some_and(|since| now >= *since + STOP_TIMEOUT);
-            let counts = (most == 1 || is_live(t)) && !late && !world.unsure.contains(&t.node_id);
+            let late = self.asked.get(t.id.as_str()).is_some_and(|since| now >= *since + STOP_TIMEOUT);
+            let counts = (most == 1 || is_live(t)) && !late && !world.unsure.contains(t.node_id.as_str());
             counts && (TaskState::Starting..=TaskState::Running).contains(&t.status.state())
         };
         let running = tasks.iter().filter(runs).count();

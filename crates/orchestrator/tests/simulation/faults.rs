@@ -86,7 +86,7 @@ fn twins(r: Box<dyn Reconciler>) -> Box<dyn Reconciler> {
             let patch = group.patches.iter().find(|p| matches!(p.write, Write::Create(_)))?;
             let Write::Create(Object::Task(task)) = &patch.write else { return None };
             let mut task = task.clone();
-            task.id = ctx.ids.next();
+            task.id = ctx.ids.next().into();
             Some(Group { tag: 0, patches: vec![Patch::new(Write::Create(task.into()))] })
         };
         let twins: Vec<Group> = decision.groups.iter().filter_map(|g| twin(g, ctx)).collect();
@@ -141,7 +141,7 @@ fn forgetfulness(r: Box<dyn Reconciler>) -> Box<dyn Reconciler> {
     faulty(r, "reaper", |decision, _, tables| {
         let removed = tables.tasks().by_desired_state(TaskState::Remove);
         let forget = |id: String| Group { tag: 0, patches: vec![Patch::new(Write::Remove(Kind::Task, id))] };
-        decision.groups = removed.map(|t| forget(t.id.clone())).collect();
+        decision.groups = removed.map(|t| forget(t.id.to_string())).collect();
     })
 }
 
@@ -163,7 +163,7 @@ fn diligence(r: Box<dyn Reconciler>) -> Box<dyn Reconciler> {
         let alone = |t: &Task| tables.tasks().by_slot(&t.service_id, t.slot).count() == 1;
         for old in done.filter(|t| t.job_iteration.is_some() && alone(t)) {
             let mut task = old.clone();
-            task.id = ctx.ids.next();
+            task.id = ctx.ids.next().into();
             task.status.state = TaskState::New as i32;
             decision.groups.push(Group { tag: 0, patches: vec![Patch::new(Write::Create(task.into()))] });
         }
@@ -185,8 +185,12 @@ fn second_thoughts(r: Box<dyn Reconciler>) -> Box<dyn Reconciler> {
                 task.status.err = "once".into();
                 Some(Object::Task(task))
             };
-            let write =
-                Write::Edit { kind: Kind::Task, id: task.id.clone(), what: "revive", edit: Arc::new(edit) };
+            let write = Write::Edit {
+                kind: Kind::Task,
+                id: task.id.to_string(),
+                what: "revive",
+                edit: Arc::new(edit),
+            };
             decision.groups.push(Group { tag: 0, patches: vec![Patch::new(write)] });
         }
     })
@@ -197,7 +201,7 @@ fn chatter(r: Box<dyn Reconciler>) -> Box<dyn Reconciler> {
     faulty(r, "reaper", |decision, ctx, tables| {
         if let Some(task) = tables.tasks().iter().next() {
             let err = format!("it is {:?}", ctx.now.mono);
-            let write = Write::Explain { task: task.id.clone(), err, at: ctx.now.wall };
+            let write = Write::Explain { task: task.id.to_string(), err, at: ctx.now.wall };
             decision.groups.push(Group { tag: 0, patches: vec![Patch::new(write)] });
         }
         decision.wake_at = Some(ctx.now.mono + Duration::from_secs(900));

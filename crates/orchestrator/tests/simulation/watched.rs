@@ -218,7 +218,8 @@ fn not_yet(tables: &Tables, service: &Service) -> Option<String> {
             .get(name)
             .map(|s| (s.spec.mode, s.job_status.as_ref().map(|j| j.job_iteration)));
         let Some((mode, run)) = other else { return Some(format!("{name} is not there")) };
-        let of_run: Vec<_> = tables.tasks().by_service(name).filter(|t| t.job_iteration == run).collect();
+        let of_run: Vec<_> =
+            tables.tasks().by_service(name).filter(|t| t.job_iteration.as_deref().copied() == run).collect();
         let places = |state: TaskState| {
             let there = of_run.iter().filter(|t| t.status.state() == state);
             let wanted = there.filter(|t| state == TaskState::Complete || t.desired_state() == state);
@@ -256,7 +257,8 @@ impl Log {
         let tasks = ids.filter_map(|id| tables.tasks().get(id));
         let mut fresh = Vec::new();
         for task in tasks {
-            let what = (task.service_id.clone(), task.job_iteration, task.spec.clone());
+            let what =
+                (task.service_id.to_string(), task.job_iteration.as_deref().copied(), task.spec.clone());
             let Some(service) = tables.services().get(&task.service_id) else { continue };
             if !self.started.contains(&what)
                 && let Some(why) = not_yet(tables, service)
@@ -321,7 +323,7 @@ impl Log {
             tables.tasks().get(id).is_some_and(|t| {
                 t.status.state().is_terminal()
                     && t.status.state() != TaskState::Shutdown
-                    && !self.ran.contains(&t.id)
+                    && !self.ran.contains(t.id.as_str())
             })
         };
         // Moves of a rebalance are watched too, but each rebalance begins without failures.
@@ -340,8 +342,8 @@ impl Log {
             let open = |t: &Shared<Task>| !t.status.reached(TaskState::Running) && is_live(t);
             tables.tasks().get(id).is_some_and(open) && now < *since + PLACEMENT_LIMIT
         });
-        update.work.insert(place(new), (new.id.clone(), now));
-        update.made.insert(new.id.clone());
+        update.work.insert(place(new), (new.id.to_string(), now));
+        update.made.insert(new.id.to_string());
         let most = config.parallelism as usize;
         if most > 0 && update.work.len() > most {
             return Err(format!("{}: more than {most} are updated at once: {:?}", service.id, update.work));

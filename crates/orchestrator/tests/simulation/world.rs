@@ -341,7 +341,7 @@ impl<'a> World<'a> {
                 let id = nth(self.sim.view().tasks().iter().map(|t| t.id.clone()), which);
                 if let Some(id) = id {
                     self.sim.write(|tx| drop(tx.remove::<Task>(&id).unwrap()));
-                    self.deleted_by_hand.insert(id);
+                    self.deleted_by_hand.insert(id.to_string());
                 }
             }
             Act::Lie { which } => {
@@ -423,7 +423,7 @@ impl<'a> World<'a> {
     fn end(&mut self, which: u64, how: u64) {
         let view = self.sim.view();
         let running = view.tasks().by_observed_state(TaskState::Running);
-        let running = running.filter(|t| !self.cut_off.contains(&t.node_id)).map(|t| t.id.clone());
+        let running = running.filter(|t| !self.cut_off.contains(t.node_id.as_str())).map(|t| t.id.clone());
         if let Some(id) = nth(running, which) {
             let state = if how.is_multiple_of(3) { TaskState::Complete } else { TaskState::Failed };
             self.sim.report(&id, state, "by chance");
@@ -434,22 +434,22 @@ impl<'a> World<'a> {
     fn agents(&mut self, chance: u64) {
         let view = self.sim.view();
         let mut slow = Dice::new(chance);
-        let awake: BTreeSet<&String> = view
+        let awake: BTreeSet<&str> = view
             .nodes()
             .iter()
-            .map(|n| &n.id)
+            .map(|n| n.id.as_str())
             .filter(|n| !slow.one_in(3) && !self.cut_off.contains(*n))
             .collect();
         let mut reports = Vec::new();
         for task in view.tasks().iter() {
             let open = task.status.reached(TaskState::Assigned) && !task.status.state().is_terminal();
-            if !open || !awake.contains(&task.node_id) {
+            if !open || !awake.contains(task.node_id.as_str()) {
                 continue;
             }
             let mut dice = Dice::new(
                 chance ^ task.id.bytes().fold(7u64, |sum, b| sum.wrapping_mul(31).wrapping_add(u64::from(b))),
             );
-            let next = if self.liars.contains(&task.node_id) {
+            let next = if self.liars.contains(task.node_id.as_str()) {
                 lie(&mut dice)
             } else if task.desired_state() > TaskState::Complete {
                 stop_state(&mut dice)

@@ -30,7 +30,7 @@ mod tests {
     fn view() -> View {
         let mut tables = Tables::default();
         for i in 0..300 {
-            let task = Task { id: format!("t{i:03}"), slot: i, ..Task::default() };
+            let task = Task { id: format!("t{i:03}").into(), slot: i, ..Task::default() };
             tables.insert(Object::Task(task.into())).unwrap();
         }
         let mut cluster = Cluster { id: "c".into(), ..Cluster::default() };

@@ -159,7 +159,7 @@ impl World {
 
     /// The node of a task; empty if it has none.
     pub(crate) fn on(&self, id: &str) -> String {
-        self.get(id).node_id.clone()
+        self.get(id).node_id.to_string()
     }
 
     pub(crate) fn state(&self, id: &str) -> TaskState {
@@ -191,7 +191,7 @@ impl World {
     pub(crate) fn spread(&self, service: &str) -> BTreeMap<String, usize> {
         let mut count: BTreeMap<String, usize> = BTreeMap::new();
         for task in self.sim.tasks(service).iter().filter(|t| t.status.reached(TaskState::Assigned)) {
-            *count.entry(task.node_id.clone()).or_default() += 1;
+            *count.entry(task.node_id.to_string()).or_default() += 1;
         }
         count
     }

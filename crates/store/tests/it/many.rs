@@ -31,7 +31,7 @@ fn changed(task: &Shared<Task>, by: usize) -> Option<Task> {
         2 => task.slot += 1,
         3 => task.spec.force_update += 1,
         _ => {
-            task.node_id = node(by / 11);
+            task.node_id = node(by / 11).into();
             task.status.state = STATES[by % 4] as i32;
             task.desired_state = STATES[by / 4 % 4] as i32;
         }
@@ -41,7 +41,7 @@ fn changed(task: &Shared<Task>, by: usize) -> Option<Task> {
 
 /// Everything that the indexes say, in words.
 fn answers(tables: &Tables) -> Vec<Vec<String>> {
-    let ids = |tasks: Vec<&Shared<Task>>| tasks.iter().map(|task| task.id.clone()).collect::<Vec<_>>();
+    let ids = |tasks: Vec<&Shared<Task>>| tasks.iter().map(|task| task.id.to_string()).collect::<Vec<_>>();
     let tasks = tables.tasks();
     let mut answers = vec![ids(tasks.iter().collect()), ids(tasks.by_name_prefix("").collect())];
     for state in STATES {

@@ -5,7 +5,7 @@ use futures::executor::block_on;
 use proptest::prelude::*;
 use swarm_api::extensions::{DEPENDS_ON, StartOrder};
 use swarm_api::v1::*;
-use swarm_api::{Kind, Object, StoreObject, naming};
+use swarm_api::{Kind, Object, StoreObject, Text, naming};
 use swarm_store::{Error, Event, Received, Store, Tables, Tx, diff};
 
 /// What is done to one object; the numbers pick names, references and states from small pools, so that they
@@ -130,11 +130,11 @@ fn build(op: &Op) -> Object {
                 annotations.name.clear();
             }
             Task {
-                id,
+                id: id.into(),
                 annotations: annotations.into(),
                 service_annotations: service.into(),
-                service_id: if op.y % 5 == 0 { String::new() } else { reference(op.y) },
-                node_id: if op.x % 5 == 0 { String::new() } else { reference(op.x) },
+                service_id: if op.y % 5 == 0 { Text::default() } else { reference(op.y).into() },
+                node_id: if op.x % 5 == 0 { Text::default() } else { reference(op.x).into() },
                 slot: u64::from(op.z % 3),
                 desired_state: i32::from(op.x % 3) * 64,
                 status: TaskStatus { state: i32::from(op.y % 3) * 64, ..Default::default() },

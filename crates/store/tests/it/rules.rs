@@ -206,7 +206,7 @@ fn a_task_is_named_after_service_slot_and_id() {
         let web = service("s1", "Web");
         tx.create(task("t1", &web, 3))?;
         let mut global = task("t2", &web, 0);
-        global.node_id = "n1".to_owned();
+        global.node_id = "n1".into();
         tx.create(global)?;
         tx.create(task("t3", &web, 30))
     })

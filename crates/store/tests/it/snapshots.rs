@@ -104,7 +104,7 @@ fn tasks_of_a_service_share_after_an_entry_is_applied() {
     store.apply(1, entry, None).unwrap();
     let old = store.view().tasks().get("t9").cloned().unwrap();
     let mut changed = (*old).clone();
-    changed.status.message = "running".to_owned();
+    changed.status.message = "running".into();
     let update = StoreAction {
         action: StoreActionKind::StoreActionUpdate as i32,
         target: Some(store_action::Target::Task(changed.into())),
@@ -148,7 +148,9 @@ fn unknown_fields_are_skipped() {
     assert_eq!(snapshot::decode(&bytes).unwrap().1, tables.to_snapshot());
 }
 
+/// With its reference count it takes the allocator's class of 320 bytes; the next one is of 384 (decision 0103).
 #[test]
-fn a_task_takes_less_than_700_bytes() {
-    assert!(size_of::<Task>() <= 700, "{}", size_of::<Task>());
+fn a_task_takes_304_bytes() {
+    let count = 2 * size_of::<usize>();
+    assert!(size_of::<Task>() + count <= 320, "{}", size_of::<Task>());
 }

@@ -27,8 +27,8 @@ pub(crate) fn node(id: &str) -> Node {
 
 pub(crate) fn task(id: &str, service: &Service, slot: u64) -> Task {
     Task {
-        id: id.to_owned(),
-        service_id: service.id.clone(),
+        id: id.into(),
+        service_id: service.id.as_str().into(),
         slot,
         spec: Shared::<TaskSpec>::clone(&service.spec.task),
         service_annotations: service.spec.annotations.clone(),

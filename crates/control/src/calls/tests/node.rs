@@ -180,7 +180,7 @@ async fn removing_a_node_orphans_its_tasks_and_refuses_its_certificate() {
     put_cluster(&control).await;
     put(&control, node("w", "w", NodeRole::Worker, State::Down)).await;
     let task = |id: String, state: TaskState| {
-        let mut task = Task { id, node_id: "w".into(), ..Default::default() };
+        let mut task = Task { id: id.into(), node_id: "w".into(), ..Default::default() };
         task.status.state = state as i32;
         task.status.err = "gone".into();
         task

@@ -415,7 +415,7 @@ async fn statuses_are_counted_in_the_order_asked_for() {
         service_id: service.into(),
         status: TaskStatus { state: state as i32, ..Default::default() },
         desired_state: desired as i32,
-        job_iteration: Some(Version { index: iteration }),
+        job_iteration: Some(Version { index: iteration }.into()),
         ..Default::default()
     };
     use TaskState::{Complete, Failed, Running, Shutdown};
@@ -472,8 +472,8 @@ async fn a_rebalance_is_put_on_record_and_changes_nothing_else() {
     assert_eq!(stored(&control), before, "an even spread stays as it is");
     for slot in 1..=4 {
         let task = Task {
-            id: format!("t{slot}"),
-            service_id: before.id.clone(),
+            id: format!("t{slot}").into(),
+            service_id: before.id.as_str().into(),
             slot,
             node_id: "n1".into(),
             spec: before.spec.task.clone(),
@@ -629,7 +629,7 @@ async fn a_status_counts_what_runs_and_not_what_should() {
     let mut task = |service: &str, state: TaskState, desired: TaskState| {
         number += 1;
         Task {
-            id: format!("t{number}"),
+            id: format!("t{number}").into(),
             service_id: service.into(),
             status: TaskStatus { state: state as i32, ..Default::default() },
             desired_state: desired as i32,

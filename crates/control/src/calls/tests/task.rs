@@ -21,7 +21,7 @@ fn task(id: &str, service: &str, slot: u64, node: &str, desired: TaskState) -> T
 async fn list(control: &Control, filters: Filters) -> Vec<String> {
     let request = ListTasksRequest { filters: Some(filters) };
     let tasks = control.rpc().list_tasks(Request::new(request)).await.unwrap().into_inner().tasks;
-    tasks.iter().map(|task| task.id.clone()).collect()
+    tasks.iter().map(|task| task.id.to_string()).collect()
 }
 
 #[tokio::test]
