@@ -97,7 +97,13 @@ impl Runner {
                 let result = self.call(operation).await?;
                 if let Err(error) = &result {
                     let (task, node) = (&self.task.id, &self.task.node_id);
-                    tracing::info!(task.id = task.as_str(), node.id = node.as_str(), ?operation, %error, "task operation failed");
+                    tracing::info!(
+                        task.id = task.as_str(),
+                        node.id = node.as_str(),
+                        ?operation,
+                        %error,
+                        "task operation failed"
+                    );
                 }
                 let mut status = self.status.clone();
                 if operation == Operation::Prepare {
@@ -140,7 +146,11 @@ impl Runner {
         match told {
             Ok(()) => self.changed = false,
             Err(error) => {
-                tracing::warn!(task.id = self.task.id.as_str(), %error, "the controller did not take the task's update");
+                tracing::warn!(
+                    task.id = self.task.id.as_str(),
+                    %error,
+                    "the controller did not take the task's update"
+                );
                 self.rest_before_retry().await?;
             }
         }
@@ -298,7 +308,11 @@ impl Runner {
                     return Ok(());
                 }
                 Err(error) => {
-                    tracing::error!(task.id = self.task.id.as_str(), %error, "the task can't go on: its status can't be stored");
+                    tracing::error!(
+                        task.id = self.task.id.as_str(),
+                        %error,
+                        "the task can't go on: its status can't be stored"
+                    );
                     tokio::select! {
                         () = self.close.cancelled() => return Err(Interrupted::Closed),
                         () = tokio::time::sleep(RETRY) => {}
@@ -390,7 +404,13 @@ pub(crate) async fn report_unresolved(
 ) {
     let before = status.clone();
     resolved(&mut status, Err(error));
-    tracing::warn!(task.id = task.id.as_str(), service.id = task.service_id.as_str(), node.id = task.node_id.as_str(), %error, "no controller for the task");
+    tracing::warn!(
+        task.id = task.id.as_str(),
+        service.id = task.service_id.as_str(),
+        node.id = task.node_id.as_str(),
+        %error,
+        "no controller for the task"
+    );
     if status == before {
         return;
     }

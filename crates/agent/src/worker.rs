@@ -377,7 +377,13 @@ async fn free(controller: &dyn Controller, task: &Shared<Task>) {
         if error == ControllerError::Closed {
             return;
         }
-        tracing::warn!(task.id = task.id.as_str(), service.id = task.service_id.as_str(), node.id = task.node_id.as_str(), %error, "remove task failed");
+        tracing::warn!(
+            task.id = task.id.as_str(),
+            service.id = task.service_id.as_str(),
+            node.id = task.node_id.as_str(),
+            %error,
+            "remove task failed"
+        );
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(LONGEST_REMOVAL_RETRY);
     }

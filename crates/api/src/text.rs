@@ -44,7 +44,8 @@ pub(crate) fn merge(
         let mut rest = buf.chunk();
         let before = rest.len();
         if let Ok(len) = encoding::decode_varint(&mut rest)
-            && let Some(Ok(read)) = rest.get(..len as usize).map(std::str::from_utf8)
+            && let Ok(len) = usize::try_from(len)
+            && let Some(Ok(read)) = rest.get(..len).map(std::str::from_utf8)
         {
             let advance = before - rest.len() + read.len();
             *value = Text::from(read);
@@ -92,6 +93,16 @@ mod tests {
                 assert_eq!(TaskStatus::decode(pieces).unwrap(), status);
             }
         }
+    }
+
+    #[test]
+    fn states_are_shown_by_their_names() {
+        let mut status = TaskStatus { state: crate::TaskState::Running as i32, ..Default::default() };
+        assert!(
+            format!("{status:?}").starts_with("TaskStatus { timestamp: None, state: Running, message: \"\"")
+        );
+        status.state = 7;
+        assert!(format!("{status:?}").contains("state: 7,"));
     }
 
     #[test]

@@ -35,7 +35,7 @@ pub(crate) fn rewrite(code: &str) -> String {
             let _ = writeln!(out, "{line}");
             continue;
         };
-        let _ = writeln!(out, "#[derive(Clone, Debug, Default, PartialEq)]");
+        let _ = writeln!(out, "#[derive(Clone, Default, PartialEq)]");
         let (mut fields, mut attribute) = (Vec::new(), "");
         for line in lines.by_ref() {
             let trimmed = line.trim_start();
@@ -59,6 +59,7 @@ pub(crate) fn rewrite(code: &str) -> String {
                 break;
             }
         }
+        describe(name, &fields, &mut out);
         // On the wire, fields are in the order of their tags.
         fields.sort_by_key(|field| field.tags[0]);
         implement(name, &fields, &mut out);
@@ -140,6 +141,29 @@ impl Field {
             _ => panic!("no code for fields like {name}: {kind} {}", self.label),
         }
     }
+}
+
+/// Numbers of enumerations are shown by their names, where they have one.
+fn describe(name: &str, fields: &[Field], out: &mut String) {
+    let _ = write!(
+        out,
+        "impl ::core::fmt::Debug for {name} {{\n    \
+         fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {{\n        \
+         let mut builder = f.debug_struct({name:?});\n"
+    );
+    for Field { name, kind, of, .. } in fields {
+        let _ = if kind == "enumeration" {
+            write!(
+                out,
+                "        match <{of} as ::core::convert::TryFrom<i32>>::try_from(self.{name}) {{\n            \
+                 Ok(value) => builder.field({name:?}, &value),\n            \
+                 Err(_) => builder.field({name:?}, &self.{name}),\n        }};\n"
+            )
+        } else {
+            writeln!(out, "        builder.field({name:?}, &self.{name});")
+        };
+    }
+    out.push_str("        builder.finish()\n    }\n}\n");
 }
 
 fn implement(name: &str, fields: &[Field], out: &mut String) {

@@ -964,7 +964,7 @@ impl ::prost::Name for PortStatus {
     }
 }
 /// What is known of a task at a moment.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Default, PartialEq)]
 pub struct TaskStatus {
     /// Time of the observation.
     pub timestamp: ::core::option::Option<::prost_types::Timestamp>,
@@ -979,6 +979,23 @@ pub struct TaskStatus {
     pub applied_by: crate::Text,
     pub applied_at: ::core::option::Option<::prost_types::Timestamp>,
     pub runtime_status: ::core::option::Option<task_status::RuntimeStatus>,
+}
+impl ::core::fmt::Debug for TaskStatus {
+    fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+        let mut builder = f.debug_struct("TaskStatus");
+        builder.field("timestamp", &self.timestamp);
+        match <TaskState as ::core::convert::TryFrom<i32>>::try_from(self.state) {
+            Ok(value) => builder.field("state", &value),
+            Err(_) => builder.field("state", &self.state),
+        };
+        builder.field("message", &self.message);
+        builder.field("err", &self.err);
+        builder.field("port_status", &self.port_status);
+        builder.field("applied_by", &self.applied_by);
+        builder.field("applied_at", &self.applied_at);
+        builder.field("runtime_status", &self.runtime_status);
+        builder.finish()
+    }
 }
 impl ::prost::Message for TaskStatus {
     fn encode_raw(&self, buf: &mut impl ::prost::bytes::BufMut) {
@@ -4697,7 +4714,7 @@ impl ::prost::Name for Endpoint {
     }
 }
 /// One unit of work. It is bound to at most one node, and its state only moves forward.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Default, PartialEq)]
 pub struct Task {
     pub id: crate::Text,
     pub meta: Meta,
@@ -4728,6 +4745,32 @@ pub struct Task {
     pub job_iteration: ::core::option::Option<::prost::alloc::boxed::Box<Version>>,
     /// New since 20.10; cluster volumes chosen by the scheduler.
     pub volumes: ::prost::alloc::vec::Vec<VolumeAttachment>,
+}
+impl ::core::fmt::Debug for Task {
+    fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+        let mut builder = f.debug_struct("Task");
+        builder.field("id", &self.id);
+        builder.field("meta", &self.meta);
+        builder.field("spec", &self.spec);
+        builder.field("service_id", &self.service_id);
+        builder.field("slot", &self.slot);
+        builder.field("node_id", &self.node_id);
+        builder.field("annotations", &self.annotations);
+        builder.field("service_annotations", &self.service_annotations);
+        builder.field("status", &self.status);
+        match <TaskState as ::core::convert::TryFrom<i32>>::try_from(self.desired_state) {
+            Ok(value) => builder.field("desired_state", &value),
+            Err(_) => builder.field("desired_state", &self.desired_state),
+        };
+        builder.field("networks", &self.networks);
+        builder.field("endpoint", &self.endpoint);
+        builder.field("log_driver", &self.log_driver);
+        builder.field("spec_version", &self.spec_version);
+        builder.field("assigned_generic_resources", &self.assigned_generic_resources);
+        builder.field("job_iteration", &self.job_iteration);
+        builder.field("volumes", &self.volumes);
+        builder.finish()
+    }
 }
 impl ::prost::Message for Task {
     fn encode_raw(&self, buf: &mut impl ::prost::bytes::BufMut) {
