@@ -430,21 +430,24 @@ fn not_readable(state: &Path, needles: &Needles, exempt: &[&str]) -> Result<()> 
     Ok(())
 }
 
-/// A key in the forms that it could lie about in: each line of its PEM, and its bytes.
+/// A key in the forms that it could lie about in: each line of its PEM that has something of it, and its bytes. What comes after
+/// it is the public key, which certificates have too: now and then their lines break in the same places.
 fn pem(what: &'static str, text: &[u8]) -> Result<Needles> {
     use base64::Engine as _;
     let text = std::str::from_utf8(text)?;
     let lines: Vec<&str> =
         text.lines().filter(|line| !line.starts_with("-----") && line.len() >= 16).collect();
     let der = base64::engine::general_purpose::STANDARD.decode(lines_joined(text))?;
-    // The first line is the same in every key of this kind.
-    let mut found: Vec<_> = lines.iter().skip(1).map(|line| (what, line.as_bytes().to_vec())).collect();
     // The private part of a P-256 key, in PKCS#8 and in SEC1.
-    let scalar = [&[0x04, 0x20][..]].into_iter().find_map(|head| {
-        let at = der.windows(head.len()).position(|window| window == head)?;
-        der.get(at + head.len()..at + head.len() + 32)
-    });
-    found.push((what, scalar.context("no private key of 32 bytes")?.to_vec()));
+    let head = [0x04, 0x20];
+    let begin =
+        der.windows(head.len()).position(|window| window == head).context("no private key")? + head.len();
+    let scalar = der.get(begin..begin + 32).context("no private key of 32 bytes")?;
+    // A line is 48 bytes.
+    let private = lines.iter().zip(0..).filter(|(_, line)| line * 48 < begin + 32 && (line + 1) * 48 > begin);
+    let mut found: Vec<_> = private.map(|(line, _)| (what, line.as_bytes().to_vec())).collect();
+    ensure!(!found.is_empty(), "no line of the PEM has anything of the private key");
+    found.push((what, scalar.to_vec()));
     Ok(found)
 }
 
