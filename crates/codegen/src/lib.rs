@@ -140,7 +140,6 @@ pub fn generate(root: &Path) -> Result<BTreeMap<PathBuf, String>> {
         .bytes([".raftpb", ".swarmd.v1.TaskInput", ".swarmd.v1.TaskOutput"])
         .skip_debug(REDACTED)
         .boxed(".docker.swarmkit.v1.Task.log_driver")
-        .boxed(".docker.swarmkit.v1.Task.job_iteration")
         .boxed(".docker.swarmkit.v1.TaskStatus.runtime_status.container")
         .boxed(".docker.swarmkit.v1.TaskStatus.port_status")
         .enable_type_names()

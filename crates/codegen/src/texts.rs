@@ -173,13 +173,7 @@ fn implement(name: &str, fields: &[Field], out: &mut String) {
         let [write, read, length] = field.code();
         let tags: Vec<String> = field.tags.iter().map(|tag| format!("{tag}u32")).collect();
         let _ = writeln!(writes, "        {write}");
-        let _ = writeln!(
-            reads,
-            "            {} => {read}.map_err(|mut error| {{\n                \
-             error.push({name:?}, {:?});\n                error\n            }}),",
-            tags.join(" | "),
-            field.name
-        );
+        let _ = writeln!(reads, "            {} => ({:?}, {read}),", tags.join(" | "), field.name);
         lengths.push(length);
         if field.kind == "enumeration" {
             let (field, of) = (&field.name, &field.of);
@@ -199,8 +193,11 @@ fn implement(name: &str, fields: &[Field], out: &mut String) {
          fn encode_raw(&self, buf: &mut impl ::prost::bytes::BufMut) {{\n{writes}    }}\n    \
          fn merge_field(\n        &mut self,\n        tag: u32,\n        wire_type: ::prost::encoding::WireType,\n        \
          buf: &mut impl ::prost::bytes::Buf,\n        ctx: ::prost::encoding::DecodeContext,\n    \
-         ) -> ::core::result::Result<(), ::prost::DecodeError> {{\n        match tag {{\n{reads}            \
-         _ => ::prost::encoding::skip_field(wire_type, tag, buf, ctx),\n        }}\n    }}\n    \
+         ) -> ::core::result::Result<(), ::prost::DecodeError> {{\n        \
+         let (field, read) = match tag {{\n{reads}            \
+         _ => return ::prost::encoding::skip_field(wire_type, tag, buf, ctx),\n        }};\n        \
+         read.map_err(|mut error: ::prost::DecodeError| {{\n            \
+         error.push({name:?}, field);\n            error\n        }})\n    }}\n    \
          fn encoded_len(&self) -> usize {{\n        {}\n    }}\n    \
          fn clear(&mut self) {{\n        *self = Self::default();\n    }}\n}}\n\
          impl {name} {{\n{accessors}}}\n",

@@ -64,7 +64,7 @@ impl<'a> Recipe<'a> {
             endpoint: Some(self.endpoint.clone()),
             log_driver: self.log_driver.clone().map(Box::new),
             desired_state: desired as i32,
-            job_iteration: iteration(service).map(|index| Version { index }.into()),
+            job_iteration: iteration(service).map(|index| Version { index }),
             ..Default::default()
         };
         task.meta.created_at = Some(ctx.now.wall.into());

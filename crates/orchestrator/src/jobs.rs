@@ -65,7 +65,7 @@ fn job<'a>(tables: &'a Tables, id: &str) -> Option<&'a Shared<Service>> {
 
 /// The task belongs to the job's present iteration.
 fn is_current(service: &Service, task: &Task) -> bool {
-    task.job_iteration.as_ref().map(|i| i.index) == iteration(service)
+    task.job_iteration.map(|i| i.index) == iteration(service)
 }
 
 fn is_complete(task: &Task) -> bool {

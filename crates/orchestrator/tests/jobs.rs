@@ -34,7 +34,7 @@ fn global_job() -> Service {
 /// A task of a job as an earlier leader may have left it.
 fn job_task(job: &Service, slot: u64, node: &str, state: TaskState, desired: TaskState) -> Task {
     let id = format!("t{slot}{node}");
-    Task { job_iteration: Some(Version { index: 0 }.into()), ..task(job, &id, slot, node, state, desired) }
+    Task { job_iteration: Some(Version { index: 0 }), ..task(job, &id, slot, node, state, desired) }
 }
 
 /// What the orchestrators alone make of these tasks.
@@ -104,7 +104,7 @@ fn a_new_job_gets_as_many_tasks_as_it_may_have_at_once() {
     assert_eq!(unique_slots(&tasks), (0..10).collect());
     for task in &tasks {
         assert_eq!((task.status.state(), task.desired_state()), (New, Complete));
-        assert_eq!(task.job_iteration.as_deref(), Some(&Version { index: 0 }));
+        assert_eq!(task.job_iteration, Some(Version { index: 0 }));
         assert_eq!(task.log_driver.as_ref().unwrap().name, "cluster");
     }
 }
@@ -163,7 +163,7 @@ fn a_new_iteration_removes_what_runs_and_begins_anew() {
     sim.update_service("job", |spec| spec.task.force_update += 1);
     sim.think();
     let (new, old): (Vec<_>, Vec<_>) =
-        sim.tasks("job").into_iter().partition(|t| t.job_iteration.as_deref() == Some(&Version { index: 1 }));
+        sim.tasks("job").into_iter().partition(|t| t.job_iteration == Some(Version { index: 1 }));
     assert_eq!(unique_slots(&new), (0..3).collect());
     let old: Vec<_> = old.iter().map(|t| (t.slot, t.status.state(), t.desired_state())).collect();
     let expected =
@@ -430,7 +430,7 @@ fn a_new_iteration_of_a_global_job_leaves_nothing_of_the_old_one() {
     sim.settle();
     let tasks = sim.tasks("job");
     assert_eq!(nodes_of(&tasks), ["n1", "n2", "n3"]);
-    assert!(tasks.iter().all(|t| t.job_iteration.as_deref() == Some(&Version { index: 1 })));
+    assert!(tasks.iter().all(|t| t.job_iteration == Some(Version { index: 1 })));
 }
 
 /// `orchestration.md` §20.2: in the original a node that comes gets its task with some other event of the service.
@@ -540,7 +540,7 @@ fn a_job_that_can_get_no_task_holds_up_no_other() {
             let id = format!("t{slot}");
             let iteration = Some(Version { index: 0 });
             let task = task(&crowded, &id, slot, "n1", Running, Complete);
-            tx.create(Task { job_iteration: iteration.map(Box::new), ..task }).unwrap();
+            tx.create(Task { job_iteration: iteration, ..task }).unwrap();
         }
         tx.create(nowhere.clone()).unwrap();
         others.iter().for_each(|other| drop(tx.create(other.clone()).unwrap()));

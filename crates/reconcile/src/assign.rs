@@ -198,7 +198,7 @@ impl Assignment {
             log_driver: task.log_driver.clone(),
             spec_version: task.spec_version,
             assigned_generic_resources: self.generic.clone(),
-            job_iteration: task.job_iteration.clone(),
+            job_iteration: task.job_iteration,
             volumes: task.volumes.clone(),
         }
     }

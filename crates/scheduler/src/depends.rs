@@ -114,7 +114,7 @@ fn uncompleted(tables: &Tables, service: &Service, wanted: Option<u64>) -> Optio
     let run = service.job_status.as_ref().map_or(0, |status| status.job_iteration.index);
     let (mut completed, mut open, mut failed) = (BTreeSet::new(), 0, 0);
     for task in tables.tasks().by_service(&service.id) {
-        if task.job_iteration.as_ref().map_or(0, |iteration| iteration.index) != run {
+        if task.job_iteration.map_or(0, |iteration| iteration.index) != run {
             continue;
         }
         match task.status.state() {

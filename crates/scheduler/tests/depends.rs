@@ -48,7 +48,7 @@ fn depend(world: &mut World, id: &str, order: &str) {
 
 fn of_run(run: u64) -> impl Fn(&mut Task) {
     move |task| {
-        task.job_iteration = Some(Version { index: run }.into());
+        task.job_iteration = Some(Version { index: run });
         task.desired_state = TaskState::Complete as i32;
     }
 }
@@ -122,17 +122,20 @@ fn running_is_less_than_healthy() {
     world.runs_on("a1", "n1");
 }
 
-#[test]
-fn a_job_is_waited_for_until_its_present_run_is_done() {
+/// A task `w1` of `web` waits for two completions of `job`.
+fn waiting_for_a_job() -> World {
     let mut world = World::new();
     world.nodes(&["n1"]);
-    service(
-        &mut world,
-        "job",
-        Mode::ReplicatedJob(ReplicatedJob { max_concurrent: 2, total_completions: 2 }),
-    );
+    let mode = ReplicatedJob { max_concurrent: 2, total_completions: 2 };
+    service(&mut world, "job", Mode::ReplicatedJob(mode));
     waiting(&mut world, "web", "job:completed");
     world.task("web", "w1", |_| {});
+    world
+}
+
+#[test]
+fn a_job_is_waited_for_until_its_present_run_is_done() {
+    let mut world = waiting_for_a_job();
     world.waits("w1", "waiting for service job (0 of 2 tasks completed)");
     world.tasks("job", &["j1", "j2"], of_run(0));
     world.report("j1", TaskState::Failed);
@@ -156,15 +159,7 @@ fn a_job_is_waited_for_until_its_present_run_is_done() {
 /// One that was to stop may complete all the same, and so does the one that took its place.
 #[test]
 fn a_slot_of_a_job_that_was_completed_twice_counts_once() {
-    let mut world = World::new();
-    world.nodes(&["n1"]);
-    service(
-        &mut world,
-        "job",
-        Mode::ReplicatedJob(ReplicatedJob { max_concurrent: 2, total_completions: 2 }),
-    );
-    waiting(&mut world, "web", "job:completed");
-    world.task("web", "w1", |_| {});
+    let mut world = waiting_for_a_job();
     let of_slot = |slot: u64| {
         move |task: &mut Task| {
             of_run(0)(task);

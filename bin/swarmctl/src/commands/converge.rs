@@ -275,7 +275,7 @@ mod tests {
         task.status.state = state as i32;
         task.status.err = err.into();
         task.desired_state = TaskState::Running as i32;
-        task.job_iteration = Some(Version { index: 0 }.into());
+        task.job_iteration = Some(Version { index: 0 });
         task.into()
     }
 

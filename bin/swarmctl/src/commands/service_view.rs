@@ -29,8 +29,7 @@ impl Count {
     pub(super) fn of(service: &Service, tasks: &[Shared<Task>], up: impl Fn(&Task) -> bool) -> Count {
         let iteration = iteration(service);
         let mut count = Count::default();
-        let of_job =
-            |task: &Task| iteration.is_none() || task.job_iteration.as_ref().map(|i| i.index) == iteration;
+        let of_job = |task: &Task| iteration.is_none() || task.job_iteration.map(|i| i.index) == iteration;
         for task in tasks.iter().filter(|t| t.service_id == service.id && of_job(t)) {
             let (state, desired) = (task.status.state(), task.desired_state());
             count.running += usize::from(state == TaskState::Running && up(task));
@@ -344,7 +343,7 @@ id-native      native      sleep        0/1
             let mut task = Task { service_id: service.id.as_str().into(), ..Default::default() };
             task.status.state = state as i32;
             task.desired_state = TaskState::Complete as i32;
-            task.job_iteration = Some(Version { index: iteration }.into());
+            task.job_iteration = Some(Version { index: iteration });
             Shared::from(task)
         };
         let (running, complete) = (TaskState::Running, TaskState::Complete);

@@ -1015,41 +1015,21 @@ impl ::prost::Message for TaskStatus {
         buf: &mut impl ::prost::bytes::Buf,
         ctx: ::prost::encoding::DecodeContext,
     ) -> ::core::result::Result<(), ::prost::DecodeError> {
-        match tag {
-            1u32 => ::prost::encoding::message::merge(wire_type, self.timestamp.get_or_insert_with(Default::default), buf, ctx).map_err(|mut error| {
-                error.push("TaskStatus", "timestamp");
-                error
-            }),
-            2u32 => ::prost::encoding::int32::merge(wire_type, &mut self.state, buf, ctx).map_err(|mut error| {
-                error.push("TaskStatus", "state");
-                error
-            }),
-            3u32 => crate::text::merge(wire_type, &mut self.message, buf, ctx).map_err(|mut error| {
-                error.push("TaskStatus", "message");
-                error
-            }),
-            4u32 => crate::text::merge(wire_type, &mut self.err, buf, ctx).map_err(|mut error| {
-                error.push("TaskStatus", "err");
-                error
-            }),
-            5u32 => task_status::RuntimeStatus::merge(&mut self.runtime_status, tag, wire_type, buf, ctx).map_err(|mut error| {
-                error.push("TaskStatus", "runtime_status");
-                error
-            }),
-            6u32 => ::prost::encoding::message::merge(wire_type, self.port_status.get_or_insert_with(Default::default), buf, ctx).map_err(|mut error| {
-                error.push("TaskStatus", "port_status");
-                error
-            }),
-            7u32 => crate::text::merge(wire_type, &mut self.applied_by, buf, ctx).map_err(|mut error| {
-                error.push("TaskStatus", "applied_by");
-                error
-            }),
-            8u32 => ::prost::encoding::message::merge(wire_type, self.applied_at.get_or_insert_with(Default::default), buf, ctx).map_err(|mut error| {
-                error.push("TaskStatus", "applied_at");
-                error
-            }),
-            _ => ::prost::encoding::skip_field(wire_type, tag, buf, ctx),
-        }
+        let (field, read) = match tag {
+            1u32 => ("timestamp", ::prost::encoding::message::merge(wire_type, self.timestamp.get_or_insert_with(Default::default), buf, ctx)),
+            2u32 => ("state", ::prost::encoding::int32::merge(wire_type, &mut self.state, buf, ctx)),
+            3u32 => ("message", crate::text::merge(wire_type, &mut self.message, buf, ctx)),
+            4u32 => ("err", crate::text::merge(wire_type, &mut self.err, buf, ctx)),
+            5u32 => ("runtime_status", task_status::RuntimeStatus::merge(&mut self.runtime_status, tag, wire_type, buf, ctx)),
+            6u32 => ("port_status", ::prost::encoding::message::merge(wire_type, self.port_status.get_or_insert_with(Default::default), buf, ctx)),
+            7u32 => ("applied_by", crate::text::merge(wire_type, &mut self.applied_by, buf, ctx)),
+            8u32 => ("applied_at", ::prost::encoding::message::merge(wire_type, self.applied_at.get_or_insert_with(Default::default), buf, ctx)),
+            _ => return ::prost::encoding::skip_field(wire_type, tag, buf, ctx),
+        };
+        read.map_err(|mut error: ::prost::DecodeError| {
+            error.push("TaskStatus", field);
+            error
+        })
     }
     fn encoded_len(&self) -> usize {
         self.timestamp.as_ref().map_or(0, |value| ::prost::encoding::message::encoded_len(1u32, value))
@@ -4742,7 +4722,7 @@ pub struct Task {
     /// Named resources actually taken on the node.
     pub assigned_generic_resources: ::prost::alloc::vec::Vec<GenericResource>,
     /// Only for jobs.
-    pub job_iteration: ::core::option::Option<::prost::alloc::boxed::Box<Version>>,
+    pub job_iteration: ::core::option::Option<Version>,
     /// New since 20.10; cluster volumes chosen by the scheduler.
     pub volumes: ::prost::alloc::vec::Vec<VolumeAttachment>,
 }
@@ -4799,77 +4779,30 @@ impl ::prost::Message for Task {
         buf: &mut impl ::prost::bytes::Buf,
         ctx: ::prost::encoding::DecodeContext,
     ) -> ::core::result::Result<(), ::prost::DecodeError> {
-        match tag {
-            1u32 => crate::text::merge(wire_type, &mut self.id, buf, ctx).map_err(|mut error| {
-                error.push("Task", "id");
-                error
-            }),
-            2u32 => ::prost::encoding::message::merge(wire_type, &mut self.meta, buf, ctx).map_err(|mut error| {
-                error.push("Task", "meta");
-                error
-            }),
-            3u32 => ::prost::encoding::message::merge(wire_type, &mut self.spec, buf, ctx).map_err(|mut error| {
-                error.push("Task", "spec");
-                error
-            }),
-            4u32 => crate::text::merge(wire_type, &mut self.service_id, buf, ctx).map_err(|mut error| {
-                error.push("Task", "service_id");
-                error
-            }),
-            5u32 => ::prost::encoding::uint64::merge(wire_type, &mut self.slot, buf, ctx).map_err(|mut error| {
-                error.push("Task", "slot");
-                error
-            }),
-            6u32 => crate::text::merge(wire_type, &mut self.node_id, buf, ctx).map_err(|mut error| {
-                error.push("Task", "node_id");
-                error
-            }),
-            7u32 => ::prost::encoding::message::merge(wire_type, &mut self.annotations, buf, ctx).map_err(|mut error| {
-                error.push("Task", "annotations");
-                error
-            }),
-            8u32 => ::prost::encoding::message::merge(wire_type, &mut self.service_annotations, buf, ctx).map_err(|mut error| {
-                error.push("Task", "service_annotations");
-                error
-            }),
-            9u32 => ::prost::encoding::message::merge(wire_type, &mut self.status, buf, ctx).map_err(|mut error| {
-                error.push("Task", "status");
-                error
-            }),
-            10u32 => ::prost::encoding::int32::merge(wire_type, &mut self.desired_state, buf, ctx).map_err(|mut error| {
-                error.push("Task", "desired_state");
-                error
-            }),
-            11u32 => ::prost::encoding::message::merge_repeated(wire_type, &mut self.networks, buf, ctx).map_err(|mut error| {
-                error.push("Task", "networks");
-                error
-            }),
-            12u32 => ::prost::encoding::message::merge(wire_type, self.endpoint.get_or_insert_with(Default::default), buf, ctx).map_err(|mut error| {
-                error.push("Task", "endpoint");
-                error
-            }),
-            13u32 => ::prost::encoding::message::merge(wire_type, self.log_driver.get_or_insert_with(Default::default), buf, ctx).map_err(|mut error| {
-                error.push("Task", "log_driver");
-                error
-            }),
-            14u32 => ::prost::encoding::message::merge(wire_type, self.spec_version.get_or_insert_with(Default::default), buf, ctx).map_err(|mut error| {
-                error.push("Task", "spec_version");
-                error
-            }),
-            15u32 => ::prost::encoding::message::merge_repeated(wire_type, &mut self.assigned_generic_resources, buf, ctx).map_err(|mut error| {
-                error.push("Task", "assigned_generic_resources");
-                error
-            }),
-            16u32 => ::prost::encoding::message::merge(wire_type, self.job_iteration.get_or_insert_with(Default::default), buf, ctx).map_err(|mut error| {
-                error.push("Task", "job_iteration");
-                error
-            }),
-            17u32 => ::prost::encoding::message::merge_repeated(wire_type, &mut self.volumes, buf, ctx).map_err(|mut error| {
-                error.push("Task", "volumes");
-                error
-            }),
-            _ => ::prost::encoding::skip_field(wire_type, tag, buf, ctx),
-        }
+        let (field, read) = match tag {
+            1u32 => ("id", crate::text::merge(wire_type, &mut self.id, buf, ctx)),
+            2u32 => ("meta", ::prost::encoding::message::merge(wire_type, &mut self.meta, buf, ctx)),
+            3u32 => ("spec", ::prost::encoding::message::merge(wire_type, &mut self.spec, buf, ctx)),
+            4u32 => ("service_id", crate::text::merge(wire_type, &mut self.service_id, buf, ctx)),
+            5u32 => ("slot", ::prost::encoding::uint64::merge(wire_type, &mut self.slot, buf, ctx)),
+            6u32 => ("node_id", crate::text::merge(wire_type, &mut self.node_id, buf, ctx)),
+            7u32 => ("annotations", ::prost::encoding::message::merge(wire_type, &mut self.annotations, buf, ctx)),
+            8u32 => ("service_annotations", ::prost::encoding::message::merge(wire_type, &mut self.service_annotations, buf, ctx)),
+            9u32 => ("status", ::prost::encoding::message::merge(wire_type, &mut self.status, buf, ctx)),
+            10u32 => ("desired_state", ::prost::encoding::int32::merge(wire_type, &mut self.desired_state, buf, ctx)),
+            11u32 => ("networks", ::prost::encoding::message::merge_repeated(wire_type, &mut self.networks, buf, ctx)),
+            12u32 => ("endpoint", ::prost::encoding::message::merge(wire_type, self.endpoint.get_or_insert_with(Default::default), buf, ctx)),
+            13u32 => ("log_driver", ::prost::encoding::message::merge(wire_type, self.log_driver.get_or_insert_with(Default::default), buf, ctx)),
+            14u32 => ("spec_version", ::prost::encoding::message::merge(wire_type, self.spec_version.get_or_insert_with(Default::default), buf, ctx)),
+            15u32 => ("assigned_generic_resources", ::prost::encoding::message::merge_repeated(wire_type, &mut self.assigned_generic_resources, buf, ctx)),
+            16u32 => ("job_iteration", ::prost::encoding::message::merge(wire_type, self.job_iteration.get_or_insert_with(Default::default), buf, ctx)),
+            17u32 => ("volumes", ::prost::encoding::message::merge_repeated(wire_type, &mut self.volumes, buf, ctx)),
+            _ => return ::prost::encoding::skip_field(wire_type, tag, buf, ctx),
+        };
+        read.map_err(|mut error: ::prost::DecodeError| {
+            error.push("Task", field);
+            error
+        })
     }
     fn encoded_len(&self) -> usize {
         crate::text::encoded_len(1u32, &self.id)

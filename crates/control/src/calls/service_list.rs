@@ -57,7 +57,7 @@ fn status(tables: &Tables, id: String) -> ServiceStatus {
         _ => {}
     }
     let job = matches!(mode, Some(Mode::ReplicatedJob(_) | Mode::GlobalJob(_)));
-    let current = |task: &Task| !job || task.job_iteration.as_ref().map(|v| v.index) == iteration.or(Some(0));
+    let current = |task: &Task| !job || task.job_iteration.map(|v| v.index) == iteration.or(Some(0));
     for task in tables.tasks().by_service(&status.service_id).filter(|task| current(task)) {
         let (observed, desired) = (task.status.state(), task.desired_state());
         status.running_tasks += u64::from(observed == TaskState::Running);

@@ -26,7 +26,7 @@ pub(crate) fn may_run(task: &Task) -> bool {
 
 pub(crate) fn is_current(service: &Service, task: &Task) -> bool {
     let iteration = service.job_status.as_ref().map(|s| s.job_iteration);
-    task.job_iteration.as_deref().copied() == iteration
+    task.job_iteration == iteration
 }
 
 /// The slot of a task, or the node where that takes its place.

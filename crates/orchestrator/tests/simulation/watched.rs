@@ -218,8 +218,7 @@ fn not_yet(tables: &Tables, service: &Service) -> Option<String> {
             .get(name)
             .map(|s| (s.spec.mode, s.job_status.as_ref().map(|j| j.job_iteration)));
         let Some((mode, run)) = other else { return Some(format!("{name} is not there")) };
-        let of_run: Vec<_> =
-            tables.tasks().by_service(name).filter(|t| t.job_iteration.as_deref().copied() == run).collect();
+        let of_run: Vec<_> = tables.tasks().by_service(name).filter(|t| t.job_iteration == run).collect();
         let places = |state: TaskState| {
             let there = of_run.iter().filter(|t| t.status.state() == state);
             let wanted = there.filter(|t| state == TaskState::Complete || t.desired_state() == state);
@@ -257,8 +256,7 @@ impl Log {
         let tasks = ids.filter_map(|id| tables.tasks().get(id));
         let mut fresh = Vec::new();
         for task in tasks {
-            let what =
-                (task.service_id.to_string(), task.job_iteration.as_deref().copied(), task.spec.clone());
+            let what = (task.service_id.to_string(), task.job_iteration, task.spec.clone());
             let Some(service) = tables.services().get(&task.service_id) else { continue };
             if !self.started.contains(&what)
                 && let Some(why) = not_yet(tables, service)

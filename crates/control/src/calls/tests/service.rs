@@ -415,7 +415,7 @@ async fn statuses_are_counted_in_the_order_asked_for() {
         service_id: service.into(),
         status: TaskStatus { state: state as i32, ..Default::default() },
         desired_state: desired as i32,
-        job_iteration: Some(Version { index: iteration }.into()),
+        job_iteration: Some(Version { index: iteration }),
         ..Default::default()
     };
     use TaskState::{Complete, Failed, Running, Shutdown};
