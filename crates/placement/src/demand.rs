@@ -23,7 +23,7 @@ pub struct Demand {
 impl Demand {
     /// What a task asks for.
     pub fn of(task: &Task) -> Demand {
-        let (nano_cpus, memory_bytes) = reserved(&task.spec);
+        let Reserved { nano_cpus, memory_bytes } = Reserved::of(&task.spec);
         let generic = Request::new(reserved_generic(&task.spec));
         Demand { nano_cpus, memory_bytes, generic, ports: Demand::ports_of(task) }
     }
@@ -45,8 +45,8 @@ impl Demand {
 /// What a task holds on a node, as it is entered in the node's account and taken out again.
 #[derive(Debug, Clone, Copy)]
 pub struct Holding<'a> {
-    /// The task's spec.
-    pub spec: &'a TaskSpec,
+    /// What its spec reserves.
+    pub reserved: Reserved,
     /// The task's endpoint.
     pub endpoint: Option<&'a Endpoint>,
     /// The generic resources that were chosen for it.
@@ -58,14 +58,29 @@ pub struct Holding<'a> {
 impl<'a> Holding<'a> {
     /// What a task that is wanted holds, with the generic resources that were chosen for it.
     pub fn of(task: &'a Task, generic: &'a [GenericResource]) -> Holding<'a> {
-        Holding { spec: &task.spec, endpoint: task.endpoint.as_deref(), generic, active: true }
+        let reserved = Reserved::of(&task.spec);
+        Holding { reserved, endpoint: task.endpoint.as_deref(), generic, active: true }
     }
 }
 
-/// CPU and memory that a spec reserves; negative numbers reserve nothing.
-pub(crate) fn reserved(spec: &TaskSpec) -> (i64, i64) {
-    let reservations = spec.resources.as_ref().and_then(|r| r.reservations.as_ref());
-    reservations.map_or((0, 0), |r| (r.nano_cpus.max(0), r.memory_bytes.max(0)))
+/// CPU and memory that a spec reserves.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Reserved {
+    /// In billionths of a core; not below zero.
+    pub nano_cpus: i64,
+    /// In bytes; not below zero.
+    pub memory_bytes: i64,
+}
+
+impl Reserved {
+    /// What a spec says; negative numbers reserve nothing.
+    pub fn of(spec: &TaskSpec) -> Reserved {
+        let reservations = spec.resources.as_ref().and_then(|r| r.reservations.as_ref());
+        reservations.map_or(Reserved::default(), |r| Reserved {
+            nano_cpus: r.nano_cpus.max(0),
+            memory_bytes: r.memory_bytes.max(0),
+        })
+    }
 }
 
 fn reserved_generic(spec: &TaskSpec) -> &[GenericResource] {

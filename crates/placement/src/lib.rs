@@ -19,7 +19,7 @@ mod node;
 mod platform;
 
 pub use constraint::{Constraint, ConstraintError, Key, all_hold, constraints_of};
-pub use demand::{Demand, Holding, HostPort};
+pub use demand::{Demand, Holding, HostPort, Reserved};
 pub use failures::{FAILURE_LIMIT, FAILURE_WINDOW, Failures};
 pub use generic::{GenericError, Ledger, Request};
 pub use node::NodeInfo;

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use swarm_api::Shared;
 use swarm_api::v1::{GenericResource, Node};
 
-use crate::demand::{Demand, Holding, HostPort, host_ports, reserved};
+use crate::demand::{Demand, Holding, HostPort, host_ports};
 use crate::failures::Failures;
 use crate::generic::Ledger;
 
@@ -92,9 +92,8 @@ impl NodeInfo {
 
     /// Enters a task whose generic resources are held already.
     pub fn add_claimed(&mut self, holding: Holding<'_>) {
-        let (cpu, memory) = reserved(holding.spec);
-        self.cpu.held += i128::from(cpu);
-        self.memory.held += i128::from(memory);
+        self.cpu.held += i128::from(holding.reserved.nano_cpus);
+        self.memory.held += i128::from(holding.reserved.memory_bytes);
         for port in host_ports(holding.endpoint) {
             *self.ports.entry(port).or_default() += 1;
         }
@@ -105,9 +104,8 @@ impl NodeInfo {
 
     /// Takes out a task exactly as it was entered.
     pub fn remove(&mut self, holding: Holding<'_>) {
-        let (cpu, memory) = reserved(holding.spec);
-        self.cpu.held -= i128::from(cpu);
-        self.memory.held -= i128::from(memory);
+        self.cpu.held -= i128::from(holding.reserved.nano_cpus);
+        self.memory.held -= i128::from(holding.reserved.memory_bytes);
         self.generic.release(holding.generic);
         for port in host_ports(holding.endpoint) {
             if let Some(users) = self.ports.get_mut(&port) {

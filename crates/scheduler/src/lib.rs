@@ -21,6 +21,7 @@ mod enforcer;
 mod facets;
 mod filter;
 mod nodes;
+mod places;
 mod pools;
 mod preempt;
 #[cfg(test)]

@@ -24,9 +24,9 @@ use swarm_store::{Event, Tables};
 use crate::ended::PREEMPTED;
 use crate::filter::Requirements;
 use crate::nodes::Slot;
+use crate::places::{At, Claim};
 use crate::queue::GroupNo;
 use crate::scheduler::Pass;
-use crate::track::{At, Claim};
 use crate::verdict::Verdict;
 
 /// Nodes that are looked at for one task.

@@ -19,7 +19,8 @@ use swarm_store::{Event, Tables};
 
 use crate::Scheduler;
 use crate::ended::{REJECTED_BY_CONSTRAINTS, held_for};
-use crate::track::{At, State};
+use crate::places::At;
+use crate::track::State;
 
 /// Something that happens in a cluster. Numbers choose among what there is.
 #[derive(Debug, Clone)]

@@ -13,8 +13,8 @@ use swarm_store::Tables;
 
 use crate::filter::Requirements;
 use crate::nodes::Slot;
+use crate::places::{Load, Loads, PlaceNo};
 use crate::services::{ServiceNo, Services};
-use crate::track::Load;
 use crate::verdict::{Tally, Verdict};
 
 /// Number of a group. It is given again when no task of the group waits any more.
@@ -44,6 +44,8 @@ pub(crate) enum Seen {
         load: Arc<Load>,
         /// What it takes in a log entry at most.
         bytes: u32,
+        /// Its place.
+        at: PlaceNo,
     },
     /// It has been looked at, and waits.
     Known(Shared<Task>),
@@ -254,14 +256,22 @@ impl Group {
     }
 }
 
+/// A task whose group was asked for.
+#[derive(Debug)]
+struct Last {
+    task: Shared<Task>,
+    group: GroupNo,
+    load: Arc<Load>,
+}
+
 /// All groups.
 #[derive(Debug, Default)]
 pub(crate) struct Groups {
     by_key: BTreeMap<GroupKey, GroupNo>,
     all: Vec<Option<Group>>,
     unused: Vec<GroupNo>,
-    /// By service and version, a task whose group was asked for last, and the group: the next one is often of its kind.
-    last: FastMap<u64, (Shared<Task>, GroupNo)>,
+    /// By service and version, the task whose group was asked for last: the next one is often of its kind.
+    last: FastMap<u64, Last>,
     /// Groups to be looked at.
     noted: Vec<GroupNo>,
     /// Groups that have been looked at, and wait.
@@ -269,14 +279,22 @@ pub(crate) struct Groups {
 }
 
 impl Groups {
-    /// The group of a task; made if need be.
-    pub(crate) fn of(&mut self, task: &Shared<Task>, services: &mut Services) -> GroupNo {
+    /// The group of a task, made if need be, and the task's load.
+    pub(crate) fn of(
+        &mut self,
+        task: &Shared<Task>,
+        loads: &mut Loads,
+        services: &mut Services,
+    ) -> (GroupNo, Arc<Load>) {
         let version = task.spec_version.filter(|_| !task.service_id.is_empty()).map(|v| v.index);
         let kind = kind(&task.service_id, version);
-        if let Some((last, no)) = self.last.get(&kind)
-            && are_alike(last, task)
+        if let Some(last) = self.last.get(&kind)
+            && are_alike(&last.task, task)
         {
-            return *no;
+            // Without a version they are alike in all that they take.
+            let same = version.is_none() || last.load.is_plainly_of(task);
+            let load = if same { last.load.clone() } else { loads.of(&task.spec, task.endpoint.as_ref()) };
+            return (last.group, load);
         }
         let requirements = version.is_none().then(|| Arc::new(Requirements::of(task)));
         let key = GroupKey {
@@ -314,8 +332,9 @@ impl Groups {
                 no
             }
         };
-        self.last.insert(kind, (task.clone(), no));
-        no
+        let load = loads.of(&task.spec, task.endpoint.as_ref());
+        self.last.insert(kind, Last { task: task.clone(), group: no, load: load.clone() });
+        (no, load)
     }
 
     /// The group, unless it is taken out.
@@ -350,7 +369,7 @@ impl Groups {
         self.by_key.remove(&group.key);
         self.known.remove(&no);
         let kind = kind(&group.key.service, group.key.version);
-        if self.last.get(&kind).is_some_and(|(_, last)| *last == no) {
+        if self.last.get(&kind).is_some_and(|last| last.group == no) {
             self.last.remove(&kind);
         }
         self.unused.push(no);

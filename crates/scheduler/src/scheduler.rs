@@ -8,7 +8,6 @@ use std::time::SystemTime;
 use swarm_api::hash::FastMap;
 use swarm_api::v1::{GenericResource, Task, TaskState};
 use swarm_api::{Kind, Object, Shared, Text, text};
-use swarm_placement::Holding;
 use swarm_reconcile::{
     Assignment, Assignments, Ctx, Decision, Group as Change, Guard, Now, Outcome, Patch, Reconciler, Refused,
     Settled, Write,
@@ -17,11 +16,12 @@ use swarm_store::{Event, Tables};
 
 use crate::filter::Requirements;
 use crate::nodes::{Nodes, Slot};
+use crate::places::{At, Load, Placed};
 use crate::preempt::{allows_more, changes_priority, policy_of};
 use crate::queue::{Group, GroupNo, Place, Seen};
 use crate::services::ServiceNo;
 use crate::spread::Chooser;
-use crate::track::{At, Load, Placed, State};
+use crate::track::State;
 use crate::verdict::{Tally, Verdict};
 use crate::volumes;
 
@@ -30,6 +30,8 @@ static CONFIRMED: Text = text!("scheduler confirmed task can run on preassigned 
 
 /// Tasks that are put on nodes in one pass, about: what is decided and not written yet takes memory.
 const MOST: usize = 1 << 18;
+/// So many tasks are looked at ahead of those that are taken note of.
+const AHEAD: usize = 16;
 /// Assignments in one list.
 const LIST: usize = 1024;
 /// Bytes that the assignments of a list take at most, unless one alone takes more.
@@ -96,7 +98,10 @@ impl Reconciler for Scheduler {
     fn observe(&mut self, ctx: &mut Ctx<'_>, events: &[Event], tables: &Tables) {
         let is_new = |event: &&Event| matches!(event, Event::Created(Object::Task(_)));
         self.state.places.reserve(events.iter().filter(is_new).count());
-        for event in events {
+        for (event, at) in events.iter().zip(0..) {
+            if at % AHEAD == 0 {
+                look(&events[at..events.len().min(at + AHEAD)]);
+            }
             self.state.gates.observe(event);
             match event.kind() {
                 Kind::Task => match event.new() {
@@ -182,6 +187,17 @@ impl Reconciler for Scheduler {
             self.state.pass_settled(&ctx.now, pass, tables);
         }
     }
+}
+
+/// Looks at tasks, so that the processor has them: it waits for memory once for all of them.
+fn look(events: &[Event]) {
+    let number = |event: &Event| match event {
+        Event::Created(Object::Task(task)) | Event::Updated { new: Object::Task(task), .. } => {
+            task.status.state as usize + task.desired_state as usize + task.networks.len() + task.id.len()
+        }
+        _ => 0,
+    };
+    std::hint::black_box(events.iter().map(number).fold(0, usize::wrapping_add));
 }
 
 /// Cuts assignments into lists. They are in the order of rows, so that each list touches few places of the store.
@@ -391,12 +407,16 @@ impl Pass<'_> {
                 left.push((place, seen));
                 continue;
             }
-            let Some(at) = places.get_mut(&place.1) else { continue };
+            let at = match &seen {
+                Seen::Fresh { at, .. } => places.at(*at, &place.1),
+                Seen::Known(_) => places.get_mut(&place.1),
+            };
+            let Some(at) = at else { continue };
             if !matches!(at, At::Waiting(known, slot) if (*known, *slot) == (no, place.0)) {
                 continue;
             }
             let (load, bytes) = match &seen {
-                Seen::Fresh { load, bytes } => (load.clone(), *bytes as usize),
+                Seen::Fresh { load, bytes, .. } => (load.clone(), *bytes as usize),
                 Seen::Known(task) => (loads.of(&task.spec, task.endpoint.as_ref()), sizer.bytes_of(task)),
             };
             let mut chosen = None;
@@ -589,11 +609,10 @@ fn enter(
         let node = nodes.get(slot);
         let volumes = nodes.volumes.choose(&requirements.volumes, node.info.node());
         let (node, volumes) = (node.id.clone(), volumes.unwrap_or_default());
-        nodes.volumes.enter(id, &node, &load.spec, &volumes);
+        nodes.volumes.enter(id, &node, load.spec(), &volumes);
     }
     let info = &mut nodes.get_mut(slot).info;
     let generic = info.claim(&requirements.demand).expect("a node that fits has what is asked of it");
-    let endpoint = load.endpoint.as_deref();
-    nodes.enter(slot, service, Holding { spec: &load.spec, endpoint, generic: &generic, active: true }, true);
+    nodes.enter(slot, service, load.holding(&generic, true), true);
     generic
 }

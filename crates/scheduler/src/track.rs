@@ -3,150 +3,22 @@
 //! Every change ends in the same question, asked of the tables as they are: where does this task, or this node,
 //! belong? So it does not matter whether changes come one by one, several at once, twice, or all at the beginning.
 
-use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 use std::time::Duration;
 
-use swarm_api::hash::{FastMap, FastSet};
-use swarm_api::v1::{Endpoint, GenericResource, Node, Service, Task, TaskSpec, TaskState, service_spec};
+use swarm_api::hash::FastSet;
+use swarm_api::v1::{Node, Service, Task, TaskState, service_spec};
 use swarm_api::{Shared, Text};
-use swarm_placement::{FAILURE_LIMIT, FAILURE_WINDOW, Holding};
+use swarm_placement::{FAILURE_LIMIT, FAILURE_WINDOW};
 use swarm_reconcile::{Now, Sizer};
 use swarm_store::Tables;
 
 use crate::depends::Gates;
 use crate::ended::{failed_ago, held_for};
-use crate::filter::Requirements;
 use crate::nodes::{Nodes, Slot};
+use crate::places::{At, Claim, Loads, Placed, Places};
 use crate::pools::Index;
 use crate::queue::{GroupNo, Groups, Seen, Telling};
-use crate::services::ServiceNo;
-
-/// What tasks take on their nodes beside generic resources; many tasks share one.
-#[derive(Debug, PartialEq)]
-pub(crate) struct Load {
-    pub(crate) spec: Shared<TaskSpec>,
-    pub(crate) endpoint: Option<Shared<Endpoint>>,
-}
-
-/// A task in the account of a node. There may be millions of them.
-#[derive(Debug)]
-pub(crate) struct Placed {
-    pub(crate) slot: u32,
-    /// The node's; if the slot has another one now, the node is gone.
-    pub(crate) epoch: u32,
-    pub(crate) service: ServiceNo,
-    /// The pass in which it was assigned; 0 if that is written already, or was done by others.
-    pub(crate) pass: u32,
-    pub(crate) load: Arc<Load>,
-    pub(crate) generic: Box<[GenericResource]>,
-    pub(crate) active: bool,
-    /// It came with its node: its failures do not count against the node.
-    pub(crate) bound: bool,
-    /// It has ended by word of a manager, and may run for a while.
-    pub(crate) held: bool,
-}
-
-impl Placed {
-    /// A task that the scheduler puts on a node.
-    pub(crate) fn new(
-        nodes: &Nodes,
-        slot: Slot,
-        service: ServiceNo,
-        load: Arc<Load>,
-        generic: Vec<GenericResource>,
-        pass: u32,
-    ) -> Placed {
-        let epoch = nodes.get(slot).epoch;
-        Placed {
-            slot: slot as u32,
-            epoch,
-            service,
-            pass,
-            load,
-            generic: generic.into(),
-            active: true,
-            bound: false,
-            held: false,
-        }
-    }
-
-    pub(crate) fn slot(&self) -> Slot {
-        self.slot as Slot
-    }
-
-    /// A manager declared it ended, and it may still run.
-    pub(crate) fn is_held(&self) -> bool {
-        self.held
-    }
-
-    pub(crate) fn holding(&self) -> Holding<'_> {
-        Holding {
-            spec: &self.load.spec,
-            endpoint: self.load.endpoint.as_deref(),
-            generic: &self.generic,
-            active: self.active,
-        }
-    }
-
-    /// The node is still there.
-    pub(crate) fn is_on(&self, nodes: &Nodes) -> bool {
-        nodes.get(self.slot()).epoch == self.epoch
-    }
-}
-
-/// Where a task is.
-#[derive(Debug)]
-pub(crate) enum At {
-    /// Waits for a node, in this group; its own slot.
-    Waiting(GroupNo, u64),
-    /// Waits for its own node.
-    Bound(Text),
-    /// Waits no more, and was never on a node; its service.
-    Stopping(Text),
-    /// In a node's account.
-    Placed(Placed),
-    /// In the account of a node where it will have room when others have stopped.
-    Claimed(Box<(Placed, Shared<Task>, Claim)>),
-}
-
-/// A task's claim on room that is to become free.
-#[derive(Debug)]
-pub(crate) struct Claim {
-    pub(crate) slot: Slot,
-    /// When it is given up.
-    pub(crate) until: Duration,
-    pub(crate) requirements: Arc<Requirements>,
-}
-
-/// Loads that are in use.
-#[derive(Debug, Default)]
-pub(crate) struct Loads {
-    known: FastMap<(usize, usize), Arc<Load>>,
-    purge_at: usize,
-}
-
-impl Loads {
-    /// The load of tasks with this spec and endpoint.
-    pub(crate) fn of(&mut self, spec: &Shared<TaskSpec>, endpoint: Option<&Shared<Endpoint>>) -> Arc<Load> {
-        // The load keeps both alive, so that their addresses are theirs.
-        let key = (
-            std::ptr::from_ref::<TaskSpec>(spec) as usize,
-            endpoint.map_or(0, |endpoint| std::ptr::from_ref::<Endpoint>(endpoint) as usize),
-        );
-        if let Some(load) = self.known.get(&key) {
-            return load.clone();
-        }
-        if self.known.len() >= self.purge_at {
-            self.known.retain(|_, load| Arc::strong_count(load) > 1);
-            self.purge_at = 2 * self.known.len() + 1024;
-        }
-        let load = Arc::new(Load { spec: spec.clone(), endpoint: endpoint.cloned() });
-        self.known.insert(key, load.clone());
-        load
-    }
-}
 
 /// Where a task belongs.
 enum Belongs {
@@ -163,7 +35,7 @@ enum Belongs {
 pub(crate) struct State {
     pub(crate) nodes: Nodes,
     pub(crate) index: Index,
-    pub(crate) places: FastMap<Text, At>,
+    pub(crate) places: Places,
     pub(crate) loads: Loads,
     pub(crate) sizer: Sizer,
     pub(crate) groups: Groups,
@@ -291,7 +163,7 @@ impl State {
         if self.in_flight.is_empty() {
             return false;
         }
-        let Some((id, At::Placed(placed))) = self.places.get_key_value(id) else { return false };
+        let Some((id, At::Placed(placed))) = self.places.entry(id) else { return false };
         match self.in_flight.get_mut(&placed.pass) {
             Some(looked_at) if placed.is_on(&self.nodes) => {
                 looked_at.push(id.clone());
@@ -328,12 +200,11 @@ impl State {
 
     /// Ends a claim, and gives back the task, which is nowhere now.
     pub(crate) fn take_claim(&mut self, id: &str) -> Option<(Shared<Task>, Claim)> {
-        let (id, at) = self.places.remove_entry(id)?;
-        self.claimed.remove(&id);
-        let At::Claimed(claimed) = at else {
-            self.places.insert(id, at);
+        if !matches!(self.places.get(id), Some(At::Claimed(_))) {
             return None;
-        };
+        }
+        let (id, At::Claimed(claimed)) = self.places.remove(id)? else { return None };
+        self.claimed.remove(&id);
         let (placed, task, claim) = *claimed;
         if placed.is_on(&self.nodes) {
             self.nodes.leave(placed.slot(), placed.service, placed.holding());
@@ -372,31 +243,24 @@ impl State {
             return;
         }
         let id = task.id.clone();
-        let mut place = self.places.entry(id.clone());
-        if let Entry::Occupied(known) = &mut place
-            && let At::Claimed(claimed) = known.get_mut()
+        if !self.claimed.is_empty()
+            && let Some(At::Claimed(claimed)) = self.places.get_mut(&id)
         {
             claimed.1 = task.clone();
             return;
         }
-        let no = self.groups.of(task, &mut self.nodes.services);
-        let is_new = match place {
-            Entry::Vacant(place) => {
-                place.insert(At::Waiting(no, task.slot));
-                true
-            }
-            Entry::Occupied(known) => {
-                let here = (no, task.slot);
-                let was_here = matches!(known.get(), At::Waiting(no, slot) if (*no, *slot) == here);
-                if !was_here {
-                    self.forget(&id);
-                    self.places.insert(id.clone(), At::Waiting(no, task.slot));
-                }
-                !was_here
+        let (no, load) = self.groups.of(task, &mut self.loads, &mut self.nodes.services);
+        let here = || At::Waiting(no, task.slot);
+        let was_here = |at: Option<&At>| matches!(at, Some(At::Waiting(known, slot)) if (*known, *slot) == (no, task.slot));
+        let (at, is_new) = match self.places.enter(&id, here) {
+            (at, None) => (at, true),
+            (at, Some(_)) if was_here(self.places.get(&id)) => (at, false),
+            _ => {
+                self.forget(&id);
+                (self.places.insert(id.clone(), here()), true)
             }
         };
-        let load = self.loads.of(&task.spec, task.endpoint.as_ref());
-        let fresh = Seen::Fresh { load, bytes: self.sizer.bytes_of(task) as u32 };
+        let fresh = Seen::Fresh { load, bytes: self.sizer.bytes_of(task) as u32, at };
         if let Some(group) = self.groups.get_mut(no) {
             group.put((task.slot, id), task, fresh, is_new);
             self.groups.note(no);
@@ -455,8 +319,7 @@ impl State {
             let same = known.slot() == slot
                 && known.is_on(&self.nodes)
                 && *known.generic == *task.assigned_generic_resources
-                && known.load.spec == task.spec
-                && known.load.endpoint == task.endpoint
+                && known.load.is_of(task)
                 && *self.nodes.volumes.of(&task.id) == *task.volumes;
             if same {
                 known.pass = 0;
@@ -482,7 +345,7 @@ impl State {
 
     /// A task is held until then, or not any more. Seen again later, a hold must not end later: the first look counts.
     fn set_until(&mut self, task: &str, until: Option<Duration>) {
-        let Some((id, _)) = self.places.get_key_value(task) else { return };
+        let Some((id, _)) = self.places.entry(task) else { return };
         let id = id.clone();
         let Some(At::Placed(placed)) = self.places.get_mut(task) else { return };
         if placed.held == until.is_some() {
@@ -510,7 +373,7 @@ impl State {
             self.take_claim(id);
             return;
         }
-        let Some((id, at)) = self.places.remove_entry(id) else { return };
+        let Some((id, at)) = self.places.remove(id) else { return };
         match at {
             At::Claimed(_) => {}
             At::Waiting(no, slot) => {

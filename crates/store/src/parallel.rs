@@ -1,11 +1,18 @@
 //! Work on many objects, on two threads.
 
 use std::cmp::Ordering;
+use std::sync::LazyLock;
 
 use parking_lot::Mutex;
+use rayon_core::{ThreadPool, ThreadPoolBuilder};
 
 /// Work on fewer objects than this is not worth another thread.
 const MANY: usize = 1024;
+
+/// The other thread. It stays, as what it has of the allocator would have to be given back and taken again with each new one.
+static OTHER: LazyLock<Option<ThreadPool>> = LazyLock::new(|| {
+    ThreadPoolBuilder::new().num_threads(1).thread_name(|_| "store".to_owned()).build().ok()
+});
 
 /// Does both, at the same time if it is work on many objects.
 pub(crate) fn both<A, B: Send>(
@@ -13,25 +20,23 @@ pub(crate) fn both<A, B: Send>(
     a: impl FnOnce() -> A,
     b: impl FnOnce() -> B + Send,
 ) -> (A, B) {
-    if objects < MANY {
+    let Some(other) = Some(objects).filter(|objects| *objects >= MANY).and(OTHER.as_ref()) else {
         return (a(), b());
-    }
+    };
     // Whoever takes it does it.
     let b = Mutex::new(Some(b));
     let take = || b.lock().take();
-    std::thread::scope(|scope| {
-        let other = std::thread::Builder::new().name("store".to_owned());
-        let other = other.spawn_scoped(scope, || take().map(|b| b()));
+    let mut theirs = None;
+    let (a, own) = other.in_place_scope(|scope| {
+        scope.spawn(|_| theirs = take().map(|b| b()));
         let a = a();
-        // If there could be no thread, or it has not begun yet.
-        let own = take().map(|b| b());
-        let theirs =
-            other.ok().and_then(|other| other.join().unwrap_or_else(|p| std::panic::resume_unwind(p)));
-        match own.or(theirs) {
-            Some(b) => (a, b),
-            None => unreachable!("one of the two took it"),
-        }
-    })
+        // If it has not begun yet.
+        (a, take().map(|b| b()))
+    });
+    match own.or(theirs) {
+        Some(b) => (a, b),
+        None => unreachable!("one of the two took it"),
+    }
 }
 
 /// Two lists that are in order, as one.

@@ -6,7 +6,10 @@
 //! looked for, so ties may be broken by what an entry refers to.
 
 use std::cmp::Ordering;
+use std::hint::black_box;
 use std::sync::Arc;
+
+use crate::parallel::both;
 
 /// Entries in a leaf: less than 1 KiB of them, which is what allocators hand out and take back fastest.
 const LEAF: usize = 40;
@@ -14,8 +17,12 @@ const LEAF: usize = 40;
 const FEW: usize = 4;
 /// Children of an inner node. Copying one touches the reference count of each, so it is small.
 const FAN: usize = 8;
+/// Many changes are shared out by parts of the tree, about so many.
+const SHARES: usize = 64;
 
+/// Its length comes first, beside the reference counts.
 #[derive(Clone, Copy, Debug)]
+#[repr(C)]
 struct Leaf<E> {
     len: usize,
     items: [E; LEAF],
@@ -99,6 +106,25 @@ impl<E: Copy + Default> Inner<E> {
     /// The child in which an entry at this position is, or belongs.
     fn child(&self, position: &impl Fn(&E) -> Ordering) -> usize {
         self.firsts[..self.len].partition_point(|first| position(first).is_le()).saturating_sub(1)
+    }
+
+    /// Tells of each child: its first entry, itself, and those of these changes that are its own.
+    fn share_out<'a, 'c>(
+        &'a self,
+        changes: &'c [Change<E>],
+        order: &impl Fn(&E, &E) -> Ordering,
+        mut tell: impl FnMut(E, &'a Node<E>, &'c [Change<E>]),
+    ) {
+        let mut rest = changes;
+        for (at, child) in self.nodes[..self.len].iter().enumerate() {
+            let Some(child) = child else { continue };
+            let own = match self.firsts[..self.len].get(at + 1) {
+                Some(next) => rest.partition_point(|c| order(c.entry(), next).is_lt()),
+                None => rest.len(),
+            };
+            tell(self.firsts[at], child, &rest[..own]);
+            rest = &rest[own..];
+        }
     }
 
     fn insert(&mut self, at: usize, node: Node<E>) {
@@ -257,25 +283,45 @@ impl<E: Copy + Default> Node<E> {
                 }));
             }
             Node::Inner(inner) => {
+                // Counting references takes one cache line at a time, looking at them all at once.
+                black_box(inner.nodes[..inner.len].iter().flatten().map(|node| node.fill().0).sum::<usize>());
                 let above_here = std::mem::take(&mut work.out);
-                let mut rest = changes;
-                for at in 0..inner.len {
-                    let Some(child) = &inner.nodes[at] else { continue };
-                    let own = match inner.firsts[..inner.len].get(at + 1) {
-                        Some(next) => rest.partition_point(|c| order(c.entry(), next).is_lt()),
-                        None => rest.len(),
-                    };
-                    if own == 0 {
-                        work.out.push(Child { first: inner.firsts[at], node: child.clone(), new: false });
-                    } else {
-                        child.apply(&rest[..own], order, work);
-                        rest = &rest[own..];
-                    }
-                }
+                inner.share_out(changes, order, |first, child, own| match own {
+                    [] => work.out.push(Child { first, node: child.clone(), new: false }),
+                    own => child.apply(own, order, work),
+                });
                 let beneath = std::mem::replace(&mut work.out, above_here);
                 above(beneath, &mut work.out);
             }
         }
+    }
+
+    /// The tree in parts of the same depth, each with its changes, and about how many leaves each has.
+    fn shares<'a>(
+        &'a self,
+        changes: &'a [Change<E>],
+        order: &impl Fn(&E, &E) -> Ordering,
+    ) -> (Vec<Share<'a, E>>, usize) {
+        let mut leaves = 1;
+        let mut node = self;
+        while let Node::Inner(inner) = node {
+            leaves *= FAN;
+            let Some(child) = &inner.nodes[0] else { break };
+            node = child;
+        }
+        let mut shares = vec![Share { first: E::default(), node: self, changes }];
+        while shares.len() < SHARES && leaves > 1 {
+            let mut beneath = Vec::with_capacity(shares.len() * FAN);
+            for share in shares {
+                if let Node::Inner(inner) = share.node {
+                    inner.share_out(share.changes, order, |first, node, changes| {
+                        beneath.push(Share { first, node, changes });
+                    });
+                }
+            }
+            (shares, leaves) = (beneath, leaves / FAN);
+        }
+        (shares, leaves)
     }
 
     /// Takes an entry out. Afterwards the node may be empty.
@@ -314,6 +360,13 @@ impl<E: Copy + Default> Node<E> {
 fn parts(count: usize, most: usize) -> impl Iterator<Item = std::ops::Range<usize>> {
     let parts = count.div_ceil(most);
     (0..parts).map(move |part| part * count / parts..(part + 1) * count / parts)
+}
+
+/// A part of a tree, and what is to change there.
+struct Share<'a, E> {
+    first: E,
+    node: &'a Node<E>,
+    changes: &'a [Change<E>],
 }
 
 /// Many changes under way.
@@ -373,14 +426,46 @@ impl<E> Change<E> {
 }
 
 impl<E: Copy + Default> Sorted<E> {
-    /// Makes many changes at once. They are in order, and no two are about equal entries.
-    pub(crate) fn apply(&mut self, changes: &[Change<E>], order: impl Fn(&E, &E) -> Ordering) {
+    /// Makes many changes at once. They are in order, and no two are about equal entries. What is to be done `beside` is done
+    /// meanwhile: both on two threads if the changes are many.
+    pub(crate) fn apply(
+        &mut self,
+        changes: &[Change<E>],
+        order: impl Fn(&E, &E) -> Ordering + Sync,
+        beside: impl FnOnce(),
+    ) where
+        E: Send + Sync,
+    {
         debug_assert!(changes.is_sorted_by(|a, b| order(a.entry(), b.entry()).is_lt()));
         let root = self.root.take().unwrap_or_else(|| Node::Leaf(Arc::new(Leaf::new(&[]))));
-        let mut work = Work { len: 0, out: Vec::new(), entries: Vec::new() };
-        root.apply(changes, &order, &mut work);
-        self.len = self.len.saturating_add_signed(work.len);
-        let mut nodes = work.out;
+        let (shares, leaves) = root.shares(changes, &order);
+        // A change of a leaf that no other one touches costs as much as many of one leaf. What comes beside counts too.
+        let costs = |share: &Share<'_, E>| share.changes.len().min(leaves);
+        let whole: usize = shares.iter().map(costs).sum();
+        let (mut cost, mut middle) = (whole / 8, 0);
+        while middle < shares.len() && cost < whole / 2 {
+            cost += costs(&shares[middle]);
+            middle += 1;
+        }
+        let (first, second) = shares.split_at(middle);
+        let work = |shares: &[Share<'_, E>]| {
+            let mut work = Work { len: 0, out: Vec::new(), entries: Vec::new() };
+            for share in shares {
+                match share.changes {
+                    [] => work.out.push(Child { first: share.first, node: share.node.clone(), new: false }),
+                    changes => share.node.apply(changes, &order, &mut work),
+                }
+            }
+            work
+        };
+        let first = || {
+            beside();
+            work(first)
+        };
+        let (first, second) = both(changes.len(), first, || work(second));
+        self.len = self.len.saturating_add_signed(first.len + second.len);
+        let mut nodes = first.out;
+        nodes.extend(second.out);
         while nodes.len() > 1 {
             let beneath = std::mem::take(&mut nodes);
             above(beneath, &mut nodes);
@@ -596,12 +681,12 @@ mod tests {
                         Change::Drop(n) => _ = model.remove(n),
                     }
                 }
-                tree.apply(&changes, u32::cmp);
+                tree.apply(&changes, u32::cmp, || ());
                 check(&tree, &model);
                 check(&before.0, &before.1);
             }
             let all: Vec<Change<u32>> = model.iter().map(|n| Change::Drop(*n)).collect();
-            tree.apply(&all, u32::cmp);
+            tree.apply(&all, u32::cmp, || ());
             prop_assert!(tree.root.is_none() && tree.len() == 0);
         }
     }

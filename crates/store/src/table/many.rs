@@ -1,5 +1,7 @@
 //! Many objects of a table at once.
 
+use std::hint::black_box;
+
 use swarm_api::v1::Task;
 use swarm_api::{Object, Shared};
 
@@ -10,6 +12,9 @@ use crate::rows::Rows;
 use crate::sorted::Change;
 use crate::tables::{Indexed, id_of};
 use crate::{Error, Event, Result};
+
+/// So many objects are looked up before any of them is changed.
+const AHEAD: usize = 16;
 
 /// An object of which there is another version now.
 #[derive(Debug)]
@@ -44,18 +49,24 @@ impl<T: Indexed> Table<T> {
         let look = |part: &[(u32, u32)]| -> (Vec<Replaced<T>>, Vec<Change<KeyEntry>>) {
             let mut replaced = Vec::with_capacity(part.len());
             let mut changes = Vec::with_capacity(part.len() * 3);
-            for (_, at) in part {
-                let Some((slot, old)) = self.find(ids[*at as usize]) else { continue };
-                let Some(new) = change(*at as usize, old) else { continue };
-                let prefix = Prefix::of(new.id());
-                let entry = |key| KeyEntry::new(key, prefix, slot);
-                let told = new.moved_keys(old, &mut |moved| {
-                    changes.push(match moved {
-                        Moved::Away(key) => Change::Drop(entry(key)),
-                        Moved::Here(key) => Change::Put(entry(key)),
+            let mut found = Vec::with_capacity(AHEAD);
+            for ahead in part.chunks(AHEAD) {
+                let find = |(_, at): &(u32, u32)| self.find(ids[*at as usize]).map(|found| (*at, found));
+                found.extend(ahead.iter().filter_map(find));
+                // Memory is waited for once for all of them: whoever counts references waits for each.
+                black_box(found.iter().map(|(_, (_, old))| old.look()).sum::<u64>());
+                for (at, (slot, old)) in found.drain(..) {
+                    let Some(new) = change(at as usize, old) else { continue };
+                    let prefix = Prefix::of(new.id());
+                    let entry = |key| KeyEntry::new(key, prefix, slot);
+                    let told = new.moved_keys(old, &mut |moved| {
+                        changes.push(match moved {
+                            Moved::Away(key) => Change::Drop(entry(key)),
+                            Moved::Here(key) => Change::Put(entry(key)),
+                        });
                     });
-                });
-                replaced.push(Replaced { at: *at, slot, told, old: old.clone(), new });
+                    replaced.push(Replaced { at, slot, told, old: old.clone(), new });
+                }
             }
             sort(&self.rows, &mut changes);
             (replaced, changes)
@@ -72,9 +83,8 @@ impl<T: Indexed> Table<T> {
         // Ids stay where they are.
         let ids = self.rows.clone();
         let order = |a: &KeyEntry, b: &KeyEntry| key_order(&ids, a, b);
-        let put = || self.rows.insert_many(&mut rows);
-        let index = || self.keys.apply(&merged(first, second, |a, b| order(a.entry(), b.entry())), order);
-        both(replaced.len(), put, index);
+        let changes = merged(first, second, |a, b| order(a.entry(), b.entry()));
+        self.keys.apply(&changes, order, || self.rows.insert_many(&mut rows));
         for replaced in replaced.iter().filter(|replaced| !replaced.told) {
             self.reindex(replaced.slot, &replaced.old, &replaced.new);
         }
@@ -135,7 +145,7 @@ impl<T: Indexed> Table<T> {
             };
             let mut changes: Vec<_> = own.iter().map(put).collect();
             changes.sort_unstable_by(|a, b| order(a.entry(), b.entry()));
-            ids.apply(&changes, order);
+            ids.apply(&changes, order, || ());
         };
         let (first, second) = own.split_at(own.len() / 2);
         let look_and_list = move || {
@@ -145,7 +155,7 @@ impl<T: Indexed> Table<T> {
         };
         let ((first, some), (second, others)) = both(own.len(), || look(first), look_and_list);
         let order = |a: &KeyEntry, b: &KeyEntry| key_order(&rows, a, b);
-        self.keys.apply(&merged(first, second, |a, b| order(a.entry(), b.entry())), order);
+        self.keys.apply(&merged(first, second, |a, b| order(a.entry(), b.entry())), order, || ());
         if some || others {
             own.iter().for_each(|(_, object)| self.insert_texts(&***object, |_| true));
         }
