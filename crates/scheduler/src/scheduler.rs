@@ -193,11 +193,11 @@ impl Reconciler for Scheduler {
 fn look(events: &[Event]) {
     let number = |event: &Event| match event {
         Event::Created(Object::Task(task)) | Event::Updated { new: Object::Task(task), .. } => {
-            task.status.state as usize + task.desired_state as usize + task.networks.len() + task.id.len()
+            task.status.state as usize ^ task.desired_state as usize ^ task.networks.len() ^ task.id.len()
         }
         _ => 0,
     };
-    std::hint::black_box(events.iter().map(number).fold(0, usize::wrapping_add));
+    std::hint::black_box(events.iter().fold(0, |all, event| all ^ number(event)));
 }
 
 /// Cuts assignments into lists. They are in the order of rows, so that each list touches few places of the store.

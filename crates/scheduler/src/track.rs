@@ -249,15 +249,17 @@ impl State {
             claimed.1 = task.clone();
             return;
         }
-        let (no, load) = self.groups.of(task, &mut self.loads, &mut self.nodes.services);
-        let here = || At::Waiting(no, task.slot);
-        let was_here = |at: Option<&At>| matches!(at, Some(At::Waiting(known, slot)) if (*known, *slot) == (no, task.slot));
+        let (mut no, mut load) = self.groups.of(task, &mut self.loads, &mut self.nodes.services);
+        let here = move || At::Waiting(no, task.slot);
+        let was_here = move |at: Option<&At>| matches!(at, Some(At::Waiting(known, slot)) if (*known, *slot) == (no, task.slot));
         let (at, is_new) = match self.places.enter(&id, here) {
             (at, None) => (at, true),
             (at, Some(_)) if was_here(self.places.get(&id)) => (at, false),
             _ => {
                 self.forget(&id);
-                (self.places.insert(id.clone(), here()), true)
+                // With its last task a group goes.
+                (no, load) = self.groups.of(task, &mut self.loads, &mut self.nodes.services);
+                (self.places.insert(id.clone(), At::Waiting(no, task.slot)), true)
             }
         };
         let fresh = Seen::Fresh { load, bytes: self.sizer.bytes_of(task) as u32, at };

@@ -56,6 +56,17 @@ fn a_task_that_loses_its_node_is_placed_again() {
 }
 
 #[test]
+fn the_only_task_of_its_kind_waits_on_when_its_slot_changes() {
+    let mut world = World::new();
+    world.task("s", "a", |_| {});
+    assert_eq!(world.state("a"), TaskState::Pending);
+    world.edit_task("a", |t| t.slot += 1);
+    world.nodes(&["n1"]);
+    world.sim.think();
+    world.runs_on("a", "n1");
+}
+
+#[test]
 fn nodes_that_are_gone_or_down_are_never_chosen() {
     let mut world = World::new();
     world.nodes(&["gone", "down", "then-down", "late"]);

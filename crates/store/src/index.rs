@@ -288,7 +288,7 @@ impl Indexed for Task {
         let numbers =
             [self.meta.version.index, self.slot, self.desired_state as u64, self.status.state as u64];
         let places = [self.networks.len(), self.volumes.len(), self.node_id.len(), self.service_id.len()];
-        numbers.into_iter().chain(places.map(|n| n as u64)).fold(0, u64::wrapping_add)
+        numbers.into_iter().chain(places.map(|n| n as u64)).fold(0, |all, n| all ^ n)
     }
     /// What happens to tasks all the time touches two or three keys.
     fn moved_keys(&self, old: &Task, tell: &mut dyn FnMut(Moved)) -> bool {

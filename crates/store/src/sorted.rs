@@ -9,7 +9,7 @@ use std::cmp::Ordering;
 use std::hint::black_box;
 use std::sync::Arc;
 
-use crate::parallel::both;
+use crate::parallel::{MANY, both};
 
 /// Entries in a leaf: less than 1 KiB of them, which is what allocators hand out and take back fastest.
 const LEAF: usize = 40;
@@ -310,7 +310,8 @@ impl<E: Copy + Default> Node<E> {
             node = child;
         }
         let mut shares = vec![Share { first: E::default(), node: self, changes }];
-        while shares.len() < SHARES && leaves > 1 {
+        let most = if changes.len() < MANY { 1 } else { SHARES };
+        while shares.len() < most && leaves > 1 {
             let mut beneath = Vec::with_capacity(shares.len() * FAN);
             for share in shares {
                 if let Node::Inner(inner) = share.node {
@@ -437,6 +438,9 @@ impl<E: Copy + Default> Sorted<E> {
         E: Send + Sync,
     {
         debug_assert!(changes.is_sorted_by(|a, b| order(a.entry(), b.entry()).is_lt()));
+        if changes.is_empty() {
+            return beside();
+        }
         let root = self.root.take().unwrap_or_else(|| Node::Leaf(Arc::new(Leaf::new(&[]))));
         let (shares, leaves) = root.shares(changes, &order);
         // A change of a leaf that no other one touches costs as much as many of one leaf. What comes beside counts too.

@@ -22,6 +22,9 @@ use crate::wait::until;
 /// Longest wait for a host to end.
 const ENDED: Duration = Duration::from_secs(120);
 
+/// Longest wait for a host to be frozen.
+const FROZEN: Duration = Duration::from_secs(30);
+
 /// How a host is made.
 #[derive(Debug, Clone, Default)]
 pub struct HostOptions {
@@ -260,7 +263,15 @@ impl Lab {
     /// If it is not running.
     pub async fn pause(&mut self, name: &str) -> Result<()> {
         self.note(format!("{name} is frozen"));
-        self.docker.pause_container(self.host(name)?.container()).await?;
+        let container = self.host(name)?.container();
+        // On a host that is busy an engine gives up now and then ("unable to freeze"), and nothing has changed.
+        let frozen = || async {
+            match self.docker.pause_container(container).await {
+                Err(error) if error.to_string().contains("unable to freeze") => Err(error.into()),
+                done => Ok(done),
+            }
+        };
+        until("the host to be frozen", FROZEN, frozen).await??;
         self.host_mut(name)?.frozen = true;
         Ok(())
     }
