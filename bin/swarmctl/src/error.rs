@@ -139,6 +139,9 @@ fn refused(status: &Status) -> Option<&'static str> {
         _ if text.contains("node lost leader status") => Some(
             "the leader changed while it worked on this: the change may have been made or not; look before repeating it",
         ),
+        _ if text.contains("may or may not have had an effect") => {
+            Some("look whether the change was made before repeating it")
+        }
         Code::FailedPrecondition if text.contains("is not down and can't be removed") => {
             Some("stop swarmd on that node first, or use --force")
         }
@@ -209,6 +212,17 @@ mod tests {
                 "Error: update out of sequence",
                 "Hint: somebody else changed the object at the same time: run the command again",
             ],
+        );
+        let lost = "the connection to the leader x was lost during the call, which may or may not have had an effect";
+        check(
+            Status::unavailable(lost).into(),
+            1,
+            &[&format!("Error: {lost}"), "Hint: look whether the change was made before repeating it"],
+        );
+        check(
+            Status::unavailable("the leader x can't be reached").into(),
+            1,
+            &["Error: the leader x can't be reached", "Hint: nothing was changed: try again"],
         );
         let missing = io::Error::from(io::ErrorKind::NotFound);
         let report = Error::unreachable(Path::new("/run/x.sock"), missing).report().to_string();

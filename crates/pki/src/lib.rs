@@ -52,7 +52,7 @@ pub use seal::{Dek, SealError, Sealer};
 pub use secret::SecretBytes;
 pub use tls::{
     ConnectionInfo, DialError, Dialer, LocalConnectionInfo, LocalIncoming, SecurityContext, ServerRole,
-    TlsFailure, TlsIncoming, connect_local_tls, endpoint, innermost, reason,
+    TlsFailure, TlsIncoming, connect_local_tls, endpoint, innermost, reason, sources, was_cut_short,
 };
 pub use token::{JoinToken, RootDigest, TokenError, tokens_equal};
 pub use unlock_key::{Kek, UnlockKey};

@@ -15,7 +15,7 @@ use tokio::sync::{oneshot, watch};
 
 use crate::check::{self, Verdict};
 use crate::counters::Counters;
-use crate::failover::{Doubt, Heard, Standing};
+use crate::failover::{Closed, Doubt, Heard, Standing};
 use crate::fetch::Offer;
 use crate::inbox::{Inbox, Reply, Request};
 use crate::{Change, Counts, Error, Membership, Result, Sealer, Ticks, Transport};
@@ -72,6 +72,7 @@ pub(crate) struct Shared {
     /// Consecutive ticks without a known leader.
     pub(crate) leaderless: AtomicU64,
     pub(crate) heard: Heard,
+    pub(crate) closed: Closed,
     /// Since when the log is being written and synced.
     pub(crate) writing: Mutex<Option<Instant>>,
     pub(crate) status: watch::Sender<Status>,
@@ -90,6 +91,7 @@ impl Shared {
             alone: AtomicBool::new(false),
             leaderless: AtomicU64::new(0),
             heard: Heard::default(),
+            closed: Closed::default(),
             writing: Mutex::default(),
             status: watch::Sender::new(Status { raft_id, ..Status::default() }),
             membership: watch::Sender::new(Arc::new(Membership::default())),

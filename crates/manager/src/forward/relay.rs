@@ -3,6 +3,7 @@
 use std::error::Error as StdError;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -37,6 +38,60 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const LOOK: Duration = Duration::from_secs(1);
 /// Time that a leader has to answer what it began before it was replaced.
 const GRACE: Duration = Duration::from_secs(5);
+
+/// Whether a request went out. As long as nobody has asked for its content there is no connection, and no call.
+#[derive(Default)]
+struct Going(AtomicU8);
+
+impl Going {
+    const WAITS: u8 = 0;
+    const SENT: u8 = 1;
+    const WITHDRAWN: u8 = 2;
+
+    /// It goes out now, unless it was withdrawn.
+    fn send(&self) -> bool {
+        let was = self.0.compare_exchange(Self::WAITS, Self::SENT, Ordering::AcqRel, Ordering::Acquire);
+        was != Err(Self::WITHDRAWN)
+    }
+
+    /// It is not to go out any more; true if it has not.
+    fn withdraw(&self) -> bool {
+        self.0.compare_exchange(Self::WAITS, Self::WITHDRAWN, Ordering::AcqRel, Ordering::Acquire).is_ok()
+    }
+}
+
+/// A request on its way.
+struct Outgoing {
+    body: Body,
+    going: Arc<Going>,
+}
+
+impl HttpBody for Outgoing {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        if !self.going.send() {
+            return Poll::Ready(Some(Err(Status::cancelled("another manager is asked instead"))));
+        }
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    /// Never at once: a call without content would go out unnoticed.
+    fn is_end_stream(&self) -> bool {
+        self.going.0.load(Ordering::Acquire) == Going::SENT && self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// What is said of a change of whose outcome nobody knows.
+const EITHER: &str = "may or may not have had an effect";
 
 /// What a leader answers whose disk does not.
 const STALLED: &str = "this manager leads, but its disk does not answer, so the others elect another leader; the call may \
@@ -230,10 +285,15 @@ impl Relay {
         name: &str,
         rule: Rule,
     ) -> Result<Response<Body>, Failure> {
+        let going = Arc::<Going>::default();
+        let request = request.map(|body| Body::new(Outgoing { body, going: going.clone() }));
         let answer = tokio::select! {
             answer = channel.oneshot(request) => answer,
+            reason = replaced_before(self.leader.clone(), name, &going) => {
+                return Err(Failure::NotBegun(unreachable(name, reason)));
+            }
             reason = replaced(self.leader.clone(), name.to_owned()) => {
-                return Err(Failure::Unknown(lost(name, reason)));
+                return Err(Failure::Unknown(lost(name, reason, rule)));
             }
         };
         match answer {
@@ -247,16 +307,14 @@ impl Relay {
                     true => Box::pin(replaced(self.leader.clone(), name.to_owned())),
                     false => Box::pin(std::future::pending()),
                 };
-                let relayed = |body| Relayed { body: Some(body), leader: name.to_owned(), stop, replaced };
+                let relayed =
+                    |body| Relayed { body: Some(body), leader: name.to_owned(), rule, stop, replaced };
                 Ok(response.map(|body| Body::new(relayed(body))))
             }
             Err(error) if never_sent(&error) => {
-                let reason = innermost(&error);
-                Err(Failure::NotBegun(Status::unavailable(format!(
-                    "the leader {name} can't be reached: {reason}"
-                ))))
+                Err(Failure::NotBegun(unreachable(name, &swarm_pki::innermost(&error))))
             }
-            Err(error) => Err(Failure::Unknown(lost(name, &innermost(&error)))),
+            Err(error) => Err(Failure::Unknown(lost(name, &swarm_pki::innermost(&error), rule))),
         }
     }
 }
@@ -264,38 +322,47 @@ impl Relay {
 /// Completes some time after this manager knows another leader, or has known none for too long: one that is frozen, or cut
 /// off by something that drops packets, would keep its callers for ever. Returns what became of it.
 async fn replaced(leader: Arc<dyn LeaderChannel>, name: String) -> &'static str {
-    let reason = loop {
-        sleep(LOOK).await;
-        match leader.leader().await {
-            Ok(Route::There { name: now, .. }) if now == name => {}
-            Ok(_) => break "another manager leads now",
-            Err(_) => break "this manager hears of no leader any more",
-        }
-    };
+    let reason = another_leads(&*leader, &name, LOOK).await;
     sleep(GRACE).await;
     reason
 }
 
-fn lost(name: &str, reason: &str) -> Status {
+/// Completes as soon as that is so while the request has not gone out, which it will not then: there is no way to the leader, and
+/// its host may be gone.
+async fn replaced_before(leader: Arc<dyn LeaderChannel>, name: &str, going: &Going) -> &'static str {
+    let reason = another_leads(&*leader, name, PAUSE).await;
+    if going.withdraw() { reason } else { std::future::pending().await }
+}
+
+/// Completes when this manager knows another leader, or none, looking so often. Returns which.
+async fn another_leads(leader: &dyn LeaderChannel, name: &str, look: Duration) -> &'static str {
+    loop {
+        sleep(look).await;
+        match leader.leader().await {
+            Ok(Route::There { name: now, .. }) if now == name => {}
+            Ok(_) => return "another manager leads now",
+            Err(_) => return "this manager hears of no leader any more",
+        }
+    }
+}
+
+fn unreachable(name: &str, reason: &str) -> Status {
+    Status::unavailable(format!("the leader {name} can't be reached: {reason}"))
+}
+
+fn lost(name: &str, reason: &str, rule: Rule) -> Status {
+    let outcome = if rule.changes { format!(", which {EITHER}") } else { String::new() };
     Status::unavailable(format!(
-        "the connection to the leader {name} was lost during the call, which may or may not have had an effect: {reason}"
+        "the connection to the leader {name} was lost during the call{outcome}: {reason}"
     ))
 }
 
 /// The connection was not made, or was gone before the call went out.
 fn never_sent(error: &(dyn StdError + 'static)) -> bool {
-    sources(error).any(|error| {
+    swarm_pki::sources(error).any(|error| {
         error.is::<tonic::ConnectError>()
             || error.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_canceled)
     })
-}
-
-fn innermost(error: &(dyn StdError + 'static)) -> String {
-    sources(error).last().map(ToString::to_string).unwrap_or_default()
-}
-
-fn sources<'e>(error: &'e (dyn StdError + 'static)) -> impl Iterator<Item = &'e (dyn StdError + 'static)> {
-    std::iter::successors(Some(error), |error: &&'e (dyn StdError + 'static)| (*error).source())
 }
 
 /// The status of an answer that is nothing but an error.
@@ -335,6 +402,7 @@ async fn collect(body: Body) -> Result<Bytes, Status> {
 struct Relayed {
     body: Option<Body>,
     leader: String,
+    rule: Rule,
     stop: Pin<Box<WaitForCancellationFutureOwned>>,
     /// Completes if the leader that answers is replaced without a word.
     replaced: BoxFuture<'static, &'static str>,
@@ -354,13 +422,16 @@ impl HttpBody for Relayed {
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         let Some(body) = &mut self.body else { return Poll::Ready(None) };
         let end = match Pin::new(body).poll_frame(cx) {
-            Poll::Ready(Some(Err(error))) => lost(&self.leader, error.message()),
+            Poll::Ready(Some(Err(error))) => lost(&self.leader, error.message(), self.rule),
             // What is there already still goes out.
             Poll::Pending => match self.stop.as_mut().poll(cx) {
-                Poll::Ready(()) => stopping(),
+                Poll::Ready(()) if !self.rule.changes => stopping(),
+                Poll::Ready(()) => {
+                    Status::unavailable(format!("{}, and the call {EITHER}", stopping().message()))
+                }
                 Poll::Pending => {
                     let reason = ready!(self.replaced.as_mut().poll(cx));
-                    lost(&self.leader, reason)
+                    lost(&self.leader, reason, self.rule)
                 }
             },
             frame => return frame,

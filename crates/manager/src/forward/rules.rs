@@ -16,6 +16,8 @@ pub enum Door {
 pub(super) struct Rule {
     /// It changes nothing: it may be repeated whatever became of the first attempt.
     pub(super) read: bool,
+    /// An operator or a node has it change something, and must know whether it did.
+    pub(super) changes: bool,
     /// The caller sends many messages, which can't be held back for a repetition.
     pub(super) client_stream: bool,
     /// It carries so much that it gets a connection of its own: others must not wait for whoever does not read it.
@@ -42,13 +44,17 @@ pub(super) fn rule(path: &str, door: Door, forwarded: bool) -> Option<Rule> {
             Door::Remote => REMOTE.contains(&service) || (forwarded && SOCKET.contains(&service)),
             Door::Socket => SOCKET.contains(&service),
         };
+    let read = match service {
+        "Control" | "CA" => method.starts_with("Get") || method.starts_with("List"),
+        "NodeCA" => method == "NodeCertificateStatus",
+        "Services" => method == "DryRun",
+        _ => false,
+    };
+    let changes =
+        !read && ["Control", "NodeCA", "RaftMembership", "ResourceAllocator", "Services"].contains(&service);
     leaders.then(|| Rule {
-        read: match service {
-            "Control" | "CA" => method.starts_with("Get") || method.starts_with("List"),
-            "NodeCA" => method == "NodeCertificateStatus",
-            "Services" => method == "DryRun",
-            _ => false,
-        },
+        read,
+        changes,
         client_stream: ["PublishLogs", "Open", "Serve"].contains(&method),
         apart: ["PublishLogs", "SubscribeLogs", "Open", "Serve"].contains(&method),
     })

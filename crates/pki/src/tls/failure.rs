@@ -2,16 +2,33 @@
 
 use std::error::Error as StdError;
 use std::io;
+use std::io::ErrorKind;
 
 use rustls::{AlertDescription, CertificateError, Error as TlsError};
 
 /// The reason at the bottom of an error: gRPC says no more than "transport error".
-pub fn innermost(error: &dyn StdError) -> String {
-    let mut error = error;
-    while let Some(source) = error.source() {
-        error = source;
+pub fn innermost(error: &(dyn StdError + 'static)) -> String {
+    // rustls says so with an address of its own documentation.
+    if was_cut_short(error) {
+        return "the connection was closed".to_owned();
     }
-    error.to_string()
+    sources(error).last().map(ToString::to_string).unwrap_or_default()
+}
+
+/// A connection was closed or reset in the middle, and not as TLS closes one. That is what the kernel does for a process that
+/// has ended; one that goes on says so, and one that is out of reach says nothing.
+pub fn was_cut_short(error: &(dyn StdError + 'static)) -> bool {
+    sources(error).any(|error| {
+        let io = error.downcast_ref().or_else(|| error.downcast_ref::<h2::Error>()?.get_io());
+        io.is_some_and(|io| matches!(io.kind(), ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset))
+    })
+}
+
+/// An error and what caused it, one after the other.
+pub fn sources<'e>(
+    error: &'e (dyn StdError + 'static),
+) -> impl Iterator<Item = &'e (dyn StdError + 'static)> {
+    std::iter::successors(Some(error), |error: &&'e (dyn StdError + 'static)| (*error).source())
 }
 
 /// Why a call failed: what the other side said, or else what became of the connection.

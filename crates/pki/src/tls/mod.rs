@@ -11,7 +11,7 @@ mod local;
 pub use config::{ServerRole, crypto_provider};
 pub use context::{Active, SecurityContext};
 pub use dial::{ClientStream, DialError, Dialer, endpoint};
-pub use failure::{TlsFailure, innermost, reason};
+pub use failure::{TlsFailure, innermost, reason, sources, was_cut_short};
 pub use incoming::{ConnectionInfo, ServerStream, TlsIncoming};
 pub use local::{LocalConnectionInfo, LocalIncoming, LocalStream, connect_local_tls};
 

@@ -17,7 +17,8 @@ use tonic::{Code, Status, Streaming};
 
 use super::doubt::{self, Evidence};
 use super::{CALL_TIMEOUT, Inner, peer};
-use crate::failover::{LOOK_AGAIN, Refusals};
+use crate::failover::{Calls, LOOK_AGAIN, Seen};
+use crate::handle::Shared;
 
 /// Looks at a leader that follow each other quickly; after that, and at others always, they become rarer.
 const QUICK: u32 = 8;
@@ -26,21 +27,21 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// Pause between two questions to a member of another make, which can only refuse them.
 const FOREIGN_PAUSE: Duration = Duration::from_secs(1);
 
+/// Time for one look at a leader whose connection ended as that of a process that ended.
+const GLANCE: Duration = Duration::from_millis(300);
+
 /// Why a member does not attend.
 pub(super) enum Absent {
     /// Nobody listens at its port.
     Refused,
+    /// Nobody answers at its address, or there is no way there.
+    Silent,
+    /// The connection was cut short while it was made.
+    Unclear,
     /// It answers, but does not know the call.
     Foreign,
-    /// Anything else: silence, another one at its address, a manager that is just starting.
+    /// Anything else: another one at its address, a manager that is just starting.
     Failed(String),
-}
-
-/// What became of a connection that is waited on.
-enum End {
-    /// It was there.
-    Lost,
-    Absent(Absent),
 }
 
 /// Opens the call on a new connection.
@@ -63,20 +64,24 @@ async fn attend(channel: &Channel) -> Result<(AttendResponse, Streaming<AttendRe
         Ok(Ok(opened)) => Ok(opened),
         Ok(Err(status)) if status.code() == Code::Unimplemented => Err(Absent::Foreign),
         Ok(Err(status)) => Err(absent(&status)),
-        Err(_) => Err(Absent::Failed(format!("no answer within {CALL_TIMEOUT:?}"))),
+        Err(_) => Err(Absent::Silent),
     }
 }
 
-/// Only what the other host's kernel says of its port counts as a refusal. A time limit, an unreachable host or a
-/// failure of TLS says nothing about whether a process runs there.
+/// Only what the other host's kernel says of its port counts as a refusal. A time limit or an unreachable host says nothing
+/// by itself about whether a process runs there, and a failure of TLS that one does.
 fn absent<'e>(error: &'e (dyn StdError + 'static)) -> Absent {
-    let next = |error: &&'e (dyn StdError + 'static)| (*error).source();
-    let mut sources = std::iter::successors(Some(error), next);
-    let refused = sources.any(|error| {
-        matches!(error.downcast_ref(), Some(DialError::Connect { source, .. })
-            if source.kind() == ErrorKind::ConnectionRefused)
-    });
-    if refused { Absent::Refused } else { Absent::Failed(swarm_pki::innermost(error)) }
+    let dial = swarm_pki::sources(error).find_map(|error| error.downcast_ref::<DialError>());
+    match dial {
+        Some(DialError::Connect { source, .. }) => match source.kind() {
+            ErrorKind::ConnectionRefused => Absent::Refused,
+            ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset => Absent::Unclear,
+            // Its name, if it has one, is unknown, or the network is.
+            _ => Absent::Silent,
+        },
+        Some(DialError::Timeout { .. }) => Absent::Silent,
+        _ => Absent::Failed(swarm_pki::innermost(error)),
+    }
 }
 
 /// Attends one member.
@@ -107,65 +112,94 @@ impl Attendant {
     }
 
     async fn attend_for_ever(&mut self) {
-        let mut refusals = Refusals::default();
-        let mut failures = 0;
+        let mut calls = Calls::default();
         loop {
-            let end = self.attend().await;
-            let now = Instant::now();
-            match &end {
-                End::Lost => failures = 0,
-                End::Absent(_) => failures += 1,
+            let addr = self.addr.borrow_and_update().clone();
+            let seen = self.attend(&addr, calls.is_urgent()).await;
+            if let Some(node) = self.inner.node.get() {
+                let now = Instant::now();
+                let term = node.status.borrow().term;
+                match calls.saw(seen, now, node.heard.count(), term, &addr) {
+                    Some(heard) => {
+                        node.closed.note(self.raft_id, heard, now);
+                        doubt::look_into(&self.inner, self.raft_id, heard, Evidence::Closed).await;
+                    }
+                    None => node.closed.forget(self.raft_id),
+                }
             }
-            match (&end, self.inner.node.get()) {
-                (End::Absent(Absent::Refused), Some(node)) => refusals.refused(now, node.heard.count()),
-                _ => refusals.answered(),
-            }
-            if let End::Absent(Absent::Failed(reason)) = &end {
-                tracing::debug!(member = format!("{:x}", self.raft_id), reason, "a manager does not attend");
-            }
-            if let Some(heard) = refusals.closed(now) {
-                doubt::look_into(&self.inner, self.raft_id, heard, Evidence::Closed).await;
-            }
-            self.pause(failures).await;
+            self.pause(calls.failures()).await;
         }
     }
 
-    /// Opens the call and waits for its end.
-    async fn attend(&mut self) -> End {
-        let addr = self.addr.borrow_and_update().clone();
-        let endpoint = match swarm_pki::endpoint(&addr) {
+    /// Opens the call and waits for its end. If it is urgent to know whether a leader answers, it has little time to do so.
+    async fn attend(&mut self, addr: &str, urgent: bool) -> Seen {
+        let began = Instant::now();
+        let endpoint = match swarm_pki::endpoint(addr) {
             Ok(endpoint) => endpoint,
-            Err(error) => return End::Absent(Absent::Failed(error.to_string())),
+            Err(error) => return self.missed(Absent::Failed(error.to_string())),
         };
-        let channel = match endpoint.connect_with_connector(self.inner.dialer.clone()).await {
-            Ok(channel) => channel,
-            Err(error) => return End::Absent(absent(&error)),
+        let dialer = self.inner.dialer.clone();
+        let opened = async {
+            let channel = endpoint.connect_with_connector(dialer).await.map_err(|error| absent(&error))?;
+            let opened = attend(&channel).await;
+            Ok((channel, opened))
+        };
+        let leads = |node: &Arc<Shared>| node.status.borrow().leader == self.raft_id;
+        let urgent = urgent && self.inner.node.get().is_some_and(leads);
+        let opened = match urgent {
+            true => timeout(GLANCE, opened).await.unwrap_or(Err(Absent::Silent)),
+            false => opened.await,
+        };
+        let (channel, mut opened) = match opened {
+            Ok(opened) => opened,
+            Err(absent) => {
+                // Members are to come to the same at about the same time, however each learns that there is no way.
+                if urgent && matches!(absent, Absent::Silent) {
+                    sleep(GLANCE.saturating_sub(began.elapsed())).await;
+                }
+                return self.missed(absent);
+            }
         };
         loop {
-            match attend(&channel).await {
+            match opened {
                 Ok((first, stream)) if first.raft_id == self.raft_id => {
                     self.ours.store(true, Ordering::Release);
-                    self.attended(&first, stream).await;
-                    return End::Lost;
+                    return Seen::Ended { cut_short: self.attended(&first, stream).await };
                 }
                 Ok((first, _)) => {
                     let reason = format!("the member {:x} answers at {addr}", first.raft_id);
-                    return End::Absent(Absent::Failed(reason));
+                    return self.missed(Absent::Failed(reason));
                 }
                 Err(Absent::Foreign) => {
                     self.ours.store(false, Ordering::Release);
                     tokio::select! {
                         () = sleep(FOREIGN_PAUSE) => {}
-                        _ = self.addr.changed() => return End::Lost,
+                        _ = self.addr.changed() => return Seen::Ended { cut_short: false },
                     }
+                    opened = attend(&channel).await;
                 }
-                Err(absent) => return End::Absent(absent),
+                Err(absent) => return self.missed(absent),
             }
         }
     }
 
-    async fn attended(&mut self, first: &AttendResponse, mut stream: Streaming<AttendResponse>) {
+    fn missed(&self, absent: Absent) -> Seen {
+        match absent {
+            Absent::Refused => Seen::Refused,
+            Absent::Silent => Seen::Silent,
+            Absent::Unclear => Seen::Unclear,
+            Absent::Foreign => Seen::Answered,
+            Absent::Failed(reason) => {
+                tracing::debug!(member = format!("{:x}", self.raft_id), reason, "a manager does not attend");
+                Seen::Answered
+            }
+        }
+    }
+
+    /// Waits for the end of the call; whether it was cut short.
+    async fn attended(&mut self, first: &AttendResponse, mut stream: Streaming<AttendResponse>) -> bool {
         if let Some(node) = self.inner.node.get() {
+            node.closed.forget(self.raft_id);
             let status = *node.status.borrow();
             // It was restarted faster than anybody could see its port closed.
             if !first.leads && (status.leader, status.term) == (self.raft_id, first.term) {
@@ -174,8 +208,8 @@ impl Attendant {
             }
         }
         tokio::select! {
-            _ = stream.message() => {}
-            _ = self.addr.changed() => {}
+            end = stream.message() => end.is_err_and(|status| swarm_pki::was_cut_short(&status)),
+            _ = self.addr.changed() => false,
         }
     }
 

@@ -21,13 +21,13 @@ use crate::storage::Position;
 const LOOK: Duration = Duration::from_millis(500);
 /// Looks until a port has refused often enough.
 const LOOKS: usize = 10;
-/// Time for the answers of all others; one look takes them a third of it.
-const ANSWERS: Duration = Duration::from_secs(1);
+/// Time for the answers of all others, who may wait for what their own calls to the leader show them.
+const ANSWERS: Duration = Duration::from_millis(1500);
 
 /// Why this member takes the leader for gone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Evidence {
-    /// Its port is closed.
+    /// Its port is closed, or its host is gone with it.
     Closed,
     /// It says itself that it does not lead.
     Resigned,
@@ -135,20 +135,41 @@ pub(super) async fn answer(
 }
 
 async fn is_gone(dialer: &Dialer, addr: &str, node: &Shared, request: &DoubtRequest) -> bool {
+    // Who attends the leader here may know it already, or be about to.
+    let known = async {
+        while !node.closed.is(request.leader, node.heard.count(), Instant::now()) {
+            sleep(LOOK_AGAIN / 4).await;
+        }
+    };
+    tokio::pin!(known);
+    let there = tokio::select! {
+        biased;
+        () = &mut known => return true,
+        there = look_at(dialer, addr, node, request) => there,
+    };
+    match there {
+        Some(there) => !there,
+        None => timeout(LOOK * 4 / 5, known).await.is_ok(),
+    }
+}
+
+/// Whether the leader is there. None if nobody answers at its address: that alone says nothing.
+async fn look_at(dialer: &Dialer, addr: &str, node: &Shared, request: &DoubtRequest) -> Option<bool> {
     let mut refusals = Refusals::default();
     for _ in 0..LOOKS {
         match timeout(LOOK, greet(dialer, addr)).await {
             Ok(Err(Absent::Refused)) => refusals.refused(Instant::now(), node.heard.count()),
             Ok(Ok((first, _))) => {
                 let itself = (first.raft_id, first.term) == (request.leader, request.term);
-                return itself && !first.leads;
+                return Some(!itself || first.leads);
             }
-            _ => return false,
+            Ok(Err(Absent::Silent | Absent::Unclear)) | Err(_) => return None,
+            Ok(Err(Absent::Foreign | Absent::Failed(_))) => return Some(true),
         }
         if refusals.closed(Instant::now()).is_some() {
-            return true;
+            return Some(false);
         }
         sleep(LOOK_AGAIN).await;
     }
-    false
+    Some(true)
 }

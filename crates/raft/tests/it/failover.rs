@@ -2,7 +2,7 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -17,9 +17,9 @@ use swarm_raft::{
     Change, Config, GrpcTransport, Membership, Origin, PeersService, RaftHandle, RaftNode, RaftService, Role,
     Status, Ticks, Transport as _,
 };
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Runtime;
-use tokio::sync::SetOnce;
+use tokio::sync::{SetOnce, watch};
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use tonic::transport::Server;
@@ -178,6 +178,125 @@ async fn a_leader_that_dies_is_replaced_at_once() {
     same(&[&b, &c], || leader.manager.raft.tick()).await;
     assert!(c.manager.has("before") && c.manager.has("after"));
     assert_eq!(b.manager.raft.counts().takeovers + c.manager.raft.counts().takeovers, 1);
+}
+
+/// As where a container or a whole host ends: nobody is left to refuse a connection.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_that_dies_with_its_address_is_replaced_at_once() {
+    let lab = Lab::new();
+    let [a, b, c] = group(&lab, [Make::Ours; 3]).await;
+    a.manager.write("before").await;
+    same(&[&a, &b, &c], || a.manager.raft.tick()).await;
+    let (addr, term) = (a.addr, a.status().term);
+    let (killed, _silent) = tokio::join!(a.kill(), silence(addr));
+    let () = killed;
+    let leader = successor(&[&b, &c]).await;
+    assert_eq!(leader.status().term, term + 1);
+    leader.manager.write("after").await;
+    same(&[&b, &c], || leader.manager.raft.tick()).await;
+    assert!(b.manager.has("before") && c.manager.has("after"));
+}
+
+/// The way to a leader, which can be cut: its connections are closed, and nobody answers from then on.
+struct Way {
+    addr: SocketAddr,
+    cut: watch::Sender<bool>,
+    /// Connections that nobody answered.
+    unanswered: Arc<AtomicUsize>,
+}
+
+impl Way {
+    async fn to(leader: SocketAddr) -> Way {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let way = Way {
+            addr: listener.local_addr().unwrap(),
+            cut: watch::Sender::new(false),
+            unanswered: Arc::default(),
+        };
+        let (cut, unanswered) = (way.cut.subscribe(), way.unanswered.clone());
+        tokio::spawn(async move {
+            let mut kept = Vec::new();
+            while let Ok((mut from, _)) = listener.accept().await {
+                if *cut.borrow() {
+                    kept.push(from);
+                    unanswered.fetch_add(1, Ordering::Relaxed);
+                    continue;
+                }
+                let mut cut = cut.clone();
+                tokio::spawn(async move {
+                    let Ok(mut to) = TcpStream::connect(leader).await else { return };
+                    tokio::select! {
+                        _ = tokio::io::copy_bidirectional(&mut from, &mut to) => {}
+                        _ = cut.wait_for(|cut| *cut) => {}
+                    }
+                });
+            }
+        });
+        way
+    }
+
+    /// The only one that a member knows to its leader, and has taken.
+    async fn of(host: &Host, leader: &Host) -> Way {
+        let way = Way::to(leader.addr).await;
+        let mut others = Membership::clone(&host.manager.raft.membership());
+        others.apply(&ConfChange { id: 1, r#type: 1, node_id: leader.id(), context: None });
+        host.transport.members(&Arc::new(others));
+        host.transport.members(&rewired(host, leader.id(), way.addr));
+        eventually("a call to the leader", || host.transport.is_ours(leader.id())).await;
+        way
+    }
+
+    async fn looked(&self, times: usize) {
+        eventually("looks", || self.unanswered.load(Ordering::Relaxed) >= times).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_way_that_is_cut_and_silent_causes_no_election() {
+    let lab = Lab::new();
+    let [a, b, c] = group(&lab, [Make::Ours; 3]).await;
+    let before = (b.status(), c.status());
+    let way = Way::of(&b, &a).await;
+    way.cut.send_replace(true);
+    asked(&b, 3).await;
+    assert_eq!((b.status(), c.status()), before);
+    assert_eq!(b.manager.raft.counts().takeovers + c.manager.raft.counts().takeovers, 0);
+    a.manager.write("unharmed").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_that_sends_is_not_gone_though_all_ways_to_it_are_cut_and_silent() {
+    let lab = Lab::new();
+    let [a, b, c] = group(&lab, [Make::Ours; 3]).await;
+    let before = (b.status(), c.status());
+    let ways = [Way::of(&b, &a).await, Way::of(&c, &a).await];
+    for way in &ways {
+        way.cut.send_replace(true);
+    }
+    let raft = a.manager.raft.clone();
+    let beating = tokio::spawn(async move {
+        let mut beat = tokio::time::interval(Duration::from_millis(50));
+        loop {
+            beat.tick().await;
+            raft.tick();
+        }
+    });
+    for way in &ways {
+        way.looked(10).await;
+    }
+    beating.abort();
+    assert_eq!((b.status(), c.status()), before);
+    assert_eq!(b.manager.raft.counts().takeovers + c.manager.raft.counts().takeovers, 0);
+}
+
+/// Takes connections at this address, once nobody else does, and says nothing.
+async fn silence(addr: SocketAddr) -> TcpListener {
+    loop {
+        match TcpListener::bind(addr).await {
+            Ok(listener) => return listener,
+            Err(_) => tokio::task::yield_now().await,
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -54,6 +54,21 @@ async fn a_call_that_never_began_is_repeated_even_if_it_changes_something() {
     assert_eq!((leader.probe.calls(), former.probe.calls()), (1, 0));
 }
 
+/// The host of a leader that died as its container did: nobody answers, and nobody refuses.
+#[tokio::test]
+async fn a_call_with_no_way_to_the_leader_goes_to_the_next_one_as_soon_as_there_is_one() {
+    let world = World::new();
+    let (leader, follower) = (world.manager("leader").await, world.manager("follower").await);
+    leader.told.lead(8);
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let nobody = silent.local_addr().unwrap().to_string();
+    let dead = || Ok(follower.reach_at("dead", &nobody));
+    follower.told.set([dead(), dead(), Ok(follower.reach(&leader))]);
+    // Otherwise nobody would know what became of it.
+    ControlClient::new(follower.local()).create_config(config()).await.unwrap();
+    assert_eq!(leader.store.view().configs().len(), 1);
+}
+
 #[tokio::test]
 async fn a_change_with_an_unknown_outcome_is_not_repeated_and_a_read_is() {
     let world = World::new();
