@@ -2,7 +2,7 @@
 
 use std::hash::{Hash, Hasher};
 
-use swarm_api::hash::{FastHasher, FastMap};
+use swarm_api::hash::{FastHasher, FastMap, FastSet};
 use swarm_api::v1::Task;
 use swarm_api::{Kind, Object};
 use swarm_store::Event;
@@ -104,8 +104,16 @@ impl Journal {
         let from = self.read[reader];
         if self.known.iter().any(|(range, by)| *by == reader && range.end > from) {
             let known = |at: &usize| self.known.iter().any(|(range, by)| *by == reader && range.contains(at));
-            let events = (from..self.end()).filter(|at| !known(at)).map(|at| &self.events[at - self.first]);
-            return vec![Part::Merged(merge(events))];
+            let events = || (from..self.end()).map(|at| (at, &self.events[at - self.first]));
+            let unknown: Vec<(usize, &Event)> = events().filter(|(at, _)| !known(at)).collect();
+            let superseded = |at: usize| self.links.get(at - self.first).is_some_and(|link| link.superseded);
+            if !unknown.iter().any(|(at, _)| superseded(*at)) {
+                return vec![Part::Merged(merge(unknown.into_iter().map(|(_, event)| event)))];
+            }
+            // What it knows may have come after what it does not: then that is where it leads to.
+            let objects: FastSet<(Kind, &str)> = unknown.iter().map(|(_, e)| (e.kind(), e.id())).collect();
+            let all = events().map(|(_, event)| event).filter(|e| objects.contains(&(e.kind(), e.id())));
+            return vec![Part::Merged(merge(all))];
         }
         let (mut parts, mut merged) = (Vec::new(), Vec::new());
         let mut plain = from - self.first;
@@ -269,6 +277,24 @@ mod tests {
         journal.caught_up(1);
         journal.trim();
         assert!(journal.events.is_empty() && journal.known.is_empty());
+    }
+
+    /// Otherwise it would take an object for what it was before what it knows of.
+    #[test]
+    fn what_somebody_knows_and_came_after_something_else_is_where_that_leads_to() {
+        let updated = |a, b| Event::Updated { old: task(a), new: task(b) };
+        let mut journal = Journal::new(2);
+        journal.push(updated(1, 2));
+        journal.push_known([updated(2, 3), other("a")], 1);
+        assert_eq!(news(&journal, 1), [updated(1, 3)]);
+        journal.push(updated(3, 4));
+        journal.push(other("b"));
+        assert_eq!(news(&journal, 1), [updated(1, 4), other("b")]);
+        journal.caught_up(1);
+        journal.push_known([updated(4, 5)], 1);
+        journal.push(updated(5, 6));
+        assert_eq!(news(&journal, 1), [updated(5, 6)]);
+        assert_eq!(sorted(news(&journal, 0)), [other("a"), other("b"), updated(1, 6)]);
     }
 
     #[test]

@@ -147,8 +147,9 @@ fn placements(tables: &Tables, groups: &[Group], assigned: &[Assignments]) -> Re
         if cpus(task) > 0 && there().map(|t| cpus(t)).sum::<i64>() + cpus(task) > free {
             return fault("it has no room");
         }
-        if host_ports(task).any(|port| there().any(|t| host_ports(t).any(|p| p == port))) {
-            return fault("a port is in use there");
+        let mut ports = there().filter(|t| host_ports(t).any(|there| host_ports(task).any(|p| p == there)));
+        if let Some(other) = ports.next() {
+            return fault(&format!("a port is in use there by {} ({:?})", other.id, other.status.state()));
         }
         let most = task.spec.placement.as_ref().map_or(0, |p| p.max_replicas) as usize;
         let same = there().filter(|t| t.service_id == task.service_id && is_live(t)).count();
