@@ -128,7 +128,7 @@ fn placements(tables: &Tables, groups: &[Group], assigned: &[Assignments]) -> Re
         Write::Assign { task, node, .. } => Some((&**task, &**node)),
         _ => None,
     });
-    // Who has waited longest is placed first, and ids grow: a limit of an earlier version is asked about earlier.
+    // Ids grow, and of one version who has waited longest is placed first.
     let mut listed: Vec<_> = assigned.iter().flat_map(|a| &*a.list).map(|a| (&*a.task, &*a.node)).collect();
     listed.sort_unstable();
     for (id, to) in singly.chain(listed) {
@@ -152,7 +152,12 @@ fn placements(tables: &Tables, groups: &[Group], assigned: &[Assignments]) -> Re
             return fault(&format!("a port is in use there by {} ({:?})", other.id, other.status.state()));
         }
         let most = task.spec.placement.as_ref().map_or(0, |p| p.max_replicas) as usize;
-        let same = there().filter(|t| t.service_id == task.service_id && is_live(t)).count();
+        // Each version has its own limit. Which one of several versions was asked about first is not to be seen here: a service
+        // that was rolled back has its earlier version, of which tasks may have waited all the time.
+        let before = |t: &Task| {
+            t.spec_version == task.spec_version || tables.tasks().by_node(to).any(|o| o.id == t.id)
+        };
+        let same = there().filter(|t| t.service_id == task.service_id && is_live(t) && before(t)).count();
         if most > 0 && same >= most {
             return fault("it has enough tasks of the service");
         }
