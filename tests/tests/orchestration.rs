@@ -202,7 +202,10 @@ mod rollback {
         ensure!(words.contains("Completed : ") && words.contains("Command : \"/bin/sleep 1000\""), "{page}");
 
         // What the rollback would do is shown before it is done; it is another one now.
+        let old: BTreeSet<String> = watcher.picture.ever(&service).map(|task| task.id.to_string()).collect();
         cluster.ctl_ok(&["service", "update", "web", "--env", "NEW=1"])?;
+        let is_new = |task: &Shared<Task>| !old.contains(task.id.as_str());
+        watcher.until("something to replace", |picture| Ok(picture.up(&service).any(is_new))).await?;
         let page = cluster.ctl_ok(&["service", "rollback", "web", "--dry-run"])?;
         ensure!(page.contains("\nenvironment  replaces "), "{page}");
         ensure!(page.contains("All tasks at once, the old one stopped first, paused on failure:"), "{page}");
