@@ -551,7 +551,7 @@ impl Summary {
             Some((id.to_string(), place))
         });
         // What was held on a node that is gone is of no consequence.
-        let held = |id: &&Text| match state.places.get(*id) {
+        let held = |id: &&Text| match state.places.get(id) {
             Some(At::Placed(placed)) => placed.is_on(&state.nodes),
             _ => true,
         };
