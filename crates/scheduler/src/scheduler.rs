@@ -12,7 +12,7 @@ use swarm_reconcile::{
     Assignment, Assignments, Ctx, Decision, Group as Change, Guard, Now, Outcome, Patch, Reconciler, Refused,
     Settled, Write,
 };
-use swarm_store::{Event, Tables};
+use swarm_store::{Event, Indexed as _, Tables};
 
 use crate::filter::Requirements;
 use crate::nodes::{Nodes, Slot};
@@ -193,7 +193,7 @@ impl Reconciler for Scheduler {
 fn look(events: &[Event]) {
     let number = |event: &Event| match event {
         Event::Created(Object::Task(task)) | Event::Updated { new: Object::Task(task), .. } => {
-            task.status.state as usize ^ task.desired_state as usize ^ task.networks.len() ^ task.id.len()
+            task.look() ^ task.id.len() as u64
         }
         _ => 0,
     };

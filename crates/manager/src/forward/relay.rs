@@ -48,6 +48,10 @@ impl Going {
     const SENT: u8 = 1;
     const WITHDRAWN: u8 = 2;
 
+    fn is_waiting(&self) -> bool {
+        self.0.load(Ordering::Acquire) == Self::WAITS
+    }
+
     /// It goes out now, unless it was withdrawn.
     fn send(&self) -> bool {
         let was = self.0.compare_exchange(Self::WAITS, Self::SENT, Ordering::AcqRel, Ordering::Acquire);
@@ -82,7 +86,7 @@ impl HttpBody for Outgoing {
 
     /// Never at once: a call without content would go out unnoticed.
     fn is_end_stream(&self) -> bool {
-        self.going.0.load(Ordering::Acquire) == Going::SENT && self.body.is_end_stream()
+        !self.going.is_waiting() && self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
@@ -261,6 +265,18 @@ impl Relay {
         }
     }
 
+    /// Completes when this manager has given up a call because the leader was replaced. One of which nothing has gone out, as
+    /// there is no way to the leader, does not go out any more: its host may be gone, and nobody waits for that.
+    async fn given_up(&self, name: &str, rule: Rule, going: &Going) -> Failure {
+        let pause = || if going.is_waiting() { PAUSE } else { LOOK };
+        let reason = another_leads(&*self.leader, name, pause).await;
+        if going.withdraw() {
+            return Failure::NotBegun(unreachable(name, reason));
+        }
+        sleep(GRACE).await;
+        Failure::Unknown(lost(name, reason, rule))
+    }
+
     async fn find(&self, rule: Rule) -> Result<Route, Status> {
         let find = if rule.apart { self.leader.leader_apart() } else { self.leader.leader() };
         let found = self.stop.run_until_cancelled(find).await;
@@ -289,12 +305,7 @@ impl Relay {
         let request = request.map(|body| Body::new(Outgoing { body, going: going.clone() }));
         let answer = tokio::select! {
             answer = channel.oneshot(request) => answer,
-            reason = replaced_before(self.leader.clone(), name, &going) => {
-                return Err(Failure::NotBegun(unreachable(name, reason)));
-            }
-            reason = replaced(self.leader.clone(), name.to_owned()) => {
-                return Err(Failure::Unknown(lost(name, reason, rule)));
-            }
+            failure = self.given_up(name, rule, &going) => return Err(failure),
         };
         match answer {
             Ok(response) if is_refused(response.headers()) => Err(Failure::NotBegun(Status::unavailable(
@@ -322,22 +333,15 @@ impl Relay {
 /// Completes some time after this manager knows another leader, or has known none for too long: one that is frozen, or cut
 /// off by something that drops packets, would keep its callers for ever. Returns what became of it.
 async fn replaced(leader: Arc<dyn LeaderChannel>, name: String) -> &'static str {
-    let reason = another_leads(&*leader, &name, LOOK).await;
+    let reason = another_leads(&*leader, &name, || LOOK).await;
     sleep(GRACE).await;
     reason
 }
 
-/// Completes as soon as that is so while the request has not gone out, which it will not then: there is no way to the leader, and
-/// its host may be gone.
-async fn replaced_before(leader: Arc<dyn LeaderChannel>, name: &str, going: &Going) -> &'static str {
-    let reason = another_leads(&*leader, name, PAUSE).await;
-    if going.withdraw() { reason } else { std::future::pending().await }
-}
-
 /// Completes when this manager knows another leader, or none, looking so often. Returns which.
-async fn another_leads(leader: &dyn LeaderChannel, name: &str, look: Duration) -> &'static str {
+async fn another_leads(leader: &dyn LeaderChannel, name: &str, pause: impl Fn() -> Duration) -> &'static str {
     loop {
-        sleep(look).await;
+        sleep(pause()).await;
         match leader.leader().await {
             Ok(Route::There { name: now, .. }) if now == name => {}
             Ok(_) => return "another manager leads now",

@@ -108,6 +108,11 @@ mod tests {
             let other = ["NodeCertificateStatus", "DryRun"].contains(&name);
             assert!(name.starts_with("Get") || name.starts_with("List") || other, "{name}");
         }
+        let changes = |path| rule(path, Door::Socket, false).map(|rule| (rule.read, rule.changes));
+        assert_eq!(changes("/docker.swarmkit.v1.Control/CreateService"), Some((false, true)));
+        assert_eq!(changes("/docker.swarmkit.v1.Control/ListServices"), Some((true, false)));
+        assert_eq!(changes("/swarmd.v1.Services/DryRun"), Some((true, false)));
+        assert_eq!(changes("/docker.swarmkit.v1.LogBroker/ListenSubscriptions"), Some((false, false)));
     }
 
     #[test]

@@ -154,10 +154,9 @@ fn placements(tables: &Tables, groups: &[Group], assigned: &[Assignments]) -> Re
         let most = task.spec.placement.as_ref().map_or(0, |p| p.max_replicas) as usize;
         // Each version has its own limit. Which one of several versions was asked about first is not to be seen here: a service
         // that was rolled back has its earlier version, of which tasks may have waited all the time.
-        let before = |t: &Task| {
-            t.spec_version == task.spec_version || tables.tasks().by_node(to).any(|o| o.id == t.id)
-        };
-        let same = there().filter(|t| t.service_id == task.service_id && is_live(t) && before(t)).count();
+        let counts = |t: &Shared<Task>| t.service_id == task.service_id && is_live(t);
+        let known = tables.tasks().by_node(to).filter(|t| may_run(t) && counts(t)).count();
+        let same = known + new.iter().filter(|t| t.spec_version == task.spec_version && counts(t)).count();
         if most > 0 && same >= most {
             return fault("it has enough tasks of the service");
         }

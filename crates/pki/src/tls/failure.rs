@@ -68,24 +68,14 @@ pub enum TlsFailure {
 impl TlsFailure {
     /// The TLS failure at the bottom of an error, if one is there: gRPC hides it behind "transport error".
     pub fn find(error: &(dyn StdError + 'static)) -> Option<Self> {
-        let mut next = Some(error);
-        while let Some(error) = next {
+        sources(error).find_map(|error| {
             let inner = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
             let inner = inner.map(|inner| inner as &(dyn StdError + 'static));
-            if let Some(failure) =
-                inner.and_then(|inner| Self::find(inner).or_else(|| Self::from_text(inner)))
-            {
-                return Some(failure);
-            }
-            if let Some(tls) = error.downcast_ref::<TlsError>() {
-                return Some(tls.into());
-            }
-            if let Some(failure) = error.downcast_ref::<Self>() {
-                return Some(failure.clone());
-            }
-            next = error.source();
-        }
-        None
+            inner
+                .and_then(|inner| Self::find(inner).or_else(|| Self::from_text(inner)))
+                .or_else(|| error.downcast_ref::<TlsError>().map(Self::from))
+                .or_else(|| error.downcast_ref::<Self>().cloned())
+        })
     }
 }
 

@@ -144,14 +144,7 @@ fn classify(status: &Status) -> Answer {
 
 /// Nobody listened.
 fn never_sent(status: &Status) -> bool {
-    let mut source = status.source();
-    while let Some(error) = source {
-        if error.is::<tonic::ConnectError>() {
-            return true;
-        }
-        source = error.source();
-    }
-    false
+    swarm_pki::sources(status).any(|error| error.is::<tonic::ConnectError>())
 }
 
 #[cfg(test)]
