@@ -1,6 +1,5 @@
 //! A manager's control API as the clients use it: objects are configs, whose content is a label.
 
-use std::error::Error as _;
 use std::path::{Path, PathBuf};
 
 use swarm_api::v1::control_client::ControlClient;
