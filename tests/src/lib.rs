@@ -38,6 +38,19 @@ pub fn process_service(name: &str, replicas: u64) -> ServiceSpec {
     service(name, replicas, runtime)
 }
 
+/// Changes the process that the tasks of a service are.
+///
+/// # Panics
+/// If its payload is no process.
+pub fn edit_process(spec: &mut ServiceSpec, change: impl Fn(&mut ProcessSpec)) {
+    if let Some(task_spec::Runtime::Generic(generic)) = &mut spec.task.runtime {
+        let payload = generic.payload.as_mut().expect("the spec has a payload");
+        let mut process = payload.to_msg().expect("it decodes");
+        change(&mut process);
+        *payload = Any::from_msg(&process).expect("it encodes");
+    }
+}
+
 /// A service of containers that do nothing for ever.
 pub fn container_service(name: &str, image: &str, replicas: u64) -> ServiceSpec {
     let container = ContainerSpec {

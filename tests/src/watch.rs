@@ -15,6 +15,7 @@ use swarm_api::v1::{
 };
 use swarm_testkit::daemon::Cluster;
 use tokio::time::{Instant, timeout_at};
+use tonic::transport::Channel;
 
 /// Time within which what is waited for must come.
 pub const PATIENCE: Duration = Duration::from_secs(240);
@@ -123,12 +124,17 @@ pub struct Watcher {
 impl Watcher {
     /// Begins in a cluster that has no services yet: so nothing is missed.
     pub async fn new(cluster: &Cluster) -> Result<Watcher> {
+        Watcher::on(cluster.channel()).await
+    }
+
+    /// The same by the store of this manager.
+    pub async fn on(manager: Channel) -> Result<Watcher> {
         use WatchActionKind::{WatchActionCreate, WatchActionRemove, WatchActionUpdate};
         let action = WatchActionCreate as i32 | WatchActionUpdate as i32 | WatchActionRemove as i32;
         let entry = |kind: &str| WatchEntry { kind: kind.into(), action, filters: Vec::new() };
         let entries = ["service", "task", "node"].map(entry).to_vec();
         let request = WatchRequest { entries, ..Default::default() };
-        let mut messages = WatchClient::new(cluster.channel()).watch(request).await?.into_inner();
+        let mut messages = WatchClient::new(manager).watch(request).await?.into_inner();
         // The empty one, which says that the watch stands.
         messages.message().await?.context("the watch ended before it began")?;
         Ok(Watcher { messages, picture: Picture::default() })

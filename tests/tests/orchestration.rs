@@ -20,8 +20,8 @@ use swarm_testkit::wait::until;
 use swarm_tests::roles::Marked;
 use swarm_tests::watch::{Picture, Watcher, has_not_ended};
 use swarm_tests::{
-    SOON, container_service, create, process_service, processes_with, scale, set_availability, update,
-    with_logs,
+    SOON, container_service, create, edit_process, process_service, processes_with, scale, set_availability,
+    update, with_logs,
 };
 
 fn seconds(seconds: i64) -> prost_types::Duration {
@@ -41,25 +41,16 @@ fn set_image(spec: &mut ServiceSpec, image: &str) {
     }
 }
 
-/// Changes the process that the tasks of a service are.
-fn edit_process(spec: &mut ServiceSpec, change: impl Fn(&mut swarm_api::swarmd::ProcessSpec)) {
-    if let Some(task_spec::Runtime::Generic(generic)) = &mut spec.task.runtime {
-        let payload = generic.payload.as_mut().expect("the spec has a payload");
-        let mut process = payload.to_msg().expect("it decodes");
-        change(&mut process);
-        *payload = prost_types::Any::from_msg(&process).expect("it encodes");
-    }
-}
-
 mod rollback {
     use super::*;
 
     const REPLICAS: usize = 20;
     const AT_ONCE: usize = 4;
 
-    /// The slots that have no task which runs and is to go on.
-    fn down(picture: &Picture, service: &str) -> usize {
-        REPLICAS - picture.slots_up(service).len()
+    /// The slots that have no task of this image which runs and is to go on.
+    fn down(picture: &Picture, service: &str, good: &str) -> usize {
+        let up = picture.up(service).filter(|task| image(task) == good);
+        REPLICAS - up.map(|task| task.slot).collect::<BTreeSet<_>>().len()
     }
 
     /// Updates to an image that can't run, and looks at every state until everything is as it was.
@@ -67,7 +58,7 @@ mod rollback {
         cluster: &mut Cluster,
         watcher: &mut Watcher,
         service: &str,
-        bad: &str,
+        (good, bad): (&str, &str),
         delay: prost_types::Duration,
     ) -> Result<()> {
         let before: BTreeMap<String, u64> =
@@ -96,7 +87,7 @@ mod rollback {
                 if state == UpdateState::RollbackStarted {
                     cause = message.to_owned();
                 }
-                let down = down(picture, service);
+                let down = down(picture, service, good);
                 most = most.max(down);
                 ensure!(down <= AT_ONCE, "{down} slots are down");
                 Ok(states.contains(&UpdateState::RollbackStarted) && state == UpdateState::RollbackCompleted)
@@ -114,7 +105,7 @@ mod rollback {
         // Everything runs as before; only slots of the first step were touched.
         let now: BTreeMap<String, u64> =
             watcher.picture.up(service).map(|task| (task.id.to_string(), task.slot)).collect();
-        ensure!(now.len() == REPLICAS && down(&watcher.picture, service) == 0, "{now:?}");
+        ensure!(now.len() == REPLICAS && down(&watcher.picture, service, good) == 0, "{now:?}");
         let tried: BTreeSet<u64> =
             watcher.picture.ever(service).filter(|task| image(task) == bad).map(|task| task.slot).collect();
         ensure!(tried.len() == AT_ONCE, "the bad image was tried in the slots {tried:?}");
@@ -143,11 +134,11 @@ mod rollback {
         // Its command fails at once. But it does begin to run, and then the update may go on with the next slots: the
         // delay, which is cut short by the failure, is what keeps it from that.
         let failing = swarm_testkit::image::failing(&docker).await?;
-        goes_back(cluster, &mut watcher, &service, &failing, seconds(3600)).await?;
+        goes_back(cluster, &mut watcher, &service, (&good, &failing), seconds(3600)).await?;
         // No registry has it. Such a task never runs, so nothing more is needed.
         let registry = Registry::start(None).await?;
         let missing = format!("{}/missing:1", registry.address());
-        goes_back(cluster, &mut watcher, &service, &missing, seconds(0)).await?;
+        goes_back(cluster, &mut watcher, &service, (&good, &missing), seconds(0)).await?;
 
         // The service is what it was, but for what was said about updates beside the image: that went back too.
         let now = cluster.service(&service).await?;
@@ -260,26 +251,34 @@ mod drain {
             })
             .await?;
         set_availability(cluster, name, node_spec::Availability::Drain).await?;
-        // How far the update was when the node was drained, and the tasks that the node had then.
-        let (mut drained_in, mut lost) = (None, BTreeSet::new());
+        // How far the update was when the node was drained, and the tasks that were on the node then.
+        let mut drained: Option<(UpdateState, BTreeSet<String>)> = None;
+        // Slots that lost their task with the node, and have not had another one that ran since.
+        let mut lost = BTreeSet::new();
         watcher
             .until("the update to complete around the drained node", |picture| {
                 let (state, _) = picture.update(service);
                 let mut is_empty = true;
                 if picture.is_drained(node) {
-                    drained_in.get_or_insert(state);
-                    let there = picture.tasks(service).filter(|task| task.node_id == node && is_wanted(task));
-                    let there: Vec<String> = there.map(|task| task.id.to_string()).collect();
-                    is_empty = there.is_empty();
-                    lost.extend(there);
+                    let there = || picture.tasks(service).filter(|task| task.node_id == node);
+                    let (_, before) = drained.get_or_insert_with(|| {
+                        lost.extend(there().filter(|task| is_wanted(task)).map(|task| task.slot));
+                        (state, there().map(|task| task.id.to_string()).collect())
+                    });
+                    for task in there() {
+                        ensure!(before.contains(task.id.as_str()), "{task:?} was put on the drained node");
+                    }
+                    is_empty = !there().any(|task| is_wanted(task));
                 }
-                let (up, least) = (picture.slots_up(service).len(), least.saturating_sub(lost.len()));
-                ensure!(
-                    up >= least,
-                    "only {up} slots are up, of at least {least}; on the node were {lost:?}"
-                );
-                let done = state == UpdateState::Completed && up == REPLICAS;
-                Ok(drained_in.is_some() && done && is_empty)
+                let up = picture.slots_up(service);
+                lost.retain(|slot| {
+                    !picture.up(service).any(|task| task.slot == *slot && task.node_id != node)
+                });
+                let down = (1..=REPLICAS as u64).filter(|slot| !up.contains(slot) && !lost.contains(slot));
+                let down: Vec<u64> = down.collect();
+                ensure!(down.len() <= AT_ONCE, "slots {down:?} are down, and {lost:?} for the node's sake");
+                let done = state == UpdateState::Completed && up.len() == REPLICAS;
+                Ok(drained.is_some() && done && is_empty)
             })
             .await?;
 
@@ -296,7 +295,7 @@ mod drain {
         let there = new.iter().filter(|task| task.node_id == node).count();
         ensure!(new.len() == REPLICAS + there, "{} new tasks, {there} on the drained node", new.len());
         ensure!(new.iter().all(|task| task.spec == spec), "a new task is of the old spec");
-        Ok(drained_in == Some(UpdateState::Updating))
+        Ok(drained.is_some_and(|(state, _)| state == UpdateState::Updating))
     }
 
     async fn a_host_is_drained_during_an_update(cluster: &mut Cluster) -> Result<()> {

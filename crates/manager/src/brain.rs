@@ -1,7 +1,7 @@
 //! Runs the leader's reconcilers on a store: subscribe, turn, propose, settle.
 
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use futures::StreamExt as _;
 use futures::future::{BoxFuture, FutureExt as _};
@@ -10,26 +10,58 @@ use swarm_reconcile::{Batch, Brain, Ctx, Discard, Fate, Now, RandomIds, Reconcil
 use swarm_store::{Error, Received, Store, Subscription};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tracing::{error, info};
 
 /// Commits that are taken in at once.
 const MOST_COMMITS_PER_TURN: usize = 10_000;
+
+/// How long until reconcilers that failed begin anew, at first and after failures one upon the other.
+const PAUSES: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(60)];
+
+/// Runs reconcilers until the token is cancelled or leadership is lost. If they panic, or there can be no thread for them,
+/// that is logged, and others begin anew after a pause: all that they need to know is in the store, and what made them
+/// fail may be gone. The original leads on and orchestrates nothing until the next election (`orchestration.md` §20.30).
+pub(crate) async fn keep_thinking(
+    store: Arc<Store>,
+    reconcilers: impl Fn() -> Vec<Box<dyn Reconciler>>,
+    cancel: CancellationToken,
+) {
+    let [shortest, longest] = PAUSES;
+    let mut pause = shortest;
+    loop {
+        let began = Instant::now();
+        let error = match brain_thread(store.clone(), reconcilers(), cancel.clone()).await {
+            Ok(Ok(())) => return,
+            Ok(Err(error)) => return info!(%error, "the reconcilers ended"),
+            Err(error) => error,
+        };
+        if began.elapsed() > longest {
+            pause = shortest;
+        }
+        error!(%error, "the reconcilers failed: until they begin anew in {pause:?} nothing is scheduled, restarted or updated");
+        if cancel.run_until_cancelled(tokio::time::sleep(pause)).await.is_none() {
+            return;
+        }
+        pause = (pause * 2).min(longest);
+    }
+}
 
 /// As [`run_brain`], on a thread of its own: a turn may compute for a while, which must hold up neither calls nor
 /// heartbeats, and calls must not pay for handing their thread over each time.
 ///
 /// # Errors
-/// As [`run_brain`], or if there can be no thread, or it panicked.
-pub(crate) async fn brain_thread(
+/// If there can be no thread, or it panicked.
+async fn brain_thread(
     store: Arc<Store>,
     reconcilers: Vec<Box<dyn Reconciler>>,
     cancel: CancellationToken,
-) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+) -> Result<Result<(), Error>, Box<dyn std::error::Error + Send + Sync>> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
     let (ended, end) = tokio::sync::oneshot::channel();
     std::thread::Builder::new().name("reconcilers".to_owned()).spawn(move || {
         let _ = ended.send(runtime.block_on(run_brain(store, reconcilers, cancel)));
     })?;
-    Ok(end.await.map_err(|_| "their thread panicked")??)
+    end.await.map_err(|_| "their thread panicked".into())
 }
 
 /// Runs these reconcilers, in this order, until the token is cancelled or leadership is lost. Call it when
@@ -69,7 +101,8 @@ async fn run_brain(
             }
         }
         // Written at once (a store without a log): its commits are here already.
-        let due = brain.wake_at().map(|at| shell.began + at);
+        // Later than the clock can tell is never.
+        let due = brain.wake_at().and_then(|at| shell.began.checked_add(at));
         tokio::select! {
             biased;
             () = &mut stop => return Ok(()),
@@ -153,8 +186,6 @@ fn settle(brain: &mut Brain, id: u64, fate: Fate) -> Result<(), Error> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
     use swarm_api::v1::{Service, Task, TaskState};
     use swarm_reconcile::sim::{AnyAllocator, AnyScheduler, node, service};
@@ -278,5 +309,59 @@ mod tests {
         }
         let ended = run_brain(Store::new(), vec![Box::new(Eager)], CancellationToken::new()).await;
         assert!(matches!(ended, Err(Error::LostLeadership | Error::Stopped)), "{ended:?}");
+    }
+
+    /// Panics when it is first asked, and counts how often.
+    struct Fragile(Arc<std::sync::atomic::AtomicUsize>);
+
+    impl Reconciler for Fragile {
+        fn name(&self) -> &'static str {
+            "fragile"
+        }
+        fn init(&mut self, _: &mut Ctx<'_>, _: &swarm_store::Tables) {}
+        fn observe(&mut self, _: &mut Ctx<'_>, _: &[swarm_store::Event], _: &swarm_store::Tables) {}
+        fn decide(&mut self, _: &mut Ctx<'_>, _: &swarm_store::Tables) -> swarm_reconcile::Decision {
+            let asked = self.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            assert!(asked > 0, "as the test wants");
+            swarm_reconcile::Decision::default()
+        }
+    }
+
+    #[tokio::test]
+    async fn reconcilers_that_panic_begin_anew() {
+        let (store, cancel, asked) = (Store::local(), CancellationToken::new(), Arc::default());
+        let all = move || {
+            let mut all = reconcilers();
+            all.push(Box::new(Fragile(Arc::clone(&asked))));
+            all
+        };
+        let brain = tokio::spawn(keep_thinking(store.clone(), all, cancel.clone()));
+        store.update(|tx| tx.create(node("n1")).map(drop)).await.unwrap();
+        let leader =
+            Leader { store, cancel, brain: tokio::spawn(async { brain.await.map_err(|_| Error::Stopped) }) };
+        leader.create(service("web", 5)).await;
+        leader.reach(TaskState::Assigned, 5).await;
+        leader.stop().await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_time_beyond_all_clocks_never_comes() {
+        struct Patient;
+        impl Reconciler for Patient {
+            fn name(&self) -> &'static str {
+                "patient"
+            }
+            fn init(&mut self, _: &mut Ctx<'_>, _: &swarm_store::Tables) {}
+            fn observe(&mut self, _: &mut Ctx<'_>, _: &[swarm_store::Event], _: &swarm_store::Tables) {}
+            fn decide(&mut self, _: &mut Ctx<'_>, _: &swarm_store::Tables) -> swarm_reconcile::Decision {
+                swarm_reconcile::Decision { groups: Vec::new(), wake_at: Some(Duration::MAX) }
+            }
+        }
+        let cancel = CancellationToken::new();
+        let all: Vec<Box<dyn Reconciler>> = vec![Box::new(Patient)];
+        let brain = tokio::spawn(run_brain(Store::local(), all, cancel.clone()));
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        cancel.cancel();
+        assert_eq!(brain.await.unwrap(), Ok(()));
     }
 }

@@ -8,10 +8,10 @@ use swarm_store::Store;
 use swarm_task_sessions::Broker as SessionBroker;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use tracing::{Instrument as _, error, info, info_span};
+use tracing::{Instrument as _, error, info_span};
 
 use crate::bootstrap::Bootstrap;
-use crate::brain::brain_thread;
+use crate::brain::keep_thinking;
 use crate::ca::CaServer;
 use crate::dead_managers;
 use crate::keys;
@@ -89,11 +89,7 @@ impl Leader {
         }
         {
             let (store, cancel) = (self.store.clone(), cancel.clone());
-            parts.spawn(async move {
-                if let Err(error) = brain_thread(store, swarm_dry_run::reconcilers(), cancel).await {
-                    info!(%error, "the reconcilers ended");
-                }
-            });
+            parts.spawn(keep_thinking(store, swarm_dry_run::reconcilers, cancel));
         }
         {
             let (store, members, cancel) = (self.store.clone(), self.members.clone(), cancel.clone());

@@ -16,7 +16,8 @@ use swarm_store::{Event, Table, Tx};
 /// A task is put on a node.
 ///
 /// Written if the task is still PENDING, wanted at or below COMPLETE, and on no node, or on this one; and if the node
-/// is READY and ACTIVE.
+/// is READY and ACTIVE, and what placement looks at is as it was. Else nobody would look whether the task may be there:
+/// who watches nodes saw the change while the task was not on the node yet.
 #[derive(Debug, Clone)]
 pub struct Assignment {
     /// The task.
@@ -58,7 +59,8 @@ pub(crate) fn apply(lists: &[Assignments], tx: &mut Tx) -> Vec<Vec<u32>> {
             let mut usable: FastMap<*const u8, bool> = FastMap::default();
             all.extend(list.list.iter().map(|assignment| {
                 let usable = usable.entry(assignment.node.as_ptr());
-                (list, assignment, *usable.or_insert_with(|| is_usable(&nodes, &assignment.node)))
+                let is_usable = || is_as_it_was(&list.nodes, &nodes, &assignment.node);
+                (list, assignment, *usable.or_insert_with(is_usable))
             }));
         }
     }
@@ -95,6 +97,26 @@ pub(crate) fn is_outcome<'a>(events: &[Event], lists: impl Iterator<Item = &'a A
 /// The node takes new tasks.
 pub(crate) fn is_usable(nodes: &Table<Node>, node: &str) -> bool {
     nodes.get(node).is_some_and(|n| n.is_usable())
+}
+
+/// The node takes new tasks, and fits what it was chosen for then.
+fn is_as_it_was(then: &Table<Node>, now: &Table<Node>, node: &str) -> bool {
+    match (then.get(node), now.get(node)) {
+        (Some(then), Some(now)) => {
+            Shared::ptr_eq(then, now) || (now.is_usable() && same_for_placement(then, now))
+        }
+        _ => false,
+    }
+}
+
+/// Nothing that placement looks at differs.
+pub fn same_for_placement(a: &Node, b: &Node) -> bool {
+    a.role == b.role
+        && a.status.state == b.status.state
+        && a.status.addr == b.status.addr
+        && a.spec.availability == b.spec.availability
+        && a.spec.annotations.labels == b.spec.annotations.labels
+        && a.description == b.description
 }
 
 /// Says how much a task takes in a log entry, at most. What tasks share is measured once.

@@ -329,10 +329,11 @@ impl Brain {
             let assignments = seat.reconciler.assignments();
             let mut groups = decision.groups;
             self.prepare(ctx, index, &mut groups);
-            self.plan_all(index, groups);
+            // Before the groups, which may say of very many tasks why they wait.
             for assignments in assignments {
                 self.plan_assignments(index, assignments);
             }
+            self.plan_all(index, groups);
         }
         self.journal.caught_up(index);
     }

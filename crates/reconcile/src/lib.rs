@@ -27,7 +27,7 @@ mod patch;
 pub mod sim;
 mod stage;
 
-pub use assign::{Assignment, Assignments, Sizer};
+pub use assign::{Assignment, Assignments, Sizer, same_for_placement};
 pub use brain::{Batch, Brain, Fate, MAX_IN_FLIGHT};
 pub use ctx::{Ctx, IdSource, Now, RandomIds, SequentialIds};
 pub use discard::Discard;

@@ -4,6 +4,7 @@ use swarm_api::hash::FastMap;
 use swarm_api::v1::Node;
 use swarm_api::{Shared, Text};
 use swarm_placement::{Holding, NodeInfo};
+use swarm_reconcile::same_for_placement;
 
 use crate::filter::SpreadLabel;
 use crate::services::{ServiceNo, Services};
@@ -187,14 +188,4 @@ impl Nodes {
             self.note_changed(slot);
         }
     }
-}
-
-/// Nothing that placement looks at differs.
-pub(crate) fn same_for_placement(a: &Node, b: &Node) -> bool {
-    a.role == b.role
-        && a.status.state == b.status.state
-        && a.status.addr == b.status.addr
-        && a.spec.availability == b.spec.availability
-        && a.spec.annotations.labels == b.spec.annotations.labels
-        && a.description == b.description
 }
