@@ -190,9 +190,12 @@ impl<'a> Pass<'a> {
     /// The tasks of a group wait for other services.
     pub(crate) fn hold(&mut self, no: GroupNo, service: &Service, text: String) {
         let Some(mut group) = self.state.groups.take(no) else { return };
-        self.tell_group(no, &mut group, text, Vec::new());
+        let more = self.tell_group(no, &mut group, text);
         self.state.gates.hold(self.tables, service, None);
         self.state.groups.put_aside(no, group, &mut self.state.nodes.services);
+        if more {
+            self.put_off(no);
+        }
     }
 }
 

@@ -23,7 +23,7 @@ pub(crate) const PREEMPTED: &str = "task preempted by scheduler";
 const NOTICE: Duration = Duration::from_secs(10);
 
 /// A manager, not the agent, declared the task ended; so its container may still run.
-pub(crate) fn ended_by_manager(task: &Task) -> bool {
+pub fn ended_by_manager(task: &Task) -> bool {
     match task.status.state() {
         TaskState::Orphaned => true,
         TaskState::Rejected => task.status.message.contains(ENFORCER) || task.status.message == PREEMPTED,

@@ -5,7 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use swarm_api::v1::{Node, Task, TaskState, node_spec};
 use swarm_api::{Kind, Shared};
 use swarm_placement::{Demand, Holding, NodeInfo, all_hold, constraints_of};
-use swarm_reconcile::{Ctx, Decision, Group, Guard, Outcome, Patch, Reconciler, Settled, Write, same_for_placement};
+use swarm_reconcile::{
+    Ctx, Decision, Group, Guard, Outcome, Patch, Reconciler, Settled, Write, same_for_placement,
+};
 use swarm_store::{Event, Tables};
 
 use crate::ended::REJECTED_BY_CONSTRAINTS;

@@ -100,6 +100,8 @@ impl Requirements {
 
     /// What the filters say of the node in a slot, given what the fixed ones said. The number is the service's.
     pub(crate) fn verdict(&self, fixed: Verdict, nodes: &Nodes, service: ServiceNo, slot: Slot) -> Verdict {
+        #[cfg(test)]
+        crate::effort::count();
         let Some(node) = nodes.all().get(slot).filter(|node| node.used) else { return Verdict::Absent };
         match self.verdict_without_volumes(fixed, &node.info, || nodes.services.on(service, slot)) {
             Verdict::Fits if self.volumes.is_empty() => Verdict::Fits,
@@ -108,6 +110,26 @@ impl Requirements {
             }
             verdict => verdict,
         }
+    }
+
+    /// The node in a slot lacks resources or ports, and nothing else: what the other filters say is the same when there is
+    /// room.
+    pub(crate) fn lacks_only_room(
+        &self,
+        fixed: Verdict,
+        nodes: &Nodes,
+        service: ServiceNo,
+        slot: Slot,
+    ) -> bool {
+        matches!(self.verdict(fixed, nodes, service, slot), Verdict::Resources | Verdict::Ports)
+            && fixed == Verdict::Fits
+            && !self.has_its_replicas(|| nodes.services.on(service, slot))
+            && (self.volumes.is_empty()
+                || nodes.volumes.choose(&self.volumes, nodes.get(slot).info.node()).is_some())
+    }
+
+    fn has_its_replicas(&self, of_service: impl FnOnce() -> u32) -> bool {
+        self.max_replicas > 0 && u64::from(of_service()) >= self.max_replicas
     }
 
     /// What all filters but that of cluster volumes say of a node with this account and so many tasks of the service.
@@ -129,7 +151,7 @@ impl Requirements {
         if !info.has_ports(&self.demand) {
             return Verdict::Ports;
         }
-        if self.max_replicas > 0 && u64::from(of_service()) >= self.max_replicas {
+        if self.has_its_replicas(of_service) {
             return Verdict::MaxReplicas;
         }
         Verdict::Fits

@@ -62,6 +62,8 @@ pub(crate) struct Needs {
     pub(crate) verdicts: Vec<Verdict>,
     /// Number of READY nodes that fulfil them.
     pub(crate) members: usize,
+    /// Which these are.
+    is_member: Vec<bool>,
     objects: usize,
     topologies: u64,
     pools: Vec<Pool>,
@@ -137,6 +139,7 @@ impl Needs {
             fixed,
             verdicts: Vec::new(),
             members: 0,
+            is_member: Vec::new(),
             objects: 0,
             topologies: nodes.topologies.generation,
             pools: Vec::new(),
@@ -159,15 +162,10 @@ impl Needs {
         self.verdicts = nodes.all().iter().zip(hold).map(verdict).collect();
         self.objects = nodes.objects.end();
         self.pools.clear();
-        self.count(nodes);
-    }
-
-    fn count(&mut self, nodes: &Nodes) {
-        let ready = |slot: &Slot| nodes.get(*slot).info.is_ready();
-        self.members = (0..self.verdicts.len())
-            .filter(|slot| self.verdicts[*slot] == Verdict::Fits)
-            .filter(ready)
-            .count();
+        let ready = nodes.all().iter().map(|node| node.info.is_ready());
+        let fits = self.verdicts.iter().map(|verdict| *verdict == Verdict::Fits);
+        self.is_member = fits.zip(ready).map(|(fits, ready)| fits && ready).collect();
+        self.members = self.is_member.iter().filter(|member| **member).count();
     }
 
     fn catch_up(&mut self, nodes: &Nodes, facets: &mut Facets) {
@@ -180,14 +178,16 @@ impl Needs {
             return;
         }
         self.verdicts.resize(nodes.all().len(), Verdict::Absent);
+        self.is_member.resize(nodes.all().len(), false);
         for slot in changed.iter().map(|slot| *slot as Slot) {
             let verdict = self.judge(nodes, slot);
             self.verdicts[slot] = verdict;
             let member = verdict == Verdict::Fits && nodes.get(slot).info.is_ready();
+            let was = std::mem::replace(&mut self.is_member[slot], member);
+            self.members = self.members + usize::from(member) - usize::from(was);
             self.pools.iter_mut().for_each(|pool| pool.renew(nodes, slot, member));
         }
         self.objects = nodes.objects.end();
-        self.count(nodes);
     }
 
     fn entries(&self) -> usize {
@@ -222,12 +222,14 @@ impl Needs {
     pub(crate) fn take(&mut self, pool: PoolNo, leaf: BranchNo, nodes: &Nodes) -> Option<Slot> {
         let pool = &mut self.pools[pool];
         let service = pool.service();
+        let topology = nodes.topologies.get(pool.key.topology);
         let heap = pool.heaps.get_mut(leaf)?;
         loop {
             let mut top = heap.peek_mut()?;
             let Reverse((said, slot)) = *top;
             let queued = &mut pool.queued[slot as Slot];
-            if *queued != said {
+            // A node that moved to another branch may have the rank that it had here.
+            if *queued != said || topology.leaf(slot as Slot) != leaf {
                 PeekMut::pop(top);
                 continue;
             }

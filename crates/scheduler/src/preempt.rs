@@ -2,7 +2,7 @@
 //!
 //! Where the cluster allows it, a task that finds no node takes the place of tasks of services with a lower priority:
 //! of as few as possible, on one node. They are rejected, so that their orchestrator puts others in their place,
-//! elsewhere or later. Until they have stopped the task has a claim: its part of the node is accounted for, so that
+//! elsewhere or later. A task of its own node makes room there or nowhere. Until they have stopped the task has a claim: its part of the node is accounted for, so that
 //! nobody else gets it.
 //!
 //! That ends: a task only ever displaces others of strictly lower priority, has one claim at a time, and if that
@@ -24,9 +24,11 @@ use swarm_store::{Event, Tables};
 use crate::ended::PREEMPTED;
 use crate::filter::Requirements;
 use crate::nodes::Slot;
-use crate::places::{At, Claim};
+use crate::places::{At, Claim, Placed};
 use crate::queue::GroupNo;
 use crate::scheduler::Pass;
+use crate::services::ServiceNo;
+use crate::track::State;
 use crate::verdict::Verdict;
 
 /// Nodes that are looked at for one task.
@@ -72,36 +74,105 @@ pub(crate) fn changes_priority(event: &Event) -> bool {
     }
 }
 
+/// Who is on a node, as far as they may leave it.
+#[derive(Debug, Default)]
+pub(crate) struct Tenants {
+    /// Who may be displaced, with the priority of each.
+    may_go: Vec<(i32, Shared<Task>)>,
+    /// Who is going anyway, perhaps by what this very pass decided.
+    going: Vec<Text>,
+}
+
 /// Who would have to go from a node.
 struct Offer {
     slot: Slot,
-    victims: Vec<Shared<Task>>,
-    /// The highest priority among them, and all together.
-    priorities: (i32, i64),
+    victims: Vec<(i32, Shared<Task>)>,
+}
+
+impl Offer {
+    /// Fewer are better; then the lower the highest priority among them is, and all together.
+    fn cost(&self) -> (usize, i32, i64, Slot) {
+        let priorities = self.victims.iter().map(|(priority, _)| *priority);
+        let highest = priorities.clone().max().unwrap_or(i32::MIN);
+        (self.victims.len(), highest, priorities.map(i64::from).sum(), self.slot)
+    }
+}
+
+/// Who asks for room.
+#[derive(Clone, Copy)]
+struct Asks<'a> {
+    requirements: &'a Requirements,
+    service: ServiceNo,
+    priority: i32,
 }
 
 impl Pass<'_> {
     /// Makes room for tasks of a group that found none.
     pub(crate) fn preempt(&mut self, no: GroupNo) {
         let Some(group) = self.state.groups.get(no).filter(|_| is_allowed(self.tables)) else { return };
-        let requirements = group.requirements.clone();
-        let tasks: Vec<_> = group.tasks.iter().map(|((_, id), task)| (id.clone(), task.clone())).collect();
+        let (requirements, service) = (group.requirements.clone(), group.service);
         let priority = policy_of(self.tables, &requirements.service).priority;
-        let (mut known, mut claims) = (BTreeMap::new(), 0);
-        for (id, task) in tasks {
-            if self.state.gave_up.contains_key(&id) {
-                continue;
-            }
-            if claims == MOST_TASKS {
+        if !self.is_above_others(priority) {
+            return;
+        }
+        let group = self.state.groups.get(no).into_iter();
+        let tasks =
+            group.flat_map(|group| group.tasks.iter()).map(|((_, id), task)| (id.clone(), task.clone()));
+        let gave_up = &self.state.gave_up;
+        let tasks = tasks.filter(|(id, _)| gave_up.is_empty() || !gave_up.contains_key(id));
+        let tasks: Vec<(Text, Shared<Task>)> = tasks.take(MOST_TASKS + 1).collect();
+        if tasks.is_empty() {
+            return;
+        }
+        let asks = Asks { requirements: &requirements, service, priority };
+        let mut offers = self.offers(asks);
+        for (at, (id, task)) in tasks.into_iter().enumerate() {
+            if at == MOST_TASKS {
                 // Another pass goes on.
                 self.state.groups.note(no);
                 self.again = true;
                 return;
             }
-            let Some(offer) = self.best_offer(&requirements, &task, priority, &mut known) else { return };
+            let Some(offer) = self.take_best(&mut offers, asks) else { return };
+            let slot = offer.slot;
             self.claim(id, &task, &requirements, offer);
-            claims += 1;
+            // With the claim there, the node has less to offer to the next.
+            offers.extend(self.offer(slot, asks));
         }
+    }
+
+    /// Makes room for a task on its own node, if that lacks nothing else; true if it has a claim there now.
+    pub(crate) fn preempt_on(
+        &mut self,
+        id: &Text,
+        task: &Shared<Task>,
+        requirements: &Requirements,
+        service: ServiceNo,
+        slot: Slot,
+    ) -> bool {
+        if !is_allowed(self.tables) || self.state.gave_up.contains_key(id) {
+            return false;
+        }
+        let priority = policy_of(self.tables, &requirements.service).priority;
+        if !self.is_above_others(priority) {
+            return false;
+        }
+        if self.claims == MOST_NODES {
+            self.state.fresh_bound.insert((task.node_id.clone(), id.clone()));
+            self.again = true;
+            return false;
+        }
+        let Some(offer) = self.offer(slot, Asks { requirements, service, priority }) else { return false };
+        self.claims += 1;
+        self.claim(id.clone(), task, &Arc::new(requirements.clone()), offer);
+        true
+    }
+
+    /// There is a service with a lower priority.
+    fn is_above_others(&mut self, priority: i32) -> bool {
+        let all = || self.tables.services().iter().map(|s| read(&s.spec.annotations.labels).priority);
+        let lowest = self.state.lowest_priority.get_or_insert_with(|| all().min().unwrap_or(i32::MAX));
+        *lowest < priority
     }
 
     /// Tasks whose claims came to nothing some time ago may have others.
@@ -111,56 +182,87 @@ impl Pass<'_> {
             self.state.gave_up.iter().filter(|(_, at)| **at <= now).map(|(id, _)| id.clone()).collect();
         for id in over {
             self.state.gave_up.remove(&id);
-            if let Some(At::Waiting(no, _)) = self.state.places.get(&id) {
-                self.state.groups.note(*no);
+            match self.state.places.get(&id) {
+                Some(At::Waiting(no, _)) => self.state.groups.note(*no),
+                Some(At::Bound(node)) => drop(self.state.fresh_bound.insert((node.clone(), id))),
+                _ => {}
             }
         }
     }
 
-    fn best_offer(
-        &mut self,
-        requirements: &Requirements,
-        task: &Task,
-        priority: i32,
-        known: &mut BTreeMap<String, i32>,
-    ) -> Option<Offer> {
+    /// What each of the first nodes that lack only room has to offer.
+    fn offers(&mut self, asks: Asks<'_>) -> Vec<Offer> {
         let state = &mut *self.state;
-        let service = state.nodes.services.enter(&requirements.service);
-        let needs = state.index.needs(&requirements.fixed, &state.nodes);
-        let lacks_room = |slot: &Slot| {
-            let verdict = requirements.verdict(needs.verdicts[*slot], &state.nodes, service, *slot);
-            // Those that lack resources might lack more.
-            matches!(verdict, Verdict::Ports | Verdict::Resources) && needs.verdicts[*slot] == Verdict::Fits
+        let needs = state.index.needs(&asks.requirements.fixed, &state.nodes);
+        let lacks_only_room = |slot: &Slot| {
+            asks.requirements.lacks_only_room(needs.verdicts[*slot], &state.nodes, asks.service, *slot)
         };
-        let slots: Vec<Slot> = (0..needs.verdicts.len()).filter(lacks_room).take(MOST_NODES).collect();
-        state.nodes.services.leave(service);
-        let mut priority_of = |service: &str| match known.get(service) {
-            Some(priority) => *priority,
-            None => {
-                let priority = policy_of(self.tables, service).priority;
-                known.insert(service.to_owned(), priority);
-                priority
+        let slots: Vec<Slot> = (0..needs.verdicts.len()).filter(lacks_only_room).take(MOST_NODES).collect();
+        slots.into_iter().filter_map(|slot| self.offer(slot, asks)).collect()
+    }
+
+    /// Takes the best of these offers that still holds: what was claimed of a volume meanwhile, others can't have.
+    fn take_best(&mut self, offers: &mut Vec<Offer>, asks: Asks<'_>) -> Option<Offer> {
+        loop {
+            let best = offers.iter().enumerate().min_by_key(|(_, offer)| offer.cost());
+            let at = best.map(|(at, _)| at)?;
+            let offer = offers.swap_remove(at);
+            if self.lacks_only_room(offer.slot, asks) {
+                return Some(offer);
             }
-        };
-        let offers = slots.into_iter().filter_map(|slot| {
-            let node = self.state.nodes.get(slot);
-            let (mut info, mut lower) = (node.info.clone(), Vec::new());
-            for task in self.tables.tasks().by_node(&node.id) {
-                match self.state.places.get(task.id.as_str()) {
-                    // Who is going anyway, perhaps by what this very pass decided.
-                    Some(At::Placed(placed)) if placed.is_held() => info.remove(placed.holding()),
-                    _ if may_go(task) && priority_of(&task.service_id) < priority => lower.push(task.clone()),
-                    _ => {}
+        }
+    }
+
+    fn lacks_only_room(&mut self, slot: Slot, asks: Asks<'_>) -> bool {
+        let state = &mut *self.state;
+        let fixed = state.index.needs(&asks.requirements.fixed, &state.nodes).verdicts[slot];
+        asks.requirements.lacks_only_room(fixed, &state.nodes, asks.service, slot)
+    }
+
+    /// What a node has to offer, if anything.
+    fn offer(&mut self, slot: Slot, asks: Asks<'_>) -> Option<Offer> {
+        if !self.lacks_only_room(slot, asks) {
+            return None;
+        }
+        let tenants = self.tenants(slot);
+        let lower = tenants.may_go.iter().filter(|(priority, _)| *priority < asks.priority);
+        let lower: Vec<(i32, Shared<Task>)> = lower.cloned().collect();
+        if lower.is_empty() && tenants.going.is_empty() {
+            return None;
+        }
+        let mut info = self.state.nodes.get(slot).info.clone();
+        for id in &tenants.going {
+            if let Some(At::Placed(placed)) = self.state.places.get(id) {
+                info.remove(placed.holding());
+            }
+        }
+        // What others claim is theirs; of generic resources that is not in the account yet.
+        for (.., claim) in self.state.claims_on(slot) {
+            let _ = info.claim(&claim.requirements.demand);
+        }
+        let victims = fewest(info, &asks.requirements.demand, lower)?;
+        Some(Offer { slot, victims })
+    }
+
+    fn tenants(&mut self, slot: Slot) -> Arc<Tenants> {
+        if let Some(known) = self.tenants.get(&slot) {
+            return known.clone();
+        }
+        let mut tenants = Tenants::default();
+        for task in self.tables.tasks().by_node(&self.state.nodes.get(slot).id) {
+            #[cfg(test)]
+            crate::effort::count();
+            match self.state.places.entry(&task.id) {
+                Some((id, At::Placed(placed))) if placed.is_held() => tenants.going.push(id.clone()),
+                _ if may_go(task) => {
+                    tenants.may_go.push((policy_of(self.tables, &task.service_id).priority, task.clone()));
                 }
+                _ => {}
             }
-            let demand = Demand::of(task);
-            let victims = fewest(info, &demand, &mut lower, &mut priority_of)?;
-            let priorities: Vec<i32> = victims.iter().map(|t| priority_of(&t.service_id)).collect();
-            let highest = priorities.iter().copied().max().unwrap_or(i32::MIN);
-            let sum = priorities.into_iter().map(i64::from).sum();
-            Some(Offer { slot, victims, priorities: (highest, sum) })
-        });
-        offers.min_by_key(|offer| (offer.victims.len(), offer.priorities, offer.slot))
+        }
+        let tenants = Arc::new(tenants);
+        self.tenants.insert(slot, tenants.clone());
+        tenants
     }
 
     fn claim(&mut self, id: Text, task: &Shared<Task>, requirements: &Arc<Requirements>, offer: Offer) {
@@ -170,8 +272,8 @@ impl Pass<'_> {
             task.id = %id, node.id = %node, victims = offer.victims.len(),
             "a task takes the place of others with a lower priority"
         );
-        let grace = offer.victims.iter().map(|t| t.spec.stop_grace_period()).max().unwrap_or_default();
-        let patches = offer.victims.iter().map(|victim| Patch {
+        let grace = offer.victims.iter().map(|(_, t)| t.spec.stop_grace_period()).max().unwrap_or_default();
+        let patches = offer.victims.iter().map(|(_, victim)| Patch {
             guards: vec![
                 Guard::TaskOnNode(victim.id.to_string(), node.clone()),
                 Guard::DesiredAtMost(victim.id.to_string(), TaskState::Complete),
@@ -190,7 +292,8 @@ impl Pass<'_> {
             self.out.push(Change { tag: 0, patches });
         }
         // What is decided here is not told to who decided it.
-        for mut victim in offer.victims {
+        self.tenants.remove(&offer.slot);
+        for (_, mut victim) in offer.victims {
             let status = &mut victim.status;
             status.state = TaskState::Rejected as i32;
             status.message = PREEMPTED.into();
@@ -202,27 +305,52 @@ impl Pass<'_> {
         self.explain(task, &format!("waits for tasks with a lower priority to stop on node {node}"));
     }
 
-    /// Looks at claims: those whose room is there are redeemed, those that come to nothing are given up.
-    pub(crate) fn redeem(&mut self) {
-        for id in self.state.claims() {
+    /// Looks at claims on nodes that changed, and at old ones: those whose room is there are redeemed, those that come to
+    /// nothing are given up.
+    pub(crate) fn redeem(&mut self, changed: &[Slot]) {
+        let now = self.now.mono;
+        let look = |claim: &Claim| claim.until <= now || changed.binary_search(&claim.slot).is_ok();
+        let look = self.state.claims().filter(|(.., claim)| look(claim)).map(|(id, ..)| id.clone());
+        for id in look.collect::<Vec<Text>>() {
+            if self.still_waits(&id) {
+                continue;
+            }
+            let is_there = |placed: &Placed| placed.is_on(&self.state.nodes);
+            let is_there = matches!(self.state.places.get(&id), Some(At::Claimed(c)) if is_there(&c.0));
             let Some((task, claim)) = self.state.take_claim(&id) else { continue };
-            let requirements = claim.requirements.clone();
-            let state = &mut *self.state;
-            let service = state.nodes.services.enter(&requirements.service);
-            let needs = state.index.needs(&requirements.fixed, &state.nodes);
-            let fixed = needs.verdicts[claim.slot];
-            let verdict = requirements.verdict(fixed, &state.nodes, service, claim.slot);
-            state.nodes.services.leave(service);
-            let waits = fixed == Verdict::Fits && matches!(verdict, Verdict::Resources | Verdict::Ports);
-            if verdict == Verdict::Fits {
-                self.put(&id, &task, &requirements, claim.slot);
-            } else if waits && claim.until > self.now.mono {
-                self.state.claim(id, &task, claim);
+            if is_there && self.fits(&claim.requirements, claim.slot) {
+                self.put(&id, &task, &claim.requirements, claim.slot);
             } else {
-                self.state.gave_up.insert(id, self.now.mono + PATIENCE);
+                self.state.gave_up.insert(id, now + PATIENCE);
                 self.state.put_task(&self.now, &task, self.tables);
+                // What it gives up is noticed by the next pass.
+                self.again = true;
             }
         }
+    }
+
+    fn fits(&mut self, requirements: &Requirements, slot: Slot) -> bool {
+        let state = &mut *self.state;
+        let service = state.nodes.services.enter(&requirements.service);
+        let fixed = state.index.needs(&requirements.fixed, &state.nodes).verdicts[slot];
+        let verdict = requirements.verdict(fixed, &state.nodes, service, slot);
+        state.nodes.services.leave(service);
+        verdict == Verdict::Fits
+    }
+
+    /// There is no room for a claim yet, and it is not time to give it up.
+    fn still_waits(&mut self, id: &Text) -> bool {
+        let State { nodes, index, places, .. } = &mut *self.state;
+        let Some(At::Claimed(claimed)) = places.get(id) else { return false };
+        let (placed, _, claim) = &**claimed;
+        let mut info = nodes.get(claim.slot).info.clone();
+        if claim.until <= self.now.mono || !placed.is_on(nodes) || !info.is_ready() {
+            return false;
+        }
+        info.remove(placed.holding());
+        let (requirements, demand) = (&claim.requirements, &claim.requirements.demand);
+        index.needs(&requirements.fixed, nodes).verdicts[claim.slot] == Verdict::Fits
+            && !(info.has_resources(demand) && info.has_ports(demand))
     }
 }
 
@@ -249,46 +377,30 @@ fn may_go(task: &Task) -> bool {
         && task.status.state <= TaskState::Running as i32
 }
 
-/// The fewest of these tasks without which there is room, as far as trying the largest first finds them; none if there
-/// is no room even without all of them.
+/// The fewest of these tasks, with their priorities, without which there is room, as far as trying the largest first finds
+/// them; none if there is no room even without all of them.
 fn fewest(
     mut info: NodeInfo,
     demand: &Demand,
-    lower: &mut [Shared<Task>],
-    priority_of: &mut dyn FnMut(&str) -> i32,
-) -> Option<Vec<Shared<Task>>> {
+    lower: Vec<(i32, Shared<Task>)>,
+) -> Option<Vec<(i32, Shared<Task>)>> {
     let fits = |info: &NodeInfo| info.has_resources(demand) && info.has_ports(demand);
-    // What a task holds of what is wanted, as a share of that; its ports count as much as everything.
-    let share = |task: &Task| {
-        let held = Demand::of(task);
-        let of =
-            |held: i64, wanted: i64| if wanted > 0 { held.min(wanted) as f64 / wanted as f64 } else { 0.0 };
-        let port = held.ports.iter().any(|port| demand.ports.contains(port));
-        let generic = !task.assigned_generic_resources.is_empty() && !demand.generic.is_empty();
-        of(held.nano_cpus, demand.nano_cpus)
-            + of(held.memory_bytes, demand.memory_bytes)
-            + f64::from(u8::from(port)) * 4.0
-            + f64::from(u8::from(generic))
-    };
-    lower.sort_by(|a, b| {
-        let key = |t: &Task| (share(t), t.service_id.clone(), t.id.clone());
-        let ((x, s, a), (y, t, b)) = (key(a), key(b));
-        y.total_cmp(&x).then_with(|| priority_of(&s).cmp(&priority_of(&t))).then_with(|| b.cmp(&a))
-    });
-    let mut victims: Vec<Shared<Task>> = Vec::new();
-    for task in lower.iter() {
+    let mut lower: Vec<_> = lower.into_iter().map(|(priority, t)| (share(&t, demand), priority, t)).collect();
+    lower.sort_by(|(x, p, a), (y, q, b)| y.total_cmp(x).then(p.cmp(q)).then_with(|| b.id.cmp(&a.id)));
+    let mut victims = Vec::new();
+    for (_, priority, task) in lower {
         if fits(&info) {
             break;
         }
-        info.remove(Holding::of(task, &task.assigned_generic_resources));
-        victims.push(task.clone());
+        info.remove(Holding::of(&task, &task.assigned_generic_resources));
+        victims.push((priority, task));
     }
     if !fits(&info) {
         return None;
     }
     // Some may stay after all: those with the highest priority first.
-    victims.sort_by_key(|t| Reverse(priority_of(&t.service_id)));
-    victims.retain(|task| {
+    victims.sort_by_key(|(priority, _)| Reverse(*priority));
+    victims.retain(|(_, task)| {
         let mut with = info.clone();
         with.add(Holding::of(task, &task.assigned_generic_resources));
         let stays = fits(&with);
@@ -298,4 +410,16 @@ fn fewest(
         !stays
     });
     Some(victims)
+}
+
+/// What a task holds of what is wanted, as a share of that; its ports count as much as everything.
+fn share(task: &Task, demand: &Demand) -> f64 {
+    let held = Demand::of(task);
+    let of = |held: i64, wanted: i64| if wanted > 0 { held.min(wanted) as f64 / wanted as f64 } else { 0.0 };
+    let port = held.ports.iter().any(|port| demand.ports.contains(port));
+    let generic = !task.assigned_generic_resources.is_empty() && !demand.generic.is_empty();
+    of(held.nano_cpus, demand.nano_cpus)
+        + of(held.memory_bytes, demand.memory_bytes)
+        + f64::from(u8::from(port)) * 4.0
+        + f64::from(u8::from(generic))
 }

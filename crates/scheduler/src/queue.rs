@@ -35,6 +35,9 @@ pub(crate) struct GroupKey {
 /// Order of tasks in a group.
 pub(crate) type Place = (u64, Text);
 
+/// Tasks that were not looked at, in their order, as they are taken one by one.
+pub(crate) type Fresh = std::iter::Peekable<std::vec::IntoIter<(Place, Seen)>>;
+
 /// What is known of a task that is to be placed.
 #[derive(Debug)]
 pub(crate) enum Seen {
@@ -71,6 +74,8 @@ pub(crate) struct Group {
     pub(crate) since: SystemTime,
     /// What the filters said of each node when the group was last looked at; empty before.
     verdicts: Vec<Verdict>,
+    /// The nodes that had room then.
+    fitting: BTreeSet<Slot>,
     tally: Tally,
     /// It was looked at, and what the filters said of each node is known.
     known: bool,
@@ -113,25 +118,38 @@ impl Group {
         self.waiting == 0
     }
 
-    /// All tasks in their order, those that were not looked at included. The latter may not wait here any more.
-    pub(crate) fn take_tasks(&mut self) -> Vec<(Place, Seen)> {
-        let mut tasks = self.take_fresh();
-        if !self.tasks.is_empty() {
-            let known = std::mem::take(&mut self.tasks).into_iter();
-            tasks.extend(known.map(|(place, task)| (place, Seen::Known(task))));
-            tasks.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
-        }
-        tasks
+    /// Number of tasks that wait.
+    pub(crate) fn len(&self) -> usize {
+        self.waiting
     }
 
-    /// Puts tasks back that were taken and are yet to be looked at again, or for the first time.
-    pub(crate) fn put_back(&mut self, tasks: Vec<(Place, Seen)>) {
-        for (place, seen) in tasks {
-            match seen {
-                Seen::Known(task) => drop(self.tasks.insert(place, task)),
-                Seen::Fresh { .. } => self.fresh.push((place, seen)),
-            }
+    /// Takes the next task in their order, of these that were not looked at and of those that were. One of the former may
+    /// not wait here any more.
+    pub(crate) fn take_next(&mut self, fresh: &mut Fresh) -> Option<(Place, Seen)> {
+        #[cfg(test)]
+        crate::effort::count();
+        let Some((known, _)) = self.tasks.first_key_value() else { return fresh.next() };
+        if fresh.peek().is_some_and(|(fresh, _)| fresh < known) {
+            return fresh.next();
         }
+        self.tasks.pop_first().map(|(place, task)| (place, Seen::Known(task)))
+    }
+
+    /// Puts back the task that was taken last, and those that were not looked at.
+    pub(crate) fn put_back(&mut self, last: Option<(Place, Seen)>, fresh: Fresh) {
+        let last = match last {
+            Some((place, Seen::Known(task))) => {
+                self.tasks.insert(place, task);
+                None
+            }
+            last => last,
+        };
+        self.fresh.extend(last.into_iter().chain(fresh));
+    }
+
+    /// Those who wait, in no particular order; some of them may not wait here any more.
+    pub(crate) fn into_places(self) -> impl Iterator<Item = Place> {
+        self.fresh.into_iter().map(|(place, _)| place).chain(self.tasks.into_keys())
     }
 
     /// Tasks that were not looked at, in their order, each as it was seen last.
@@ -215,13 +233,12 @@ impl Group {
 
     /// It was looked at, and no node has room.
     pub(crate) fn is_stuck(&self) -> bool {
-        self.is_known() && !self.tally.any_fits()
+        self.is_known() && self.fitting.is_empty()
     }
 
     /// The nodes that had room when it was last looked at, if it was: others need not be asked.
     pub(crate) fn candidates(&self) -> Option<Vec<Slot>> {
-        let fits = |(_, verdict): &(usize, &Verdict)| **verdict == Verdict::Fits;
-        self.is_known().then(|| self.verdicts.iter().enumerate().filter(fits).map(|(slot, _)| slot).collect())
+        self.is_known().then(|| self.fitting.iter().copied().collect())
     }
 
     /// Takes note of what the filters say of all nodes.
@@ -233,6 +250,8 @@ impl Group {
     fn set_verdicts_of(&mut self, verdicts: Vec<Verdict>) {
         self.tally = Tally::default();
         verdicts.iter().for_each(|verdict| self.tally.add(*verdict));
+        let fitting = verdicts.iter().enumerate().filter(|(_, verdict)| **verdict == Verdict::Fits);
+        self.fitting = fitting.map(|(slot, _)| slot).collect();
         self.verdicts = verdicts;
     }
 
@@ -247,6 +266,11 @@ impl Group {
         let known = std::mem::replace(&mut self.verdicts[slot], verdict);
         self.tally.remove(known);
         self.tally.add(verdict);
+        if known != verdict && known == Verdict::Fits {
+            self.fitting.remove(&slot);
+        } else if known != verdict && verdict == Verdict::Fits {
+            self.fitting.insert(slot);
+        }
         known != verdict
     }
 
@@ -317,6 +341,7 @@ impl Groups {
                     noted: false,
                     since: created(task),
                     verdicts: Vec::new(),
+                    fitting: BTreeSet::new(),
                     tally: Tally::default(),
                     known: false,
                     told: String::new(),
@@ -432,6 +457,8 @@ pub(crate) struct Telling {
 impl Telling {
     /// Tasks that may be told in [`Telling::PACE`].
     pub(crate) const MOST: usize = 1000;
+    /// New tasks that are told in a pass. What is decided after it waits until that is about to be written.
+    pub(crate) const MOST_NEW: usize = 4096;
     /// See [`Telling::MOST`].
     pub(crate) const PACE: Duration = Duration::from_millis(500);
 

@@ -19,7 +19,7 @@ use swarm_placement::FAILURE_LIMIT;
 
 use crate::filter::Requirements;
 use crate::nodes::{Nodes, Slot};
-use crate::pools::{Needs, PoolKey, PoolNo, Rank, rank};
+use crate::pools::{Index, Needs, PoolKey, PoolNo, Rank, rank};
 use crate::services::ServiceNo;
 use crate::topology::{BranchNo, TopologyNo};
 use crate::verdict::Verdict;
@@ -79,7 +79,7 @@ struct Leaf {
 impl<'a> Chooser<'a> {
     /// For a group with so many tasks. Of the candidates alone, if they are given.
     pub(crate) fn new(
-        needs: &'a mut Needs,
+        index: &'a mut Index,
         nodes: &mut Nodes,
         requirements: &'a Requirements,
         no: ServiceNo,
@@ -87,7 +87,9 @@ impl<'a> Chooser<'a> {
         tasks: usize,
         candidates: Option<&[Slot]>,
     ) -> Chooser<'a> {
+        // A new topology may give numbers anew, which pools must be asked after.
         let topology = nodes.topology(&requirements.spread);
+        let needs = index.needs(&requirements.fixed, nodes);
         let id = &requirements.service;
         let service = (!id.is_empty()).then_some(no);
         let mut chooser = Chooser {
@@ -104,7 +106,7 @@ impl<'a> Chooser<'a> {
             siblings: FastMap::default(),
             of_service: FastMap::default(),
             starts_with: Source::Listed,
-            for_each: tasks / nodes.topologies.get(topology).branches.len().max(1),
+            for_each: 0,
         };
         match candidates {
             Some(candidates) => {
@@ -119,6 +121,7 @@ impl<'a> Chooser<'a> {
                 }
             }
             None => {
+                chooser.for_each = tasks / nodes.topologies.get(topology).branches.len().max(1);
                 let own = PoolKey { topology, service: service.map(|no| (no, id.clone())) };
                 let many = chooser.needs.members / 2;
                 let covers = |no| tasks >= many || nodes.services.node_count(no) >= many;
@@ -133,7 +136,9 @@ impl<'a> Chooser<'a> {
                 }
             }
         }
+        // A single node has nothing to be compared with.
         if nodes.topologies.get(topology).has_labels()
+            && candidates.is_none_or(|candidates| candidates.len() > 1)
             && let Some(no) = service
         {
             let tree = nodes.topologies.get(topology);
@@ -263,7 +268,7 @@ impl<'a> Chooser<'a> {
             let pool = match leaf.source {
                 Source::Common => self.common?,
                 Source::Own => self.own?,
-                Source::Listed => return leaf.listed.pop().map(|Reverse((_, slot))| slot as Slot),
+                Source::Listed => return self.take_listed(leaf, nodes),
             };
             // Too many in vain: the service's own order is worth its while.
             let too_many = leaf.source == Source::Common && leaf.aside.len() > 8 * leaf.accepted + 1024;
@@ -279,6 +284,16 @@ impl<'a> Chooser<'a> {
             }
             leaf.aside.push(slot);
         }
+    }
+
+    fn take_listed(&self, leaf: &mut Leaf, nodes: &Nodes) -> Option<Slot> {
+        while let Some(Reverse((_, slot))) = leaf.listed.pop() {
+            // A volume that was taken on one node may be missing on all others. All else is each node's own.
+            if self.requirements.volumes.is_empty() || self.verdict(nodes, slot as Slot) == Verdict::Fits {
+                return Some(slot as Slot);
+            }
+        }
+        None
     }
 
     fn next_source(&mut self, leaf: &mut Leaf, pool: PoolNo, nodes: &Nodes) {
@@ -331,7 +346,6 @@ impl<'a> Chooser<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pools::Index;
     use swarm_api::v1::{
         Node, NodeDescription, Placement, PlacementPreference, ResourceRequirements, Resources, SpreadOver,
         Task, node_status, placement_preference,
@@ -380,8 +394,8 @@ mod tests {
             let mut got = vec![0; given.len()];
             // Twice, as what was taken must be back.
             for part in [n / 2, n - n / 2] {
-                let needs = index.needs(&requirements.fixed, &nodes);
-                let mut chooser = Chooser::new(needs, &mut nodes, &requirements, no, now, tasks, candidates);
+                let mut chooser =
+                    Chooser::new(&mut index, &mut nodes, &requirements, no, now, tasks, candidates);
                 for _ in 0..part {
                     chooser.place(&mut nodes, &mut |nodes, slot| {
                         got[slot] += 1;

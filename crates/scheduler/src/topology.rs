@@ -19,6 +19,10 @@ pub(crate) type BranchNo = usize;
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Branch {
     parent: BranchNo,
+    /// The value of the label by which it is one of its parent's.
+    label: String,
+    /// Nodes that are on it, if it is of the last level.
+    nodes: u32,
     /// The branches on it by the value of the next label; none on the last level.
     pub(crate) children: BTreeMap<String, BranchNo>,
     /// Tasks that are wanted on its nodes.
@@ -30,14 +34,16 @@ pub(crate) struct Branch {
 pub(crate) struct Topology {
     labels: Vec<SpreadLabel>,
     pub(crate) branches: Vec<Branch>,
+    /// Numbers of branches that no node is on any more: they are given again.
+    unused: Vec<BranchNo>,
     /// The branch of the last level that the node of a slot is on, and the tasks counted there for it.
     leaves: Vec<Option<(BranchNo, u32)>>,
 }
 
 impl Topology {
     fn new(labels: &[SpreadLabel], nodes: &[NodeSlot]) -> Topology {
-        let mut topology =
-            Topology { labels: labels.to_vec(), branches: vec![Branch::default()], leaves: Vec::new() };
+        let branches = vec![Branch::default()];
+        let mut topology = Topology { labels: labels.to_vec(), branches, ..Topology::default() };
         for (slot, node) in nodes.iter().enumerate().filter(|(_, node)| node.used) {
             topology.put(slot, node.info.node(), node.info.active());
         }
@@ -71,30 +77,61 @@ impl Topology {
         if self.labels.is_empty() {
             return;
         }
+        let leaf = self.leaf_of(node);
+        // Before it leaves its old one, which may be the same.
+        self.branches[leaf].nodes += 1;
         self.remove(slot);
-        let mut at = 0;
-        for label in &self.labels {
-            let value = label.branch(node);
-            at = match self.branches[at].children.get(value) {
-                Some(child) => *child,
-                None => {
-                    let child = self.branches.len();
-                    self.branches.push(Branch { parent: at, ..Branch::default() });
-                    self.branches[at].children.insert(value.to_owned(), child);
-                    child
-                }
-            };
-        }
         if self.leaves.len() <= slot {
             self.leaves.resize(slot + 1, None);
         }
-        self.leaves[slot] = Some((at, active));
-        self.add(at, i64::from(active));
+        self.leaves[slot] = Some((leaf, active));
+        self.add(leaf, i64::from(active));
+    }
+
+    /// The branch of the last level that a node belongs on, made if need be.
+    fn leaf_of(&mut self, node: &Node) -> BranchNo {
+        let mut at = 0;
+        for depth in 0..self.labels.len() {
+            let value = self.labels[depth].branch(node);
+            at = match self.branches[at].children.get(value) {
+                Some(child) => *child,
+                None => self.grow(at, value),
+            };
+        }
+        at
+    }
+
+    fn grow(&mut self, parent: BranchNo, label: &str) -> BranchNo {
+        let branch = Branch { parent, label: label.to_owned(), ..Branch::default() };
+        let no = match self.unused.pop() {
+            Some(no) => {
+                self.branches[no] = branch;
+                no
+            }
+            None => {
+                self.branches.push(branch);
+                self.branches.len() - 1
+            }
+        };
+        self.branches[parent].children.insert(label.to_owned(), no);
+        no
     }
 
     fn remove(&mut self, slot: Slot) {
         if let Some((leaf, active)) = self.leaves.get_mut(slot).and_then(Option::take) {
             self.add(leaf, -i64::from(active));
+            self.branches[leaf].nodes -= 1;
+            self.prune(leaf);
+        }
+    }
+
+    /// A branch without nodes goes, and so do those that it was the last one of: it would be asked first, having no tasks.
+    fn prune(&mut self, mut branch: BranchNo) {
+        while branch != 0 && self.branches[branch].nodes == 0 && self.branches[branch].children.is_empty() {
+            let Branch { parent, label, .. } = std::mem::take(&mut self.branches[branch]);
+            self.branches[parent].children.remove(&label);
+            self.unused.push(branch);
+            branch = parent;
         }
     }
 
@@ -228,5 +265,23 @@ mod tests {
         nodes.put(&node("3", &[("zone", "b"), ("rack", "x")]).into());
         nodes.remove("2");
         assert_eq!(now(&nodes), [path("/a/x", 1), path("/b/x", 2)]);
+    }
+
+    #[test]
+    fn a_branch_that_the_last_node_left_goes() {
+        let labels = ["zone", "rack"].map(|label| SpreadLabel::Node(label.to_owned()));
+        let mut nodes = Nodes::default();
+        let topology = nodes.topology(&labels);
+        for n in 0..100 {
+            let (zone, rack) = (format!("z{}", n % 7), format!("r{n}"));
+            nodes.put(&node("1", &[("zone", &zone), ("rack", &rack)]).into());
+            nodes.put(&node("2", &[("zone", "z1"), ("rack", "r1")]).into());
+        }
+        let tree = nodes.topologies.get(topology);
+        assert_eq!(tree.branches[0].children.keys().collect::<Vec<_>>(), ["z1"]);
+        assert!(tree.branches.len() <= 7, "{} branches for two nodes", tree.branches.len());
+        nodes.remove("1");
+        nodes.remove("2");
+        assert!(nodes.topologies.get(topology).branches[0].children.is_empty());
     }
 }

@@ -16,7 +16,7 @@ use swarm_store::Tables;
 use crate::depends::Gates;
 use crate::ended::{failed_ago, held_for};
 use crate::nodes::{Nodes, Slot};
-use crate::places::{At, Claim, Loads, Placed, Places};
+use crate::places::{At, Loads, Placed, Places};
 use crate::pools::Index;
 use crate::queue::{GroupNo, Groups, Seen, Telling};
 
@@ -45,6 +45,8 @@ pub(crate) struct State {
     pub(crate) in_flight: BTreeMap<u32, Vec<Text>>,
     /// Nodes that are not there, and may have tasks.
     homeless: FastSet<Text>,
+    /// With so many of these, it is time to forget those whose tasks are gone too.
+    purge_homeless_at: usize,
     /// A node went while assignments were in flight: one that was meant for it may be written all the same, if it is back.
     pub(crate) node_went: bool,
     /// Tasks that wait for their own node, by node.
@@ -58,10 +60,12 @@ pub(crate) struct State {
     /// When which task leaves its node.
     pub(crate) holds: BTreeSet<(Duration, Text)>,
     until: BTreeMap<Text, Duration>,
-    /// Tasks with claims.
-    claimed: BTreeSet<Text>,
+    /// Tasks with claims, by the slot of the node.
+    pub(crate) claimed: BTreeSet<(Slot, Text)>,
     /// Tasks whose claims came to nothing, and until when they get no other.
     pub(crate) gave_up: BTreeMap<Text, Duration>,
+    /// The lowest priority of a service, if it is known.
+    pub(crate) lowest_priority: Option<i32>,
 }
 
 impl State {
@@ -90,7 +94,7 @@ impl State {
                 self.nodes.remove(id);
                 self.node_went |= !self.in_flight.is_empty();
                 if tables.tasks().by_node(id).next().is_some() {
-                    self.homeless.insert(id.into());
+                    self.note_homeless(&id.into(), tables);
                 }
             }
             Some(node) => self.put_node(now, node, tables),
@@ -104,6 +108,32 @@ impl State {
                 self.put_task(now, task, tables);
             }
         }
+    }
+
+    /// A node with tasks is not there. It may never come back, and once its tasks are gone it does not matter if it does.
+    fn note_homeless(&mut self, node: &Text, tables: &Tables) {
+        if self.homeless.contains(node) {
+            return;
+        }
+        if self.homeless.len() >= self.purge_homeless_at {
+            self.homeless.retain(|node| tables.tasks().by_node(node).next().is_some());
+            self.purge_homeless_at = 2 * self.homeless.len() + 64;
+        }
+        self.homeless.insert(node.clone());
+    }
+
+    /// Nodes that are not there, and are remembered.
+    #[cfg(test)]
+    pub(crate) fn homeless(&self) -> usize {
+        self.homeless.len()
+    }
+
+    /// All who wait are to be looked at.
+    pub(crate) fn note_all_waiting(&mut self) {
+        self.groups.note_known();
+        let bound = self.bound.iter();
+        let bound = bound.flat_map(|(node, tasks)| tasks.keys().map(|task| (node.clone(), task.clone())));
+        self.fresh_bound.extend(bound);
     }
 
     /// Those who waited for something that has changed are to be looked at.
@@ -173,46 +203,6 @@ impl State {
         }
     }
 
-    /// A task that waits claims room on a node, without generic resources.
-    pub(crate) fn claim(&mut self, id: Text, task: &Shared<Task>, claim: Claim) {
-        self.forget(&id);
-        let load = self.loads.of(&task.spec, task.endpoint.as_ref());
-        let service = self.nodes.services.enter(&task.service_id);
-        let placed = Placed::new(&self.nodes, claim.slot, service, load, Vec::new(), 0);
-        self.nodes.enter(claim.slot, service, placed.holding(), false);
-        self.claimed.insert(id.clone());
-        self.places.insert(id, At::Claimed(Box::new((placed, task.clone(), claim))));
-    }
-
-    /// Tasks with claims.
-    pub(crate) fn claims(&self) -> Vec<Text> {
-        self.claimed.iter().cloned().collect()
-    }
-
-    /// When the next claim is given up.
-    pub(crate) fn next_claim(&self) -> Option<Duration> {
-        let until = |id: &Text| match self.places.get(id) {
-            Some(At::Claimed(claimed)) => Some(claimed.2.until),
-            _ => None,
-        };
-        self.claimed.iter().filter_map(until).min()
-    }
-
-    /// Ends a claim, and gives back the task, which is nowhere now.
-    pub(crate) fn take_claim(&mut self, id: &str) -> Option<(Shared<Task>, Claim)> {
-        if !matches!(self.places.get(id), Some(At::Claimed(_))) {
-            return None;
-        }
-        let (id, At::Claimed(claimed)) = self.places.remove(id)? else { return None };
-        self.claimed.remove(&id);
-        let (placed, task, claim) = *claimed;
-        if placed.is_on(&self.nodes) {
-            self.nodes.leave(placed.slot(), placed.service, placed.holding());
-        }
-        self.nodes.services.leave(placed.service);
-        Some((task, claim))
-    }
-
     /// An assignment came to nothing.
     pub(crate) fn refused(&mut self, now: &Now, id: &str, tables: &Tables) {
         if let Some(At::Placed(placed)) = self.places.get_mut(id) {
@@ -243,10 +233,7 @@ impl State {
             return;
         }
         let id = task.id.clone();
-        if !self.claimed.is_empty()
-            && let Some(At::Claimed(claimed)) = self.places.get_mut(&id)
-        {
-            claimed.1 = task.clone();
+        if self.renew_claim(task) {
             return;
         }
         let (mut no, mut load) = self.groups.of(task, &mut self.loads, &mut self.nodes.services);
@@ -271,6 +258,9 @@ impl State {
 
     fn put_bound(&mut self, task: &Shared<Task>) {
         if self.is_on_its_way(&task.id) {
+            return;
+        }
+        if self.renew_claim(task) {
             return;
         }
         let (node, id): (Text, Text) = (task.node_id.clone(), task.id.clone());
@@ -305,9 +295,7 @@ impl State {
 
     fn put_placed(&mut self, task: &Shared<Task>, until: Option<Duration>, tables: &Tables) {
         let Some(slot) = self.nodes.slot(&task.node_id) else {
-            if !self.homeless.contains(task.node_id.as_str()) {
-                self.homeless.insert(task.node_id.clone());
-            }
+            self.note_homeless(&task.node_id, tables);
             return self.forget(&task.id);
         };
         let active = until.is_none() && task.desired_state <= TaskState::Complete as i32;
@@ -419,13 +407,13 @@ impl State {
 
     /// The tasks of the group wait no more.
     pub(crate) fn drop_group(&mut self, no: GroupNo) {
-        let Some(mut group) = self.groups.take(no) else { return };
-        for ((_, id), _) in group.take_tasks() {
+        let Some(group) = self.groups.take(no) else { return };
+        self.groups.end(no, &group, &mut self.nodes.services);
+        for (_, id) in group.into_places() {
             if matches!(self.places.get(&id), Some(At::Waiting(known, _)) if *known == no) {
                 self.places.remove(&id);
             }
         }
-        self.groups.end(no, &group, &mut self.nodes.services);
     }
 
     /// Takes tasks off their nodes whose time is over.

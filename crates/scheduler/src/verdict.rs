@@ -67,10 +67,6 @@ impl Tally {
         self.0[verdict as usize] -= 1;
     }
 
-    pub(crate) fn any_fits(&self) -> bool {
-        self.0[Verdict::Fits as usize] > 0
-    }
-
     /// What is wrong, most frequent first; empty if there is no node at all.
     pub(crate) fn explanation(&self, runtime: &str) -> String {
         let mut failures: Vec<(Verdict, u32)> =

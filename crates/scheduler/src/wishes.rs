@@ -1,8 +1,10 @@
 //! What a task asks of nodes, for those who want to know before they move it.
 
 use swarm_api::v1::{Node, Task};
-use swarm_placement::NodeInfo;
+use swarm_placement::{FAILURE_WINDOW, NodeInfo};
+use swarm_reconcile::Now;
 
+use crate::ended::failed_ago;
 use crate::filter::Requirements;
 use crate::verdict::Verdict;
 
@@ -22,6 +24,14 @@ impl Wishes {
         let fixed = self.0.fixed.verdict(info.node());
         self.0.volumes.is_empty()
             && self.0.verdict_without_volumes(fixed, info, || of_service) == Verdict::Fits
+    }
+
+    /// Whether the task is one of these that failed where it was, so lately that it counts: where too many did, the scheduler
+    /// puts none as long as others fit.
+    pub fn is_failure(&self, now: &Now, task: &Task) -> bool {
+        task.service_id == self.0.service
+            && task.spec_version.map_or(0, |v| v.index) == self.0.version
+            && failed_ago(task, now).is_some_and(|ago| ago < FAILURE_WINDOW)
     }
 
     /// The branches on which the node stands, outermost first: one for each placement preference.

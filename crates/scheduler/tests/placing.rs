@@ -458,6 +458,44 @@ fn a_node_that_is_drained_or_lost_meanwhile_gets_nothing_and_another_one_does_at
     }
 }
 
+/// The enforcer saw the change while nothing was there yet.
+#[test]
+fn a_node_that_stops_fitting_meanwhile_gets_nothing_and_another_one_does_at_once() {
+    type Change = fn(&mut swarm_api::v1::Node);
+    let changes: [Change; 3] = [
+        |n| drop(n.spec.annotations.labels.insert("zone".to_owned(), "b".to_owned())),
+        |n| n.description.get_or_insert_default().resources.get_or_insert_default().nano_cpus = 1,
+        |n| n.role = swarm_api::v1::NodeRole::Worker as i32,
+    ];
+    for change in changes {
+        let mut world = World::new();
+        for id in ["n1", "n2"] {
+            world.node(id, |n| {
+                n.role = swarm_api::v1::NodeRole::Manager as i32;
+                n.spec.annotations.labels.insert("zone".to_owned(), "a".to_owned());
+                has(n, 10, 0, vec![]);
+            });
+        }
+        world.task("other", "o", |t| constrain(t, "node.id==n2"));
+        world.service("s", &Default::default());
+        let mut task = task("s", "a", 1);
+        constrain(&mut task, "node.labels.zone==a");
+        task.spec.placement.get_or_insert_default().constraints.push("node.role==manager".to_owned());
+        wants(&mut task, 5, 0, vec![]);
+        world.sim.write(|tx| drop(tx.create(task.clone()).unwrap()));
+        let batches = world.sim.decide();
+        assert_eq!(batches.len(), 1);
+        world.sim.write(|tx| {
+            let mut node = tx.nodes().get("n1").unwrap().clone();
+            change(&mut node);
+            drop(tx.update(node).unwrap());
+        });
+        batches.into_iter().for_each(|batch| world.sim.commit(batch));
+        world.sim.think();
+        world.runs_on("a", "n2");
+    }
+}
+
 /// `orchestration.md` §20.33: the original places it.
 #[test]
 fn a_task_that_stops_being_wanted_meanwhile_is_not_placed() {
@@ -469,6 +507,35 @@ fn a_task_that_stops_being_wanted_meanwhile_is_not_placed() {
         drop(tx.update(task).unwrap());
     });
     assert_eq!((world.state("a"), world.on("a")), (TaskState::Pending, String::new()));
+}
+
+#[test]
+fn a_service_that_fits_nowhere_holds_nobody_up_however_many_tasks_it_has() {
+    let mut world = World::new();
+    world.nodes(&["n1"]);
+    for service in ["large", "small"] {
+        world.service(service, &Default::default());
+    }
+    world.sim.write(|tx| {
+        for slot in 1..=10_000 {
+            let mut task = task("large", &format!("l{slot}"), slot);
+            constrain(&mut task, "node.id==nobody");
+            drop(tx.create(task).unwrap());
+        }
+        drop(tx.create(task("small", "s", 1)).unwrap());
+    });
+    let batches = world.sim.decide();
+    let first: Vec<_> = batches[0].assignments.iter().flat_map(|list| list.list.iter()).collect();
+    assert_eq!(first.iter().map(|assignment| &*assignment.task).collect::<Vec<_>>(), ["s"]);
+    // Others may decide before all of them are told.
+    let told: usize = batches.iter().map(|batch| batch.groups.len()).sum();
+    assert!((1000..5000).contains(&told), "{told}");
+    batches.into_iter().for_each(|batch| world.sim.commit(batch));
+    world.sim.think();
+    world.runs_on("s", "n1");
+    for slot in 1..=10_000 {
+        world.waits(&format!("l{slot}"), "no suitable node (scheduling constraints not satisfied on 1 node)");
+    }
 }
 
 /// In the original tasks wait for a pause between commits, up to a second.
@@ -502,4 +569,69 @@ fn a_task_that_was_on_its_way_counts_on_a_node_that_left_and_came_back() {
     world.nodes(&["n2"]);
     world.task("s", "b", |_| {});
     world.runs_on("b", "n2");
+}
+
+#[test]
+fn a_node_that_changes_its_zone_counts_for_its_new_one() {
+    let mut world = World::new();
+    for (id, zone) in [("n1", "a"), ("n2", "b"), ("n3", "c"), ("n4", "c"), ("n5", "c"), ("n6", "c")] {
+        world.node(id, |n| label(n, "zone", zone));
+    }
+    world.task("busy", "t0", |t| constrain(t, "node.id==n3"));
+    let zones = |t: &mut swarm_api::v1::Task| spread_over(t, &["node.labels.zone"]);
+    world.replicas("first", 1, zones);
+    assert_eq!(world.spread("first"), [("n1".to_owned(), 1)].into());
+    // It has as many tasks as before, and the other zone's node has fewer.
+    world.edit_node("n1", |n| label(n, "zone", "b"));
+    world.replicas("second", 2, zones);
+    let spread = world.spread("second");
+    assert_eq!(spread.get("n2"), Some(&1), "{spread:?}");
+    assert_eq!(spread.get("n1"), None, "{spread:?}");
+    // The same where another node takes the place of one that went.
+    let mut world = World::new();
+    for (id, zone) in [("n1", "a"), ("n2", "b"), ("n3", "c"), ("n4", "c"), ("n5", "c"), ("n6", "c")] {
+        world.node(id, |n| label(n, "zone", zone));
+    }
+    world.task("busy", "t0", |t| constrain(t, "node.id==n3"));
+    world.task("busy", "t1", |t| constrain(t, "node.id==n1"));
+    world.replicas("first", 1, zones);
+    assert_eq!(world.spread("first"), [("n2".to_owned(), 1)].into());
+    world.remove_task("first-3");
+    world.remove_node("n2");
+    world.node("n7", |n| label(n, "zone", "a"));
+    world.replicas("second", 2, zones);
+    let in_a = world.spread("second").into_iter().filter(|(node, _)| ["n1", "n7"].contains(&node.as_str()));
+    assert_eq!(in_a.map(|(_, tasks)| tasks).sum::<usize>(), 1, "{:?}", world.spread("second"));
+}
+
+#[test]
+fn more_lists_of_spread_labels_than_are_kept_do_no_harm() {
+    for before in 29..34 {
+        // So many lists, then one that tells nodes apart.
+        let mut world = World::new();
+        for n in 0..8 {
+            world.node(&format!("n{n}"), |node| {
+                for l in 0..before {
+                    label(node, &format!("l{l}"), "same");
+                }
+                label(node, "zone", if n == 0 { "a" } else { "b" });
+            });
+        }
+        // Its pool is for the first list.
+        world.replicas("last", 4, |t| spread_over(t, &["node.labels.l0"]));
+        for l in 1..before {
+            let over = format!("node.labels.l{l}");
+            world.replicas(&format!("s{l}"), 1, |t| spread_over(t, &[&over]));
+        }
+        let last = ["t1", "t2", "t3", "t4"];
+        world.tasks("last", &last, |t| {
+            t.spec_version = Some(Version { index: 2 });
+            t.spec.placement = None;
+            spread_over(t, &["node.labels.zone"]);
+        });
+        // Of the four before, one is in the small zone.
+        let on = last.map(|id| world.on(id));
+        assert_eq!(on.iter().filter(|node| *node == "n0").count(), 3, "{before}: {on:?}");
+        assert!(on.iter().all(|node| !node.is_empty()), "{before}: {on:?}");
+    }
 }

@@ -5,20 +5,10 @@ mod world;
 
 use std::time::Duration;
 
-use swarm_api::extensions::{PLACEMENT_STRATEGY, PREEMPTION, PRIORITY};
-use swarm_api::v1::{RestartPolicy, Task, TaskState, restart_policy::RestartCondition};
-use world::{World, has, label, spread_over, wants};
-
-/// A service with a label of ours.
-fn service(world: &mut World, id: &str, key: &str, value: &str) {
-    world.service(id, &Default::default());
-    world.sim.write(|tx| {
-        let mut service = tx.services().get(id).unwrap().clone();
-        service.spec.annotations.labels.insert(key.into(), value.into());
-        drop(tx.update(service).unwrap());
-    });
-    world.sim.think();
-}
+use swarm_api::extensions::{PLACEMENT_STRATEGY, PRIORITY};
+use swarm_api::v1::{Mount, RestartPolicy, Task, TaskState, mount, restart_policy::RestartCondition};
+use swarm_placement::generic::{discrete, named};
+use world::{World, container, has, label, placement, spread_over, wants};
 
 #[test]
 fn binpack_fills_one_node_before_the_next() {
@@ -26,7 +16,7 @@ fn binpack_fills_one_node_before_the_next() {
     for id in ["n1", "n2", "n3"] {
         world.node(id, |n| has(n, 10, 0, vec![]));
     }
-    service(&mut world, "s", PLACEMENT_STRATEGY, "binpack");
+    world.labelled_service("s", PLACEMENT_STRATEGY, "binpack");
     world.replicas("s", 5, |t| wants(t, 3, 0, vec![]));
     assert_eq!(world.shares("s"), [2, 3]);
     // The fullest that has room, whosever tasks are there.
@@ -47,21 +37,12 @@ fn what_is_packed_is_spread_over_branches_first() {
             label(n, "zone", zone);
         });
     }
-    service(&mut world, "s", PLACEMENT_STRATEGY, "binpack");
+    world.labelled_service("s", PLACEMENT_STRATEGY, "binpack");
     world.replicas("s", 6, |t| {
         wants(t, 1, 0, vec![]);
         spread_over(t, &["node.labels.zone"]);
     });
     assert_eq!(world.shares("s"), [3, 3]);
-}
-
-fn allow_preemption(world: &mut World) {
-    world.sim.write(|tx| {
-        let mut cluster = tx.cluster().unwrap().clone();
-        cluster.spec.annotations.labels.insert(PREEMPTION.into(), "on".into());
-        drop(tx.update(cluster).unwrap());
-    });
-    world.sim.think();
 }
 
 /// One node with ten units, full of tasks of these sizes, all RUNNING.
@@ -77,7 +58,7 @@ fn full_node(sizes: &[(&str, i64)]) -> World {
 }
 
 fn important(world: &mut World, id: &str, size: i64) {
-    service(world, "high", PRIORITY, "5");
+    world.labelled_service("high", PRIORITY, "5");
     world.task("high", id, |t| wants(t, size, 0, vec![]));
 }
 
@@ -93,7 +74,7 @@ fn without_leave_nobody_is_displaced() {
 #[test]
 fn the_fewest_go_and_the_task_comes_when_they_have_stopped() {
     let mut world = full_node(&[("a", 2), ("b", 3), ("c", 4), ("d", 1)]);
-    allow_preemption(&mut world);
+    world.allow_preemption();
     important(&mut world, "t", 4);
     assert_eq!(world.state("c"), TaskState::Rejected);
     assert_eq!(world.get("c").status.message, "task preempted by scheduler");
@@ -116,7 +97,7 @@ fn the_fewest_go_and_the_task_comes_when_they_have_stopped() {
 fn equals_are_not_displaced_nor_those_that_nobody_would_start_again() {
     let mut world = World::new();
     world.node("n1", |n| has(n, 10, 0, vec![]));
-    service(&mut world, "peer", PRIORITY, "5");
+    world.labelled_service("peer", PRIORITY, "5");
     let never = |t: &mut Task| {
         wants(t, 5, 0, vec![]);
         let condition = RestartCondition::None as i32;
@@ -124,7 +105,7 @@ fn equals_are_not_displaced_nor_those_that_nobody_would_start_again() {
     };
     world.task("peer", "a", |t| wants(t, 5, 0, vec![]));
     world.task("once", "b", never);
-    allow_preemption(&mut world);
+    world.allow_preemption();
     important(&mut world, "t", 5);
     world.waits("t", "no suitable node (insufficient resources on 1 node)");
     for id in ["a", "b"] {
@@ -135,7 +116,7 @@ fn equals_are_not_displaced_nor_those_that_nobody_would_start_again() {
 #[test]
 fn nobody_is_displaced_in_vain() {
     let mut world = full_node(&[("a", 5), ("b", 5)]);
-    allow_preemption(&mut world);
+    world.allow_preemption();
     important(&mut world, "t", 11);
     assert_eq!(world.state("a"), TaskState::Running);
     assert_eq!(world.state("b"), TaskState::Running);
@@ -145,7 +126,7 @@ fn nobody_is_displaced_in_vain() {
 #[test]
 fn a_new_leader_displaces_nobody_where_room_is_on_its_way() {
     let mut world = full_node(&[("a", 5), ("b", 5)]);
-    allow_preemption(&mut world);
+    world.allow_preemption();
     important(&mut world, "t", 5);
     let rejected =
         |world: &World| ["a", "b"].iter().filter(|id| world.state(id) == TaskState::Rejected).count();
@@ -160,7 +141,7 @@ fn a_new_leader_displaces_nobody_where_room_is_on_its_way() {
 #[test]
 fn a_claim_on_a_node_that_goes_comes_to_nothing() {
     let mut world = full_node(&[("a", 5), ("b", 5)]);
-    allow_preemption(&mut world);
+    world.allow_preemption();
     important(&mut world, "t", 5);
     world.edit_node("n1", |n| world::set_state(n, world::DOWN));
     world.waits("t", "no suitable node (1 node not available for new tasks)");
@@ -172,7 +153,7 @@ fn a_claim_on_a_node_that_goes_comes_to_nothing() {
 #[test]
 fn higher_priorities_are_served_first() {
     let mut world = World::new();
-    service(&mut world, "high", PRIORITY, "5");
+    world.labelled_service("high", PRIORITY, "5");
     world.task("low", "a", |t| wants(t, 5, 0, vec![]));
     world.task("high", "b", |t| wants(t, 5, 0, vec![]));
     world.node("n1", |n| has(n, 5, 0, vec![]));
@@ -184,8 +165,8 @@ fn higher_priorities_are_served_first() {
 #[test]
 fn two_tasks_that_need_room_do_not_count_on_the_same_victim() {
     let mut world = full_node(&[("a", 5), ("b", 5)]);
-    allow_preemption(&mut world);
-    service(&mut world, "high", PRIORITY, "5");
+    world.allow_preemption();
+    world.labelled_service("high", PRIORITY, "5");
     world.tasks("high", &["t", "u"], |t| wants(t, 5, 0, vec![]));
     for id in ["a", "b"] {
         assert_eq!(world.state(id), TaskState::Rejected, "task {id}");
@@ -207,7 +188,7 @@ fn a_task_whose_attempts_are_limited_is_not_displaced() {
             t.spec.restart = Some(RestartPolicy { condition, max_attempts, ..Default::default() });
         });
         world.report("a", TaskState::Running);
-        allow_preemption(&mut world);
+        world.allow_preemption();
         important(&mut world, "t", 10);
         assert_eq!(world.state("a") == TaskState::Running, stays, "{max_attempts} attempts");
     }
@@ -216,14 +197,181 @@ fn a_task_whose_attempts_are_limited_is_not_displaced() {
 #[test]
 fn who_waits_already_is_looked_at_when_preemption_is_allowed_the_highest_first() {
     let mut world = full_node(&[("a", 10)]);
-    service(&mut world, "middle", PRIORITY, "3");
+    world.labelled_service("middle", PRIORITY, "3");
     world.task("middle", "m", |t| wants(t, 10, 0, vec![]));
     important(&mut world, "t", 10);
     for id in ["m", "t"] {
         world.waits(id, "no suitable node (insufficient resources on 1 node)");
     }
-    allow_preemption(&mut world);
+    world.allow_preemption();
     assert_eq!(world.state("a"), TaskState::Rejected);
     world.waits("t", "waits for tasks with a lower priority to stop on node n1");
     world.waits("m", "no suitable node (insufficient resources on 1 node)");
+}
+
+const NO_ROOM: &str = "no suitable node (insufficient resources on 1 node)";
+
+#[test]
+fn nobody_is_displaced_where_there_may_be_no_more_replicas() {
+    let mut world = World::new();
+    world.node("n1", |n| has(n, 10, 0, vec![]));
+    world.labelled_service("high", PRIORITY, "5");
+    let at_most_one = |t: &mut Task| {
+        wants(t, 5, 0, vec![]);
+        placement(&mut t.spec).max_replicas = 1;
+    };
+    world.task("high", "t", at_most_one);
+    world.runs_on("t", "n1");
+    world.task("low", "a", |t| wants(t, 5, 0, vec![]));
+    world.report("a", TaskState::Running);
+    world.allow_preemption();
+    world.task("high", "u", at_most_one);
+    world.waits("u", NO_ROOM);
+    world.pass(Duration::from_secs(200));
+    world.runs("a");
+}
+
+#[test]
+fn a_node_with_one_replica_left_is_claimed_once() {
+    let mut world = full_node(&[("a", 5), ("b", 5)]);
+    world.allow_preemption();
+    world.labelled_service("high", PRIORITY, "5");
+    world.tasks("high", &["t", "u"], |t| {
+        wants(t, 5, 0, vec![]);
+        placement(&mut t.spec).max_replicas = 1;
+    });
+    let states = [world.state("a"), world.state("b")];
+    assert_eq!(states.iter().filter(|state| **state == TaskState::Rejected).count(), 1, "{states:?}");
+    world.pass(Duration::from_secs(200));
+    let states = [world.state("t"), world.state("u")];
+    assert_eq!(states, [TaskState::Assigned, TaskState::Pending]);
+}
+
+#[test]
+fn nobody_is_displaced_where_a_volume_can_not_be_had() {
+    let mut world = full_node(&[("a", 5), ("b", 5)]);
+    world.allow_preemption();
+    world.labelled_service("high", PRIORITY, "5");
+    world.task("high", "t", |t| {
+        wants(t, 5, 0, vec![]);
+        let mount = Mount {
+            r#type: mount::Type::Cluster as i32,
+            source: "missing".into(),
+            target: "/data".into(),
+            ..Default::default()
+        };
+        container(t).mounts.push(mount);
+    });
+    world.waits("t", NO_ROOM);
+    world.pass(Duration::from_secs(200));
+    for id in ["a", "b"] {
+        world.runs(id);
+    }
+}
+
+#[test]
+fn what_is_claimed_of_generic_resources_is_not_claimed_again() {
+    let mut world = World::new();
+    world.node("n1", |n| has(n, 10, 0, vec![named("gpu", "x")]));
+    world.task("low", "a", |t| wants(t, 5, 0, vec![discrete("gpu", 1)]));
+    world.task("low", "b", |t| wants(t, 5, 0, vec![]));
+    for id in ["a", "b"] {
+        world.report(id, TaskState::Running);
+    }
+    world.allow_preemption();
+    world.labelled_service("high", PRIORITY, "5");
+    world.tasks("high", &["t", "u"], |t| wants(t, 5, 0, vec![discrete("gpu", 1)]));
+    assert_eq!(world.state("a"), TaskState::Rejected);
+    world.pass(Duration::from_secs(200));
+    world.runs_on("t", "n1");
+    world.waits("u", NO_ROOM);
+    world.runs("b");
+}
+
+/// A task of a service with a high priority that waits for this node.
+fn bound(world: &mut World, id: &str, node: &str, size: i64) {
+    world.labelled_service("each", PRIORITY, "5");
+    world.task("each", id, |t| {
+        t.node_id = node.into();
+        wants(t, size, 0, vec![]);
+    });
+}
+
+#[test]
+fn a_task_of_its_own_node_takes_the_place_of_others_there_alone() {
+    let mut world = full_node(&[("a", 4), ("b", 6)]);
+    world.node("n2", |n| has(n, 10, 0, vec![]));
+    world.task("low", "c", |t| wants(t, 5, 0, vec![]));
+    world.report("c", TaskState::Running);
+    world.allow_preemption();
+    bound(&mut world, "t", "n1", 5);
+    assert_eq!(world.state("b"), TaskState::Rejected);
+    for id in ["a", "c"] {
+        world.runs(id);
+    }
+    world.waits("t", "waits for tasks with a lower priority to stop on node n1");
+    // Nobody else gets the room meanwhile.
+    world.task("low", "d", |t| wants(t, 6, 0, vec![]));
+    world.waits("d", "no suitable node (insufficient resources on 2 nodes)");
+    world.pass(Duration::from_secs(25));
+    world.runs_on("t", "n1");
+    world.waits("d", "no suitable node (insufficient resources on 2 nodes)");
+    world.runs("a");
+}
+
+#[test]
+fn who_waits_for_its_own_node_is_looked_at_when_preemption_is_allowed_or_a_priority_changes() {
+    let mut world = full_node(&[("a", 10)]);
+    world.labelled_service("each", PRIORITY, "0");
+    world.task("each", "t", |t| {
+        t.node_id = "n1".into();
+        wants(t, 5, 0, vec![]);
+    });
+    world.allow_preemption();
+    world.runs("a");
+    world.labelled_service("each", PRIORITY, "1");
+    assert_eq!(world.state("a"), TaskState::Rejected);
+    world.pass(Duration::from_secs(25));
+    world.runs_on("t", "n1");
+
+    let mut world = full_node(&[("a", 10)]);
+    bound(&mut world, "t", "n1", 5);
+    world.waits("t", "insufficient resources on 1 node");
+    world.runs("a");
+    world.allow_preemption();
+    assert_eq!(world.state("a"), TaskState::Rejected);
+}
+
+#[test]
+fn a_claim_on_its_own_node_that_comes_to_nothing_is_made_again() {
+    let mut world = full_node(&[("a", 10)]);
+    world.allow_preemption();
+    bound(&mut world, "t", "n1", 5);
+    assert_eq!(world.state("a"), TaskState::Rejected);
+    world.edit_node("n1", |n| world::set_availability(n, swarm_api::v1::node_spec::Availability::Pause));
+    world.waits("t", "1 node not available for new tasks");
+    world.edit_node("n1", |n| {
+        world::set_availability(n, swarm_api::v1::node_spec::Availability::Active);
+    });
+    world.pass(Duration::from_secs(25));
+    world.runs_on("t", "n1");
+}
+
+#[test]
+fn of_tasks_of_one_node_the_higher_priority_comes_first() {
+    let mut world = World::new();
+    world.node("n1", |n| {
+        has(n, 10, 0, vec![]);
+        world::set_state(n, world::DOWN);
+    });
+    for (service, id, priority) in [("one", "a", "1"), ("two", "b", "2")] {
+        world.labelled_service(service, PRIORITY, priority);
+        world.task(service, id, |t| {
+            t.node_id = "n1".into();
+            wants(t, 10, 0, vec![]);
+        });
+    }
+    world.edit_node("n1", |n| world::set_state(n, world::READY));
+    world.runs_on("b", "n1");
+    world.waits("a", "insufficient resources on 1 node");
 }

@@ -3,13 +3,16 @@
 
 mod world;
 
+use std::time::Duration;
+
+use swarm_api::extensions::{PLACEMENT_STRATEGY, PRIORITY};
 use swarm_api::v1::volume_access_mode::{Scope, Sharing};
 use swarm_api::v1::volume_publish_status::State as Published;
 use swarm_api::v1::volume_spec::VolumeAvailability;
 use swarm_api::v1::{
     Driver, Mount, Node, NodeCsiInfo, Task, TaskState, Topology, Volume, VolumeAccessMode, VolumeInfo, mount,
 };
-use world::{World, container, description};
+use world::{World, container, description, has, wants};
 
 const WHY: &str = "no suitable node (cannot fulfill requested CSI volume mounts on 1 node)";
 
@@ -313,4 +316,91 @@ fn tasks_lose_a_volume_that_is_drained_and_not_one_that_is_paused() {
     assert_eq!(task.status.err, "attached to volume which is being drained");
     assert_eq!(task.desired_state(), TaskState::Running);
     assert_eq!(world.state("t2"), TaskState::Complete);
+}
+
+/// How many tasks of three nodes get a volume that was not there when they came, on how many nodes. Each that is assigned has one.
+#[track_caller]
+fn check_late(
+    strategy: &str,
+    source: &str,
+    volumes: &[&str],
+    mode: (Scope, Sharing),
+    expected: (usize, usize),
+) {
+    for first in [false, true] {
+        let mut world = World::new();
+        world.nodes(&["n1", "n2", "n3"]);
+        world.labelled_service("s", PLACEMENT_STRATEGY, strategy);
+        let make = |world: &mut World| {
+            for id in volumes {
+                volume(world, id, |v| {
+                    sharing(mode.0, mode.1)(v);
+                    v.spec.group = "ours".into();
+                });
+            }
+        };
+        if first {
+            make(&mut world);
+        }
+        world.replicas("s", 4, |t| writes(t, source));
+        if !first {
+            make(&mut world);
+        }
+        let tasks = world.sim.tasks("s");
+        let assigned = tasks.iter().filter(|t| t.status.reached(TaskState::Assigned));
+        let without: Vec<&str> = assigned.filter(|t| t.volumes.is_empty()).map(|t| t.id.as_str()).collect();
+        assert!(without.is_empty(), "{strategy} {mode:?}: without a volume: {without:?}");
+        let spread = world.spread("s");
+        assert_eq!((spread.values().sum(), spread.len()), expected, "{strategy} {mode:?} {first}");
+    }
+}
+
+#[test]
+fn what_one_task_took_of_a_volume_no_other_gets_wherever_nodes_are_chosen_from() {
+    for strategy in ["spread", "binpack"] {
+        check_late(strategy, "name-of-v1", &["v1"], (Scope::MultiNode, Sharing::None), (1, 1));
+        check_late(strategy, "name-of-v1", &["v1"], (Scope::MultiNode, Sharing::OneWriter), (1, 1));
+        check_late(strategy, "name-of-v1", &["v1"], (Scope::SingleNode, Sharing::All), (4, 1));
+    }
+    let none = (Scope::SingleNode, Sharing::None);
+    check_late("spread", "group:ours", &["v1", "v2"], none, (2, 2));
+    check_late("binpack", "group:ours", &["v1", "v2"], none, (2, 1));
+}
+
+#[test]
+fn no_volume_is_given_twice_on_nodes_where_a_service_keeps_failing() {
+    let mut world = World::new();
+    world.nodes(&["n1", "n2"]);
+    for i in 0..10 {
+        let id = format!("f{i}");
+        world.task("s", &id, |_| {});
+        world.report(&id, TaskState::Failed);
+    }
+    volume(&mut world, "v1", sharing(Scope::MultiNode, Sharing::None));
+    world.tasks("s", &["t1", "t2"], |t| writes(t, "name-of-v1"));
+    let given = ["t1", "t2"].map(|id| (world.state(id), world.get(id).volumes.len()));
+    assert_eq!(given, [(TaskState::Assigned, 1), (TaskState::Pending, 0)]);
+}
+
+#[test]
+fn a_volume_that_is_claimed_displaces_nobody_a_second_time() {
+    let mut world = World::new();
+    world.node("n1", |n| has(n, 10, 0, vec![]));
+    volume(&mut world, "v1", sharing(Scope::MultiNode, Sharing::None));
+    for id in ["a", "b"] {
+        world.task("low", id, |t| wants(t, 5, 0, vec![]));
+        world.report(id, TaskState::Running);
+    }
+    world.allow_preemption();
+    world.labelled_service("high", PRIORITY, "5");
+    world.tasks("high", &["t", "u"], |t| {
+        wants(t, 5, 0, vec![]);
+        writes(t, "name-of-v1");
+    });
+    world.pass(Duration::from_secs(200));
+    world.runs_on("t", "n1");
+    assert_eq!(world.get("t").volumes.len(), 1);
+    assert_eq!(world.state("u"), TaskState::Pending);
+    let running = ["a", "b"].iter().filter(|id| world.state(id) == TaskState::Running).count();
+    assert_eq!(running, 1);
 }

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use swarm_api::Shared;
+use swarm_api::extensions::PREEMPTION;
 use swarm_api::v1::{
     ContainerSpec, GenericResource, Node, NodeDescription, Placement, PlacementPreference,
     ResourceRequirements, Resources, SpreadOver, Task, TaskSpec, TaskState, Version, node_spec, node_status,
@@ -96,6 +97,27 @@ impl World {
                 drop(tx.create(service).unwrap());
             }
         });
+    }
+
+    /// A service with a label of ours.
+    pub(crate) fn labelled_service(&mut self, id: &str, key: &str, value: &str) {
+        self.service(id, &Shared::default());
+        self.sim.write(|tx| {
+            let mut service = tx.services().get(id).unwrap().clone();
+            service.spec.annotations.labels.insert(key.into(), value.into());
+            drop(tx.update(service).unwrap());
+        });
+        self.sim.think();
+    }
+
+    /// From now on tasks may take the place of others with a lower priority.
+    pub(crate) fn allow_preemption(&mut self) {
+        self.sim.write(|tx| {
+            let mut cluster = tx.cluster().unwrap().clone();
+            cluster.spec.annotations.labels.insert(PREEMPTION.into(), "on".into());
+            drop(tx.update(cluster).unwrap());
+        });
+        self.sim.think();
     }
 
     /// Adds a task that waits for a node, of a service that is added if need be, and lets the scheduler act.

@@ -1,0 +1,79 @@
+//! Claims of tasks on room that is to become free.
+
+use std::time::Duration;
+
+use swarm_api::v1::Task;
+use swarm_api::{Shared, Text};
+
+use crate::nodes::Slot;
+use crate::places::{At, Claim, Placed};
+use crate::track::State;
+
+impl State {
+    /// A task that waits claims room on a node, with its volumes. What it is to get of generic resources is not free yet.
+    pub(crate) fn claim(&mut self, id: Text, task: &Shared<Task>, claim: Claim) {
+        self.forget(&id);
+        let load = self.loads.of(&task.spec, task.endpoint.as_ref());
+        let service = self.nodes.services.enter(&task.service_id);
+        let placed = Placed::new(&self.nodes, claim.slot, service, load, Vec::new(), 0);
+        self.nodes.enter(claim.slot, service, placed.holding(), false);
+        if !claim.requirements.volumes.is_empty() {
+            let node = self.nodes.get(claim.slot);
+            let volumes = self.nodes.volumes.choose(&claim.requirements.volumes, node.info.node());
+            let node = node.id.clone();
+            self.nodes.volumes.enter(&id, &node, &task.spec, &volumes.unwrap_or_default());
+        }
+        self.claimed.insert((claim.slot, id.clone()));
+        self.places.insert(id, At::Claimed(Box::new((placed, task.clone(), claim))));
+    }
+
+    /// Claims with their tasks.
+    pub(crate) fn claims(&self) -> impl Iterator<Item = (&Text, &Placed, &Claim)> {
+        self.claimed.iter().filter_map(|(_, id)| self.claim_of(id))
+    }
+
+    /// Those on one node.
+    pub(crate) fn claims_on(&self, slot: Slot) -> impl Iterator<Item = (&Text, &Placed, &Claim)> {
+        let of_slot = self.claimed.range((slot, Text::default())..);
+        of_slot.take_while(move |(other, _)| *other == slot).filter_map(|(_, id)| self.claim_of(id))
+    }
+
+    fn claim_of<'a>(&'a self, id: &'a Text) -> Option<(&'a Text, &'a Placed, &'a Claim)> {
+        match self.places.get(id) {
+            Some(At::Claimed(claimed)) => Some((id, &claimed.0, &claimed.2)),
+            _ => None,
+        }
+    }
+
+    /// When the next claim is given up.
+    pub(crate) fn next_claim(&self) -> Option<Duration> {
+        self.claims().map(|(.., claim)| claim.until).min()
+    }
+
+    /// Ends a claim, and gives back the task, which is nowhere now.
+    pub(crate) fn take_claim(&mut self, id: &str) -> Option<(Shared<Task>, Claim)> {
+        if !matches!(self.places.get(id), Some(At::Claimed(_))) {
+            return None;
+        }
+        let (id, At::Claimed(claimed)) = self.places.remove(id)? else { return None };
+        let (placed, task, claim) = *claimed;
+        self.nodes.volumes.leave(&id);
+        self.claimed.remove(&(claim.slot, id));
+        if placed.is_on(&self.nodes) {
+            self.nodes.leave(placed.slot(), placed.service, placed.holding());
+        }
+        self.nodes.services.leave(placed.service);
+        Some((task, claim))
+    }
+
+    /// A task that waits has a claim, and keeps it.
+    pub(crate) fn renew_claim(&mut self, task: &Shared<Task>) -> bool {
+        if !self.claimed.is_empty()
+            && let Some(At::Claimed(claimed)) = self.places.get_mut(&task.id)
+        {
+            claimed.1 = task.clone();
+            return true;
+        }
+        false
+    }
+}
