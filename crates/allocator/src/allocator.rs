@@ -2,11 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use swarm_api::v1::{Endpoint, NetworkAttachment, Service, Task, TaskState};
 use swarm_api::{Kind, Object, Shared, Text};
-use swarm_reconcile::{Ctx, Decision, Group, Guard, Patch, Reconciler, Write};
+use swarm_reconcile::{Ctx, Decision, Group, Guard, Patch, Reconciler, Sizer, Write};
 use swarm_store::{Event, Tables};
 
 use crate::network::Missing;
@@ -16,6 +16,10 @@ use crate::{endpoint, network};
 /// Most tasks allocated in one turn: as a rule all that orchestrators create in it, so that both is written at once.
 const MOST: usize = 100_000;
 
+/// How soon services that can't be allocated are tried again after another service has changed: not everything that
+/// could help them frees a number. Where nothing changes, trying again would come to the same.
+const RETRY: Duration = Duration::from_secs(60);
+
 /// Gives services their endpoints, and takes tasks from NEW to PENDING once everything they need is there.
 #[derive(Debug, Default)]
 pub struct Allocator {
@@ -23,11 +27,16 @@ pub struct Allocator {
     networks: BTreeSet<String>,
     services: BTreeSet<String>,
     tasks: BTreeSet<String>,
-    /// Services whose ports can't be allocated, and why.
+    /// Services that can't be allocated, and why.
     stuck: BTreeMap<String, String>,
+    /// When they are tried again.
+    retry_at: Option<Duration>,
+    /// Services have changed since that was set.
+    changed: bool,
     /// Tasks that wait for a service or a network.
     waiting: BTreeMap<(Kind, String), BTreeSet<String>>,
     waits_for: BTreeMap<String, (Kind, String)>,
+    sizer: Sizer,
 }
 
 /// Waits for the allocator, and is still wanted.
@@ -60,12 +69,33 @@ impl Allocator {
     }
 
     fn service_gone(&mut self, id: &str) {
+        self.changed = true;
         self.services.remove(id);
         self.stuck.remove(id);
         self.wake(Kind::Service, id);
-        if self.ports.release(id) {
+        self.ports.release(id);
+    }
+
+    /// Services that can't be allocated are tried again once a number is free, or it is time.
+    fn retry(&mut self, ctx: &Ctx<'_>) {
+        let due = self.retry_at.is_some_and(|at| at <= ctx.now.mono);
+        if due {
+            self.retry_at = None;
+        }
+        if self.ports.take_freed() || due {
             self.services.extend(self.stuck.keys().cloned());
         }
+    }
+
+    fn wake_at(&mut self, ctx: &Ctx<'_>) -> Option<Duration> {
+        let changed = std::mem::take(&mut self.changed);
+        if self.stuck.is_empty() {
+            self.retry_at = None;
+        } else if changed {
+            self.retry_at.get_or_insert(ctx.now.mono + RETRY);
+        }
+        let more = !self.tasks.is_empty() || !self.services.is_empty();
+        if more { Some(ctx.now.mono) } else { self.retry_at }
     }
 
     /// The endpoint that the service has then; `None` if it can't have one now.
@@ -80,11 +110,12 @@ impl Allocator {
             Err(error) => {
                 let reason = error.to_string();
                 if self.stuck.get(&service.id) != Some(&reason) {
-                    tracing::warn!(service.id = service.id, %error, "ports of a service can't be allocated");
+                    tracing::warn!(service.id = service.id, %error, "a service can't be allocated");
                     self.stuck.insert(service.id.clone(), reason);
+                    self.changed = true;
+                    // Its tasks are told.
+                    self.wake(Kind::Service, &service.id);
                 }
-                // Its tasks are told.
-                self.wake(Kind::Service, &service.id);
                 return None;
             }
         };
@@ -136,7 +167,7 @@ impl Allocator {
             })
         };
         let networks = match blocked {
-            None => networks_of(tables, task, service)
+            None => networks_of(tables, &mut self.sizer, task, service)
                 .map_err(|missing| (Kind::Network, missing.network, missing.reason)),
             Some(blocked) => Err(blocked),
         };
@@ -144,7 +175,10 @@ impl Allocator {
             Ok(networks) => {
                 let known = fresh.get(task.service_id.as_str()).cloned();
                 let endpoint = known.unwrap_or_else(|| service.and_then(|s| s.endpoint.clone()));
-                groups.push(to_pending(ctx, task, networks, endpoint));
+                // Numbers that we chose may not be written yet, and are not if the service changes first.
+                let guard =
+                    service.filter(|_| endpoint.as_deref().is_some_and(endpoint::has_dynamic_numbers));
+                groups.push(to_pending(ctx, task, networks, endpoint, guard.map(|s| Guard::spec_of(s))));
             }
             Err((kind, id, reason)) => {
                 self.wait(&task.id, (kind, id));
@@ -156,16 +190,19 @@ impl Allocator {
     }
 }
 
-/// The networks that a task has, or is to have.
+/// The networks that a task has, or is to have, as far as it can have them.
 fn networks_of(
     tables: &Tables,
+    sizer: &mut Sizer,
     task: &Task,
     service: Option<&Shared<Service>>,
 ) -> Result<Vec<NetworkAttachment>, Missing> {
-    match task.networks.is_empty() {
-        true => network::attach(tables, task, service.map(|s| &**s)),
-        false => Ok(task.networks.clone()),
-    }
+    let networks = match task.networks.is_empty() {
+        true => network::attach(tables, task, service.map(|s| &**s))?,
+        false => task.networks.clone(),
+    };
+    network::fit(sizer, task, &networks)?;
+    Ok(networks)
 }
 
 /// Gives a task its networks, its service's endpoint, and the next state.
@@ -185,12 +222,13 @@ fn allocate(
     task.status.timestamp = Some(at.into());
 }
 
-/// The change by which a task comes to have everything it needs.
+/// The change by which a task comes to have everything it needs, if the guard still holds.
 fn to_pending(
     ctx: &Ctx<'_>,
     task: &Task,
     networks: Vec<NetworkAttachment>,
     endpoint: Option<Shared<Endpoint>>,
+    guard: Option<Guard>,
 ) -> Group {
     let at = ctx.now.wall;
     let edit = move |object: &Object| {
@@ -205,7 +243,7 @@ fn to_pending(
     tracing::debug!(task.id = task.id.as_str(), service.id = task.service_id.as_str(), "task is allocated");
     let write =
         Write::Edit { kind: Kind::Task, id: task.id.to_string(), what: "allocate", edit: Arc::new(edit) };
-    Group { tag: 0, patches: vec![Patch::new(write)] }
+    Group { tag: 0, patches: vec![Patch { guards: guard.into_iter().collect(), write }] }
 }
 
 impl Reconciler for Allocator {
@@ -219,7 +257,7 @@ impl Reconciler for Allocator {
         services.sort_by_key(|s| (s.meta.created_at.map(|t| (t.seconds, t.nanos)), &s.id));
         for service in services {
             if let Some(endpoint) = &service.endpoint {
-                self.ports.restore(&service.id, &endpoint.ports);
+                self.ports.restore(&service.id, endpoint);
             }
         }
         self.networks = tables.networks().iter().map(|n| n.id.clone()).collect();
@@ -238,6 +276,7 @@ impl Reconciler for Allocator {
                 (Some(Object::Service(old)), Some(Object::Service(new)))
                     if old.spec == new.spec && old.endpoint == new.endpoint => {}
                 (_, Some(Object::Service(service))) => {
+                    self.changed = true;
                     self.services.insert(service.id.clone());
                 }
                 (Some(Object::Service(service)), None) => self.service_gone(&service.id),
@@ -258,7 +297,8 @@ impl Reconciler for Allocator {
             {
                 continue;
             }
-            let Ok(networks) = networks_of(tables, task, Some(service)) else { continue };
+            let networks = networks_of(tables, &mut self.sizer, task, Some(service));
+            let Ok(networks) = networks else { continue };
             allocate(task, networks, service.endpoint.as_ref(), ctx.now.wall);
         }
     }
@@ -269,23 +309,21 @@ impl Reconciler for Allocator {
             self.wake(Kind::Network, &id);
             self.services.extend(tables.services().by_network(&id).map(|s| s.id.clone()));
             let Some(network) = tables.networks().get(&id) else { continue };
-            if network::is_node_local(network) && !network::is_allocated(network) {
+            if network.spec.is_node_local() && !network::is_allocated(network) {
                 let edit = Arc::new(network::allocate);
                 let write = Write::Edit { kind: Kind::Network, id: id.clone(), what: "allocate", edit };
                 groups.push(Group { tag: 0, patches: vec![Patch::new(write)] });
             }
         }
+        self.retry(ctx);
         let mut fresh = BTreeMap::new();
         for id in std::mem::take(&mut self.services) {
             let Some(service) = tables.services().get(&id) else { continue };
-            let had = service.endpoint.as_ref().is_some_and(|e| !e.ports.is_empty());
-            let Some(endpoint) = self.allocate_service(tables, service, &mut groups) else { continue };
-            if had && endpoint != service.endpoint {
-                // Numbers may have become free.
-                self.services.extend(self.stuck.keys().filter(|s| **s != id).cloned());
+            if let Some(endpoint) = self.allocate_service(tables, service, &mut groups) {
+                fresh.insert(id, endpoint);
             }
-            fresh.insert(id, endpoint);
         }
+        self.retry(ctx);
         while groups.len() < MOST
             && let Some(id) = self.tasks.pop_first()
         {
@@ -293,7 +331,6 @@ impl Reconciler for Allocator {
                 self.allocate_task(ctx, tables, task, &fresh, &mut groups);
             }
         }
-        let more = !self.tasks.is_empty() || !self.services.is_empty();
-        Decision { groups, wake_at: more.then_some(ctx.now.mono) }
+        Decision { groups, wake_at: self.wake_at(ctx) }
     }
 }

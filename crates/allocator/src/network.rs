@@ -2,26 +2,15 @@
 //!
 //! The seam for overlay networks: [`allocate`] gives a network its state, [`attach`] a task its attachment.
 
+use prost::Message as _;
 use swarm_api::v1::{
     Driver, IpamOptions, Network, NetworkAttachment, NetworkAttachmentConfig, Service, Task,
 };
 use swarm_api::{Object, Shared};
+use swarm_reconcile::Sizer;
 use swarm_store::Tables;
 
-/// Drivers whose networks each node makes for itself.
-const NODE_LOCAL: [&str; 4] = ["bridge", "host", "ipvlan", "macvlan"];
-
-/// Driver of a network that names none.
-const DEFAULT_DRIVER: &str = "overlay";
-
-pub(crate) fn driver(network: &Network) -> &str {
-    let name = network.spec.driver_config.as_ref().map_or("", |d| d.name.as_str());
-    if name.is_empty() { DEFAULT_DRIVER } else { name }
-}
-
-pub(crate) fn is_node_local(network: &Network) -> bool {
-    NODE_LOCAL.contains(&driver(network))
-}
+use crate::MOST_BYTES;
 
 pub(crate) fn is_allocated(network: &Network) -> bool {
     network.driver_state.is_some() && network.ipam.is_some()
@@ -30,17 +19,17 @@ pub(crate) fn is_allocated(network: &Network) -> bool {
 /// The network with its state filled in; `None` if there is nothing to do, or nothing we can do.
 pub(crate) fn allocate(object: &Object) -> Option<Object> {
     let Object::Network(network) = object else { return None };
-    if !is_node_local(network) || is_allocated(network) {
+    if !network.spec.is_node_local() || is_allocated(network) {
         return None;
     }
     let mut network = network.clone();
-    network.driver_state = Some(Driver { name: driver(&network).to_owned(), ..Default::default() });
+    network.driver_state = Some(Driver { name: network.spec.driver_name().to_owned(), ..Default::default() });
     // Agents expect the driver to be there, even though nodes find the addresses themselves.
     network.ipam = Some(IpamOptions { driver: Some(Driver::default()), ..Default::default() });
     Some(network.into())
 }
 
-/// The networks that a service's tasks ask for: the template's, or where it has none the service's own.
+/// The networks that a service's tasks are to have by its present spec: the template's, or where it has none the service's own.
 pub(crate) fn of_service(service: &Service) -> &[NetworkAttachmentConfig] {
     let template = &service.spec.task.networks;
     #[allow(deprecated)] // still honoured where the template names none
@@ -55,15 +44,51 @@ pub(crate) struct Missing {
     pub(crate) reason: String,
 }
 
-/// The attachments of a task. A network that does not exist is waited for; the original skips it silently.
+/// The attachments of a task: to the networks that it asks for itself, not to those of its service's present template,
+/// which may be a later one. A network that does not exist is waited for; the original skips it silently.
 pub(crate) fn attach(
     tables: &Tables,
     task: &Task,
     service: Option<&Service>,
 ) -> Result<Vec<NetworkAttachment>, Missing> {
     let own = &task.spec.networks;
-    let wanted = if own.is_empty() { service.map_or(&own[..], of_service) } else { &own[..] };
-    wanted.iter().map(|config| attachment(tables, task, config)).collect()
+    #[allow(deprecated)] // still honoured where the task names none
+    let wanted = if own.is_empty() { service.map_or(&own[..], |s| &s.spec.networks) } else { &own[..] };
+    let mut attachments: Vec<NetworkAttachment> = Vec::new();
+    for config in wanted {
+        let is_it = |a: &&mut NetworkAttachment| a.network.as_ref().is_some_and(|n| n.id == config.target);
+        match attachments.iter_mut().find(is_it) {
+            Some(there) => add_names(&mut there.aliases, &config.aliases),
+            None => attachments.push(attachment(tables, task, config)?),
+        }
+    }
+    Ok(attachments)
+}
+
+/// A task has a copy of each of its networks. One that no entry of the log can hold would be tried for ever.
+pub(crate) fn fit(sizer: &mut Sizer, task: &Task, networks: &[NetworkAttachment]) -> Result<(), Missing> {
+    let Some(network) = networks.first().and_then(|attachment| attachment.network.as_ref()) else {
+        return Ok(());
+    };
+    // Those that it has already are counted with it.
+    let more = if task.networks.is_empty() { networks } else { &[] };
+    let bytes = sizer.bytes_of(task) + more.iter().map(NetworkAttachment::encoded_len).sum::<usize>();
+    if bytes <= MOST_BYTES {
+        return Ok(());
+    }
+    let reason = format!(
+        "with its networks the task would have {bytes} bytes, more than the {MOST_BYTES} that can be stored"
+    );
+    Err(Missing { network: network.id.clone(), reason })
+}
+
+/// A network that is listed twice is attached once, under the names of both.
+fn add_names(names: &mut Vec<String>, more: &[String]) {
+    for name in more {
+        if !names.contains(name) {
+            names.push(name.clone());
+        }
+    }
 }
 
 fn attachment(
@@ -76,8 +101,8 @@ fn attachment(
         return Err(missing(format!("network {} does not exist", config.target)));
     };
     let name = &network.spec.annotations.name;
-    if !is_node_local(network) {
-        let driver = driver(network);
+    if !network.spec.is_node_local() {
+        let driver = network.spec.driver_name();
         return Err(missing(format!(
             "network {name} ({id}) has the driver {driver}, whose addresses can't be allocated yet",
             id = network.id

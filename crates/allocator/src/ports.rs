@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 
 use swarm_api::v1::port_config::{Protocol, PublishMode};
-use swarm_api::v1::{EndpointSpec, PortConfig};
+use swarm_api::v1::{Endpoint, PortConfig, Service};
 
 /// Numbers given to ports that ask for none.
 pub(crate) const DYNAMIC: RangeInclusive<u32> = 30_000..=32_767;
@@ -22,22 +22,62 @@ pub(crate) enum PortError {
     Exhausted,
 }
 
+/// Protocol and number.
+type Key = (i32, u32);
+
+/// Whether another service has to do with a number, in whatever way.
+pub(crate) type Elsewhere<'a> = &'a dyn Fn(i32, u32) -> bool;
+
+/// A number that a service has.
+#[derive(Debug, Clone, PartialEq)]
+struct Given {
+    name: String,
+    target: u32,
+    key: Key,
+    /// The port asks for none, so that it may get another one.
+    dynamic: bool,
+}
+
+impl Given {
+    fn new(port: &PortConfig, dynamic: bool) -> Given {
+        let key = (port.protocol, port.published_port);
+        Given { name: port.name.clone(), target: port.target_port, key, dynamic }
+    }
+
+    /// It was given to what is the same port after an update.
+    fn is_of(&self, port: &PortConfig) -> bool {
+        self.name == port.name && self.key.0 == port.protocol && self.target == port.target_port
+    }
+}
+
 /// One number space per protocol.
 #[derive(Debug, Default)]
 pub(crate) struct Ports {
-    owners: BTreeMap<(i32, u32), String>,
-    by_service: BTreeMap<String, Vec<(i32, u32)>>,
-    /// Where the search for the next dynamic number begins, so that a number is not reused at once.
-    next: BTreeMap<i32, u32>,
+    owners: BTreeMap<Key, String>,
+    by_service: BTreeMap<String, Vec<Given>>,
+    /// The dynamic number that was given last: the search goes on behind it, so that a number is not reused at once.
+    last: BTreeMap<i32, u32>,
+    freed: bool,
 }
 
 fn is_ingress(port: &PortConfig) -> bool {
     port.publish_mode() == PublishMode::Ingress
 }
 
-/// What makes a port the same one after an update.
-fn identity(port: &PortConfig) -> (&str, i32, u32) {
-    (&port.name, port.protocol, port.target_port)
+fn is_dynamic(port: &PortConfig) -> bool {
+    is_ingress(port) && port.published_port == 0
+}
+
+/// The numbers that an endpoint has, and which of them were not asked for.
+fn numbers(endpoint: &Endpoint) -> impl Iterator<Item = Given> {
+    let asked: Vec<&PortConfig> = endpoint.spec.iter().flat_map(|spec| &spec.ports).collect();
+    let numbered = endpoint.ports.iter().filter(|p| is_ingress(p) && p.published_port != 0);
+    numbered.map(move |port| {
+        let given = Given::new(port, true);
+        let fixed =
+            asked.iter().any(|p| is_ingress(p) && p.published_port == port.published_port && given.is_of(p));
+        Given { dynamic: !fixed, ..given }
+    })
 }
 
 fn protocol(number: i32) -> &'static str {
@@ -51,197 +91,141 @@ fn protocol(number: i32) -> &'static str {
 impl Ports {
     /// Takes note of numbers that a service was given by an earlier leader. One that another service has as well
     /// stays with that.
-    pub(crate) fn restore(&mut self, service: &str, ports: &[PortConfig]) {
-        for port in ports.iter().filter(|p| is_ingress(p) && p.published_port != 0) {
-            let key = (port.protocol, port.published_port);
-            if !self.owners.contains_key(&key) {
-                self.take(service, key);
+    pub(crate) fn restore(&mut self, service: &str, endpoint: &Endpoint) {
+        for given in numbers(endpoint) {
+            let (protocol, number) = given.key;
+            if given.dynamic && DYNAMIC.contains(&number) {
+                let last = self.last.entry(protocol).or_default();
+                *last = number.max(*last);
+            }
+            if !self.owners.contains_key(&given.key) {
+                self.take(service, given);
             }
         }
     }
 
-    fn take(&mut self, service: &str, key: (i32, u32)) {
-        self.owners.insert(key, service.to_owned());
-        self.by_service.entry(service.to_owned()).or_default().push(key);
+    fn take(&mut self, service: &str, given: Given) {
+        self.owners.insert(given.key, service.to_owned());
+        self.by_service.entry(service.to_owned()).or_default().push(given);
     }
 
-    /// Gives back all numbers of a service. True if there were any.
-    pub(crate) fn release(&mut self, service: &str) -> bool {
-        let keys = self.by_service.remove(service).unwrap_or_default();
-        for key in &keys {
-            self.owners.remove(key);
+    fn drop_all(&mut self, service: &str) -> Vec<Given> {
+        let all = self.by_service.remove(service).unwrap_or_default();
+        for given in &all {
+            self.owners.remove(&given.key);
         }
-        !keys.is_empty()
+        all
+    }
+
+    /// Gives back all numbers of a service.
+    pub(crate) fn release(&mut self, service: &str) {
+        self.freed |= !self.drop_all(service).is_empty();
+    }
+
+    /// Numbers were given back since this was asked last.
+    pub(crate) fn take_freed(&mut self) -> bool {
+        std::mem::take(&mut self.freed)
     }
 
     /// The ports of an endpoint with all numbers filled in. The service's numbers are exactly those afterwards;
     /// on error they are what they were before.
     pub(crate) fn allocate(
         &mut self,
-        service: &str,
-        spec: &EndpointSpec,
-        present: &[PortConfig],
+        service: &Service,
+        elsewhere: Elsewhere<'_>,
     ) -> Result<Vec<PortConfig>, PortError> {
-        let before = self.by_service.get(service).cloned().unwrap_or_default();
-        self.release(service);
-        let allocated = self.fill(service, wanted(spec, present));
-        if allocated.is_err() {
-            self.release(service);
-            before.into_iter().for_each(|key| self.take(service, key));
+        let before = self.drop_all(&service.id);
+        let filled = self.fill(service, &before, elsewhere);
+        if filled.is_err() {
+            self.drop_all(&service.id);
+            before.into_iter().for_each(|given| self.take(&service.id, given));
+        } else {
+            self.freed |= before.iter().any(|given| !self.owners.contains_key(&given.key));
         }
-        allocated
+        filled
     }
 
-    fn fill(&mut self, service: &str, mut ports: Vec<PortConfig>) -> Result<Vec<PortConfig>, PortError> {
-        for port in ports.iter_mut().filter(|p| is_ingress(p)) {
-            let proto = port.protocol;
-            let given = port.published_port;
-            if given == 0 {
-                port.published_port = self.free(proto).ok_or(PortError::Exhausted)?;
-            } else if given > 65_535 {
-                return Err(PortError::OutOfRange(given));
-            } else if let Some(owner) = self.owners.get(&(proto, given)) {
-                let protocol = protocol(proto);
-                return Err(match owner == service {
-                    true => PortError::Twice { port: given, protocol },
-                    false => PortError::Taken { port: given, protocol, service: owner.clone() },
-                });
+    /// Ports without a number come last, so that they can't take what another port of the service asks for, and
+    /// of those the ones that have none to keep.
+    fn fill(
+        &mut self,
+        service: &Service,
+        before: &[Given],
+        elsewhere: Elsewhere<'_>,
+    ) -> Result<Vec<PortConfig>, PortError> {
+        let asked = service.spec.endpoint.iter().flat_map(|spec| &spec.ports);
+        let (dynamic, mut ports): (Vec<_>, Vec<_>) = asked.cloned().partition(is_dynamic);
+        for port in ports.iter().filter(|port| is_ingress(port)) {
+            self.take_fixed(&service.id, port)?;
+        }
+        let fixed = ports.len();
+        let mut former = self.former(service, before, elsewhere);
+        for mut port in dynamic {
+            if let Some(at) = former.iter().position(|given| given.is_of(&port)) {
+                port.published_port = former.remove(at).key.1;
+                self.take(&service.id, Given::new(&port, true));
             }
-            self.take(service, (proto, port.published_port));
+            ports.push(port);
+        }
+        for port in ports.iter_mut().skip(fixed).filter(|port| is_dynamic(port)) {
+            let number = self.free(service, port.protocol, elsewhere);
+            port.published_port = number.ok_or(PortError::Exhausted)?;
+            self.take(&service.id, Given::new(port, true));
         }
         Ok(ports)
     }
 
-    fn free(&mut self, proto: i32) -> Option<u32> {
-        let next = self.next.get(&proto).copied().unwrap_or(*DYNAMIC.start());
-        let around = (next..=*DYNAMIC.end()).chain(*DYNAMIC.start()..next);
-        let port = around.into_iter().find(|port| !self.owners.contains_key(&(proto, *port)))?;
-        self.next.insert(proto, if port == *DYNAMIC.end() { *DYNAMIC.start() } else { port + 1 });
-        Some(port)
+    fn take_fixed(&mut self, service: &str, port: &PortConfig) -> Result<(), PortError> {
+        let (number, protocol) = (port.published_port, protocol(port.protocol));
+        if number > 65_535 {
+            return Err(PortError::OutOfRange(number));
+        }
+        match self.owners.get(&(port.protocol, number)) {
+            Some(owner) if owner == service => Err(PortError::Twice { port: number, protocol }),
+            Some(owner) => Err(PortError::Taken { port: number, protocol, service: owner.clone() }),
+            None => {
+                self.take(service, Given::new(port, false));
+                Ok(())
+            }
+        }
+    }
+
+    /// Numbers that ports of the service may keep: those that they were given, whether that was written or not, as far as
+    /// nobody else has them. One that was not written yet gives way to who asks for it by now.
+    fn former(&self, service: &Service, before: &[Given], elsewhere: Elsewhere<'_>) -> Vec<Given> {
+        let written: Vec<Given> = service.endpoint.iter().flat_map(|endpoint| numbers(endpoint)).collect();
+        let mut former: Vec<Given> = Vec::new();
+        for given in before.iter().chain(&written).filter(|given| given.dynamic) {
+            let (protocol, number) = given.key;
+            if !former.iter().any(|other| other.key == given.key)
+                && !self.owners.contains_key(&given.key)
+                && !asks_for(service, given.key)
+                && (written.iter().any(|other| other.key == given.key) || !elsewhere(protocol, number))
+            {
+                former.push(given.clone());
+            }
+        }
+        former
+    }
+
+    /// The next number that nobody has or asks for, not even on their nodes.
+    fn free(&mut self, service: &Service, protocol: i32, elsewhere: Elsewhere<'_>) -> Option<u32> {
+        let last = self.last.get(&protocol).copied().unwrap_or(*DYNAMIC.end());
+        let mut around = (last + 1..=*DYNAMIC.end()).chain(*DYNAMIC.start()..=last);
+        let number = around.find(|number| {
+            let key = (protocol, *number);
+            !self.owners.contains_key(&key) && !asks_for(service, key) && !elsewhere(protocol, *number)
+        })?;
+        self.last.insert(protocol, number);
+        Some(number)
     }
 }
 
-/// The ports to have. Those without a number keep the one that the same port has now; they come last, so that
-/// they can't take what another port of the service asks for.
-fn wanted(spec: &EndpointSpec, present: &[PortConfig]) -> Vec<PortConfig> {
-    let fixed = |p: &&PortConfig| !is_ingress(p) || p.published_port != 0;
-    let mut ports: Vec<PortConfig> = spec.ports.iter().filter(fixed).cloned().collect();
-    let chosen: Vec<(i32, u32)> =
-        ports.iter().filter(|p| is_ingress(p)).map(|p| (p.protocol, p.published_port)).collect();
-    let dynamic = |p: &&PortConfig| {
-        is_ingress(p) && p.published_port != 0 && !chosen.contains(&(p.protocol, p.published_port))
-    };
-    let mut given: Vec<&PortConfig> = present.iter().filter(dynamic).collect();
-    for port in spec.ports.iter().filter(|p| !fixed(p)) {
-        let mut port = port.clone();
-        if let Some(at) = given.iter().position(|g| identity(g) == identity(&port)) {
-            port.published_port = given.remove(at).published_port;
-        }
-        ports.push(port);
-    }
-    ports
+/// The service's spec names this number.
+fn asks_for(service: &Service, (protocol, number): Key) -> bool {
+    let mut asked = service.spec.endpoint.iter().flat_map(|spec| &spec.ports);
+    asked.any(|port| port.protocol == protocol && port.published_port == number)
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn port(target: u32, published: u32) -> PortConfig {
-        PortConfig { target_port: target, published_port: published, ..Default::default() }
-    }
-
-    fn spec(ports: &[PortConfig]) -> EndpointSpec {
-        EndpointSpec { ports: ports.to_vec(), ..Default::default() }
-    }
-
-    fn numbers(ports: &[PortConfig]) -> Vec<u32> {
-        ports.iter().map(|p| p.published_port).collect()
-    }
-
-    #[test]
-    fn ports_without_a_number_get_one_from_the_dynamic_range() {
-        let mut ports = Ports::default();
-        let udp = PortConfig { protocol: Protocol::Udp as i32, ..port(8001, 8001) };
-        let asked = spec(&[port(1, 0), port(8001, 8001), udp, port(2, 0)]);
-        assert_eq!(numbers(&ports.allocate("s", &asked, &[]).unwrap()), [8001, 8001, 30_000, 30_001]);
-    }
-
-    #[test]
-    fn a_number_given_once_stays_through_updates() {
-        let mut ports = Ports::default();
-        let first = ports.allocate("s", &spec(&[port(1, 0), port(2, 0)]), &[]).unwrap();
-        let swapped = ports.allocate("s", &spec(&[port(2, 0), port(1, 0)]), &first).unwrap();
-        assert_eq!(numbers(&swapped), [30_001, 30_000]);
-        let more = ports.allocate("s", &spec(&[port(3, 0), port(2, 0)]), &swapped).unwrap();
-        assert_eq!(numbers(&more), [30_002, 30_001]);
-    }
-
-    #[test]
-    fn a_fixed_and_a_dynamic_port_of_one_target_keep_theirs() {
-        let mut ports = Ports::default();
-        let asked = spec(&[port(1, 0), port(1, 80)]);
-        let first = ports.allocate("s", &asked, &[]).unwrap();
-        assert_eq!(numbers(&first), [80, 30_000]);
-        assert_eq!(ports.allocate("s", &asked, &first).unwrap(), first);
-    }
-
-    #[test]
-    fn a_taken_number_is_refused_until_it_is_given_back() {
-        let mut ports = Ports::default();
-        let asked = spec(&[port(1, 80)]);
-        ports.allocate("a", &asked, &[]).unwrap();
-        let refused = ports.allocate("b", &asked, &[]).unwrap_err();
-        assert_eq!(refused.to_string(), "port 80/tcp is already in use by service a");
-        assert!(ports.release("a"));
-        assert_eq!(numbers(&ports.allocate("b", &asked, &[]).unwrap()), [80]);
-    }
-
-    #[test]
-    fn a_refusal_leaves_the_numbers_as_they_were() {
-        let mut ports = Ports::default();
-        ports.allocate("a", &spec(&[port(1, 80)]), &[]).unwrap();
-        ports.allocate("b", &spec(&[port(1, 81)]), &[]).unwrap();
-        ports.allocate("b", &spec(&[port(1, 82), port(2, 80)]), &[]).unwrap_err();
-        ports.allocate("c", &spec(&[port(1, 81)]), &[]).unwrap_err();
-        ports.allocate("c", &spec(&[port(1, 82)]), &[]).unwrap();
-    }
-
-    #[test]
-    fn one_number_twice_in_a_service_is_refused() {
-        let refused = Ports::default().allocate("a", &spec(&[port(1, 80), port(2, 80)]), &[]).unwrap_err();
-        assert_eq!(refused, PortError::Twice { port: 80, protocol: "tcp" });
-    }
-
-    #[test]
-    fn a_chosen_number_of_the_dynamic_range_is_not_given_to_others() {
-        let mut ports = Ports::default();
-        ports.allocate("a", &spec(&[port(1, 30_000)]), &[]).unwrap();
-        assert_eq!(numbers(&ports.allocate("b", &spec(&[port(1, 0)]), &[]).unwrap()), [30_001]);
-    }
-
-    #[test]
-    fn a_number_given_back_is_not_reused_at_once() {
-        let mut ports = Ports::default();
-        ports.allocate("a", &spec(&[port(1, 0)]), &[]).unwrap();
-        ports.release("a");
-        assert_eq!(numbers(&ports.allocate("b", &spec(&[port(1, 0)]), &[]).unwrap()), [30_001]);
-    }
-
-    #[test]
-    fn the_dynamic_range_has_an_end() {
-        let mut ports = Ports::default();
-        let many: Vec<PortConfig> = DYNAMIC.map(|n| port(n, 0)).collect();
-        ports.allocate("a", &spec(&many), &[]).unwrap();
-        assert_eq!(ports.allocate("b", &spec(&[port(1, 0)]), &[]), Err(PortError::Exhausted));
-        ports.release("a");
-        ports.allocate("b", &spec(&[port(1, 0)]), &[]).unwrap();
-    }
-
-    #[test]
-    fn host_ports_are_left_as_they_are() {
-        let mut ports = Ports::default();
-        let host = PortConfig { publish_mode: PublishMode::Host as i32, ..port(1, 80) };
-        ports.allocate("a", &spec(&[port(1, 80)]), &[]).unwrap();
-        assert_eq!(ports.allocate("b", &spec(std::slice::from_ref(&host)), &[]).unwrap(), [host]);
-    }
-}
+mod tests;

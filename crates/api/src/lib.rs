@@ -10,6 +10,7 @@
 //! - [`extensions`]: what goes beyond the contract, in labels.
 //! - [`log_lines`]: messages with log lines, left as they are on the wire.
 //! - [`id`]: random identifiers of objects. [`defaults`]: numbers that both sides assume. [`naming`]: names of tasks.
+//!   [`network`]: kinds of networks.
 //! - [`object`]: the ten kinds of objects behind one trait and one enum.
 //!
 //! Fields that the contract calls non-nullable are plain values: always written, and read as their default
@@ -24,6 +25,7 @@ pub mod hash;
 pub mod id;
 pub mod log_lines;
 pub mod naming;
+pub mod network;
 mod node_state;
 pub mod object;
 mod published;

@@ -4,12 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bollard::models::{Plugin, SystemInfo};
 use swarm_agent::ExecutorDescription;
+use swarm_api::network::OVERLAY;
 use swarm_api::v1::{
     DiscreteGenericResource, GenericResource, NamedGenericResource, PluginDescription, Resources,
     generic_resource,
 };
-
-use crate::spec::OVERLAY;
 
 /// The description of a node from its engine's answers. Plug-ins are sorted by type, then name.
 pub(crate) fn describe(info: SystemInfo, managed_plugins: Vec<Plugin>) -> ExecutorDescription {

@@ -28,8 +28,8 @@ pub(crate) use devices::knows_gpus;
 pub use files::PlannedFile;
 pub(crate) use init::NUMBER_LABEL as INIT_NUMBER_LABEL;
 pub use init::PlannedInit;
+pub(crate) use networks::NETWORK_ID_LABEL;
 pub use networks::PlannedNetwork;
-pub(crate) use networks::{NETWORK_ID_LABEL, OVERLAY};
 pub(crate) use platform::is_of;
 
 use crate::facts::{Api, EngineFacts};

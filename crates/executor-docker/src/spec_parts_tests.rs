@@ -237,6 +237,11 @@ fn predefined_networks_are_modes_and_overlays_are_refused() {
     let plan = attached(vec![ingress, attachment("host", "host", predefined)]).unwrap();
     assert_eq!(json(&plan)["HostConfig"]["NetworkMode"], json!("host"));
     assert_eq!((plan.networks.len(), json(&plan).get("NetworkingConfig")), (0, None));
+    // The mesh of an old cluster.
+    let internal = |spec: &mut NetworkSpec| {
+        spec.annotations.labels.insert("com.docker.swarm.internal".into(), String::new());
+    };
+    assert_eq!(attached(vec![attachment("ingress", "overlay", internal)]).unwrap().networks, []);
     let text = "network \"mine\": this node can't attach containers to networks of the driver \"overlay\"";
     let overlay = attached(vec![attachment("mine", "overlay", |_| {})]);
     assert_eq!(overlay, Err(ControllerError::Fatal(text.into())));

@@ -6,15 +6,12 @@ use bollard::models::{
     ConfigReference, EndpointIpamConfig, EndpointSettings, Ipam, IpamConfig, NetworkCreateRequest,
 };
 use swarm_agent::ControllerError;
+use swarm_api::network::{OVERLAY, PREDEFINED};
 use swarm_api::v1::network_spec::ConfigFrom;
 use swarm_api::v1::{IpamOptions, Network, NetworkAttachment, Task};
 
 use super::{NODE_ID_LABEL, fatal, list, text};
 
-/// Label of networks that an engine has of itself.
-const PREDEFINED: &str = "com.docker.swarm.predefined";
-/// Driver of networks between hosts. Engines attach only tasks of their own swarm to them.
-pub(crate) const OVERLAY: &str = "overlay";
 /// Label whose value is the id of the cluster's network that a network of the engine was made for.
 pub(crate) const NETWORK_ID_LABEL: &str = "com.docker.swarm.network.id";
 
@@ -37,7 +34,7 @@ pub(super) fn networks(task: &Task) -> Result<(Option<String>, Vec<PlannedNetwor
     for attachment in &task.networks {
         let Some(network) = attachment.network.as_deref() else { continue };
         let annotations = &network.spec.annotations;
-        if network.spec.ingress {
+        if network.spec.is_ingress() {
             continue;
         }
         if annotations.labels.get(PREDEFINED).is_some_and(|value| value == "true") {

@@ -1,6 +1,9 @@
 //! From NEW to PENDING, rule by rule (`network.md` A3, A6, A8).
 #![allow(clippy::unwrap_used)]
 
+mod networks;
+mod ports;
+
 use std::sync::Arc;
 
 use swarm_allocator::Allocator;
