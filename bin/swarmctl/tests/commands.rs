@@ -26,6 +26,15 @@ struct Swarm {
 
 impl Swarm {
     fn start() -> Swarm {
+        Swarm::serving(true)
+    }
+
+    /// One that has nothing but what the contract knows.
+    fn of_another_make() -> Swarm {
+        Swarm::serving(false)
+    }
+
+    fn serving(ours: bool) -> Swarm {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::local();
         let runtime =
@@ -34,8 +43,9 @@ impl Swarm {
         let path = dir.path().join("swarmd.sock");
         runtime.spawn(async move {
             let incoming = UnixListenerStream::new(UnixListener::bind(path).unwrap());
+            let services = ours.then(|| ServicesServer::new(control.clone()));
             let server = tonic::transport::Server::builder()
-                .add_service(ServicesServer::new(control.clone()))
+                .add_optional_service(services)
                 .add_service(ControlServer::new(control));
             server.serve_with_incoming(incoming).await.unwrap();
         });
@@ -246,10 +256,15 @@ fn a_service_goes_back_to_what_it_was() {
 fn an_even_spread_is_asked_for() {
     let swarm = Swarm::start();
     swarm.ok(&["service", "create", "--name", "web", "--image", "redis", "--rebalance", "auto"]);
-    assert_eq!(swarm.ok(&["service", "rebalance", "web"]), "the spread is even\n");
+    let even = "no task has to move: the spread is as even as it can be\n";
+    assert_eq!(swarm.ok(&["service", "rebalance", "web"]), even);
     swarm.fails(&["service", "rebalance", "nobody"], 1, "service \"nobody\" not found");
     swarm.ok(&["service", "create", "--name", "all", "--image", "redis", "--mode", "global"]);
     swarm.fails(&["service", "rebalance", "all"], 1, "only replicated services can be rebalanced");
+    let packed = ["service", "update", "web", "--placement-strategy", "binpack"];
+    swarm.fails(&packed, 1, "would go back to the fullest node");
+    swarm.ok(&[&packed[..], &["--rebalance", "off"]].concat());
+    swarm.fails(&["service", "rebalance", "web"], 1, "placement strategy is binpack");
 }
 
 #[test]
@@ -448,6 +463,17 @@ fn a_manager_that_lets_nobody_into_tasks_is_named() {
     let table = String::from_utf8_lossy(&output.stdout).into_owned();
     assert_eq!(output.status.code(), Some(1), "{table}");
     assert!(table.contains("knows no exec, attach and stats"), "{table}");
+}
+
+#[test]
+fn a_manager_that_neither_rebalances_nor_looks_ahead_is_named() {
+    let swarm = Swarm::of_another_make();
+    let web = ["service", "create", "--name", "web", "--image", "redis"];
+    let text = "Error: the manager that leads knows no dry runs: it is no swarmd, or too old";
+    swarm.fails(&[&web[..], &["--dry-run"]].concat(), 1, text);
+    swarm.ok(&web);
+    let text = "Error: the manager that leads can't rebalance services: it is no swarmd, or too old";
+    swarm.fails(&["service", "rebalance", "web"], 1, text);
 }
 
 #[test]

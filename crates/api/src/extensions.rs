@@ -7,6 +7,7 @@
 
 pub mod container;
 mod features;
+mod rebalance;
 mod start_order;
 mod steps;
 
@@ -15,8 +16,11 @@ use std::time::Duration;
 
 pub use container::{ContainerExtensions, Device};
 pub use features::{Feature, guard};
+pub use rebalance::{REBALANCE, REBALANCE_NOW, can_rebalance, put_request, take_request};
 pub use start_order::{Condition, DEPENDS_ON, Dependency, StartOrder};
 pub use steps::{INIT_TASKS, InitTask, MOST_INIT_TASKS, PRE_STOP, Steps, check_count, check_words};
+
+use crate::v1::ServiceSpec;
 
 /// Prefix of the labels that are ours.
 pub const PREFIX: &str = "swarmd.";
@@ -208,13 +212,6 @@ pub fn not_known(label: &str) -> String {
     format!("label {label:?} is not known; labels that begin with {PREFIX:?} are reserved")
 }
 
-/// Service label: tasks of a replicated service are moved when nodes come or return, so that they are evenly spread; its
-/// value is `auto`.
-pub const REBALANCE: &str = "swarmd.rebalance";
-
-/// Service label: an operator has asked for it once. It stands until it is done, whoever leads; its value is `1`.
-pub const REBALANCE_NOW: &str = "swarmd.rebalance-now";
-
 /// Labels of services that are ours and that this version understands, with the value they have.
 const OF_SERVICES: &[(&str, &str)] = &[(REBALANCE, "auto"), (REBALANCE_NOW, "1")];
 
@@ -236,6 +233,15 @@ pub fn check_service(labels: &BTreeMap<String, String>) -> Result<(), String> {
     }
     StartOrder::read(labels)?;
     PlacementPolicy::read(labels).map(drop)
+}
+
+/// Checks the labels of a service's spec, and whether they go with the rest of it.
+///
+/// # Errors
+/// What is wrong with the first label of ours that this version does not understand, or that makes no sense here.
+pub fn check_service_spec(spec: &ServiceSpec) -> Result<(), String> {
+    check_service(&spec.annotations.labels)?;
+    rebalance::check(spec)
 }
 
 /// Labels of containers that are ours and that this version understands, sorted; [`ContainerExtensions`] and [`Steps`] read them.

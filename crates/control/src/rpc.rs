@@ -265,7 +265,8 @@ impl control_server::Control for Control {
 impl Services for Control {
     async fn rebalance(&self, request: Request<RebalanceRequest>) -> Answer<RebalanceResponse> {
         let r = request.into_inner();
-        answer(RebalanceResponse { tasks: self.rebalance(&r.service_id).await? })
+        let found = self.rebalance(&r.service_id).await?;
+        answer(RebalanceResponse { tasks: found.tasks as u64, waits: found.waits })
     }
 
     async fn dry_run(&self, request: Request<DryRunRequest>) -> Answer<DryRunResponse> {

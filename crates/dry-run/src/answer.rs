@@ -51,7 +51,8 @@ pub(crate) fn of(
         })
         .collect();
     let status = after.services().get(&change.service.id).and_then(|s| s.update_status.as_ref());
-    if before.is_some() && status.is_some() && !answer.replacements.is_empty() {
+    let has_pace = status.is_some() || !swarm_orchestrator::rebalances_within(&change.service).is_zero();
+    if before.is_some() && has_pace && !answer.replacements.is_empty() {
         answer.pace = Some(swarm_orchestrator::pace(&change.service));
     }
     answer

@@ -13,7 +13,8 @@ use swarm_store::{Store, Tables, View};
 
 use crate::answer;
 use crate::cast::{Cast, Place};
-use crate::reconcilers;
+use crate::standing::Standing;
+use crate::with_enforcer;
 
 /// How long (in simulated time) tasks may wait while nothing becomes of any: longer than an update waits for a node.
 const PATIENCE: Duration = Duration::from_secs(15 * 60);
@@ -88,7 +89,7 @@ impl Rehearsal<'_> {
     fn run(&mut self) -> End {
         let mut commits = self.stage.watch();
         self.cast.enter(&self.stage.view());
-        self.stage.lead(reconcilers());
+        self.stage.lead(with_enforcer(Box::<Standing>::default()));
         loop {
             let mut idle = 0;
             loop {
@@ -112,14 +113,19 @@ impl Rehearsal<'_> {
                 continue;
             }
             let updating = is_updating(&self.stage.view(), self.service);
-            if !updating && self.cast.is_at_rest() {
-                return End::Rest;
-            }
+            let patience = if self.cast.is_at_rest() { self.rebalances_within() } else { PATIENCE };
             match self.stage.wake_at() {
-                Some(at) if updating || at <= self.cast.last_news() + PATIENCE => self.stage.pass_until(at),
+                Some(at) if updating || at <= self.cast.last_news() + patience => self.stage.pass_until(at),
                 _ => return End::Rest,
             }
         }
+    }
+
+    /// A service at rest may be rebalanced yet.
+    fn rebalances_within(&self) -> Duration {
+        let view = self.stage.view();
+        let service = view.services().get(self.service);
+        service.map_or(Duration::ZERO, |service| swarm_orchestrator::rebalances_within(service))
     }
 
     /// Other services stand still, so what tasks wait for never comes. That is noted once, and then taken for true.

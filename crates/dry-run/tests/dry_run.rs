@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use swarm_api::extensions::{DEPENDS_ON, PREEMPTION, PRIORITY};
+use swarm_api::extensions::{DEPENDS_ON, PREEMPTION, PRIORITY, REBALANCE};
 use swarm_api::swarmd::dry_run_response::{Ending, OnNode};
 use swarm_api::swarmd::{DryRunResponse, ProcessSpec};
 use swarm_api::v1::service_spec::Mode;
@@ -292,6 +292,98 @@ fn another_constraint_replaces_only_those_that_stand_wrong() {
     check_totals(&answer, [0, 2, 2, 0, 0, 0]);
     check_nodes(&answer, &[("n1", 0, 2, 2, 0, &slots_on(&sim, "n2")), ("n2", 0, 0, 0, 2, "")]);
     assert_eq!(differences(&answer), [("placement", 2)]);
+}
+
+#[test]
+fn tasks_that_stand_wrong_are_replaced_at_the_pace_of_the_update() {
+    let mut sim = cluster(2);
+    create(&mut sim, web(6));
+    let delay = duration::from_std(Duration::from_secs(10));
+    let answer = run_update(&sim, "web", |spec| {
+        constrain(spec, "node.id==n1");
+        spec.update = Some(UpdateConfig { parallelism: 1, delay, ..Default::default() });
+    });
+    check_totals(&answer, [0, 3, 3, 0, 0, 0]);
+    let at: Vec<u64> =
+        answer.replacements.iter().map(|r| duration::to_std(&r.at.unwrap()).as_secs()).collect();
+    assert_eq!(at, [0, 10, 20]);
+}
+
+#[test]
+fn what_stands_wrong_already_gives_up_no_room() {
+    let mut sim = cluster(2);
+    let mut other = service("other", 1);
+    reserve(&mut other.spec, 3);
+    constrain(&mut other.spec, "node.id==n1");
+    create(&mut sim, other);
+    // Its update is halted, so its task stays where it is.
+    sim.write(|tx| {
+        let mut other = updated(tx.services().get("other").unwrap(), |spec| constrain(spec, "node.id==n2"));
+        other.update_status =
+            Some(UpdateStatus { state: update_status::UpdateState::Paused as i32, ..Default::default() });
+        tx.update(other).unwrap();
+    });
+    sim.advance(Duration::from_secs(60));
+    assert_eq!(sim.running("other"), BTreeMap::from([("n1".to_owned(), 1)]));
+    let mut web = web(1);
+    reserve(&mut web.spec, 3);
+    constrain(&mut web.spec, "node.id==n1");
+    check_totals(&run(&sim, &web), [0, 0, 0, 0, 1, 0]);
+    create(&mut sim, web);
+    sim.advance(Duration::from_secs(60));
+    assert_eq!(sim.running("web").len(), 0);
+}
+
+fn spread_again(spec: &mut ServiceSpec) {
+    spec.annotations.labels.insert(REBALANCE.into(), "auto".into());
+}
+
+#[test]
+fn a_service_that_is_to_be_rebalanced_is_followed_until_it_is() {
+    for delay in [0, 60] {
+        let mut sim = cluster(2);
+        let delay = duration::from_std(Duration::from_secs(delay));
+        let pace = UpdateConfig { parallelism: 1, delay, ..Default::default() };
+        let mut web = web(9);
+        web.spec.update = Some(pace);
+        create(&mut sim, web);
+        sim.write(|tx| drop(tx.create(big_node("n3")).unwrap()));
+        sim.advance(Duration::from_secs(60));
+        let answer = run_update(&sim, "web", spread_again);
+        check_totals(&answer, [0, 3, 6, 0, 0, 0]);
+        assert_eq!((answer.pace, answer.ending()), (Some(pace), Ending::Settled));
+        assert_eq!(differences(&answer), [("labels", 0)]);
+        let at = answer.replacements.iter().map(|r| duration::to_std(&r.at.unwrap()).as_secs());
+        let step = delay.seconds as u64;
+        assert_eq!(at.collect::<Vec<_>>(), [10, 10 + step, 10 + 2 * step]);
+        sim.update_service("web", spread_again);
+        sim.advance(Duration::from_secs(600));
+        let foreseen = answer.nodes.iter().map(|n| (n.node_id.clone(), (n.kept + n.replacing) as usize));
+        assert_eq!(sim.running("web"), foreseen.collect::<BTreeMap<_, _>>());
+    }
+}
+
+#[test]
+fn after_an_update_a_service_is_rebalanced_too() {
+    let mut sim = cluster(1);
+    create(&mut sim, web(4));
+    sim.write(|tx| drop(tx.create(big_node("n2")).unwrap()));
+    sim.advance(Duration::from_secs(60));
+    // One more goes to the new node, and that is not enough.
+    let answer = run_update(&sim, "web", |spec| {
+        spec.mode = Some(Mode::Replicated(ReplicatedService { replicas: 5 }));
+        spread_again(spec);
+    });
+    check_totals(&answer, [1, 1, 3, 0, 0, 0]);
+}
+
+#[test]
+fn an_even_service_that_is_to_be_rebalanced_is_at_rest_at_once() {
+    let mut sim = cluster(2);
+    create(&mut sim, web(4));
+    let answer = run_update(&sim, "web", spread_again);
+    check_totals(&answer, [0, 0, 4, 0, 0, 0]);
+    assert_eq!(seconds(&answer), Duration::ZERO);
 }
 
 fn slots_on(sim: &Sim, node: &str) -> String {

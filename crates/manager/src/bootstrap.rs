@@ -4,6 +4,7 @@
 
 use prost_types::Duration as WireDuration;
 use swarm_api::authorization::MANAGER_OU;
+use swarm_api::network::PREDEFINED;
 use swarm_api::v1::{
     CaConfig, Certificate, Cluster, ClusterSpec, DispatcherConfig, Driver, EncryptionConfig, EncryptionKey,
     IpamOptions, IssuanceStatus, JoinTokens, Network, NetworkSpec, Node, NodeRole, NodeSpec,
@@ -13,9 +14,6 @@ use swarm_api::{Shared, defaults, duration, id};
 use swarm_pki::Kek;
 use swarm_store::{Error, Store, Tx};
 use tracing::info;
-
-/// Label of networks that every engine has and nobody made.
-pub const PREDEFINED_LABEL: &str = "com.docker.swarm.predefined";
 
 /// What the first leader needs to know of itself.
 pub struct Bootstrap {
@@ -76,7 +74,7 @@ impl Bootstrap {
         if fresh {
             let vxlan_port = tx.cluster().map_or(0, |c| c.vxlanudp_port);
             tx.create(self.node(vxlan_port))?;
-            if !tx.networks().iter().any(|n| n.spec.ingress) {
+            if !tx.networks().iter().any(|n| n.spec.is_ingress()) {
                 tx.create(ingress())?;
             }
         }
@@ -179,7 +177,7 @@ fn predefined(name: &str, driver: &str) -> Shared<Network> {
         ..Default::default()
     };
     spec.annotations.name = name.to_owned();
-    spec.annotations.labels.insert(PREDEFINED_LABEL.to_owned(), "true".to_owned());
+    spec.annotations.labels.insert(PREDEFINED.to_owned(), "true".to_owned());
     Network { id: id::random(), spec, ..Default::default() }.into()
 }
 
@@ -222,6 +220,19 @@ mod tests {
 
         bootstrap().run(&store).await.unwrap();
         assert_eq!(store.view().index(), first.index());
+    }
+
+    #[tokio::test]
+    async fn an_ingress_network_of_an_old_cluster_is_the_only_one() {
+        let store = Store::local();
+        let mut old = Network { id: "old".into(), ..Network::default() };
+        old.spec.annotations.name = "ingress".to_owned();
+        old.spec.annotations.labels.insert("com.docker.swarm.internal".to_owned(), String::new());
+        store.update(|tx| tx.create(old.clone()).map(drop)).await.unwrap();
+        bootstrap().run(&store).await.unwrap();
+        let view = store.view();
+        let ingress: Vec<_> = view.networks().iter().filter(|n| n.spec.is_ingress()).collect();
+        assert_eq!(ingress.iter().map(|n| n.id.as_str()).collect::<Vec<_>>(), ["old"]);
     }
 
     #[tokio::test]

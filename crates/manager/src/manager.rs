@@ -149,10 +149,7 @@ impl Manager {
         let pulls = swarm_pulls::Broker::new(store.clone());
         let ca = CaServer::new(store.clone(), config.security.clone());
         let (health, local_health) = (Health::new(), Health::new());
-        // Those that each node makes for itself; a network without a driver is an overlay.
-        let drivers = ["bridge", "ipvlan", "macvlan"].map(str::to_owned);
-        let control =
-            Control::new(store.clone(), membership).with_network_drivers(drivers).with_plugins(plugins);
+        let control = Control::new(store.clone(), membership).with_plugins(plugins);
         let watch = Watch::new(store.clone());
         let recovery = Recovery::new(store.clone(), slot.clone(), &node_id);
 

@@ -61,6 +61,11 @@ impl Delays {
         self.starts.insert(task.to_owned(), start);
     }
 
+    /// How long the delay of a task still is; zero if the task is not held.
+    pub(crate) fn left(&self, task: &str, now: Duration) -> Duration {
+        self.starts.get(task).map_or(Duration::ZERO, |start| start.at.saturating_sub(now))
+    }
+
     pub(crate) fn cancel(&mut self, task: &str) {
         let Some(start) = self.starts.remove(task) else { return };
         self.timers.remove(&(start.due(), task.to_owned()));

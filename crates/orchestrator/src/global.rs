@@ -7,6 +7,7 @@ use swarm_api::v1::{Node, Service, Task, TaskState};
 use swarm_api::{Object, Shared};
 use swarm_placement::{Constraint, all_hold, constraints_of};
 use swarm_reconcile::{Ctx, Decision, Reconciler};
+use swarm_scheduler::ended_by_manager;
 use swarm_store::{Event, Tables};
 
 use crate::dirty::is_dirty;
@@ -23,7 +24,7 @@ use crate::update::{Updates, remove, thin_out};
 ///
 /// Beyond the original it makes a task again that was deleted by hand, leaves the tasks of a node that is gone to
 /// the reaper, and brings tasks back to a node that was drained whatever their restart policy
-/// (`orchestration.md` §20.24, §20.25).
+/// (`orchestration.md` §20.24, §20.25). An update passes by nodes that come to be no place for a task (§20.12).
 #[derive(Debug, Default)]
 pub struct Global {
     restarter: Restarter,
@@ -67,11 +68,13 @@ fn fit(constraints: &[Constraint], node: Option<&Shared<Node>>) -> Fit {
     }
 }
 
-/// The tasks that fill a node's place. One that was stopped on request fills nothing: it is not its own end that
-/// keeps it from running.
+/// The tasks that fill a node's place. One that was stopped on request fills nothing, nor does one that a manager gave
+/// up: it is not its own end that keeps a place from being filled again (`orchestration.md` §20.25).
 fn filled<'a>(tables: &Tables, service: &Service, tasks: &[&'a Shared<Task>]) -> Vec<&'a Shared<Task>> {
     let mut filled = fills(tables, service, tasks);
-    filled.retain(|t| is_live(t) || (has_ended(t) && t.status.state() != TaskState::Shutdown));
+    let by_itself =
+        |t: &Task| has_ended(t) && t.status.state() != TaskState::Shutdown && !ended_by_manager(t);
+    filled.retain(|t| is_live(t) || by_itself(t));
     filled
 }
 
@@ -192,11 +195,20 @@ impl Global {
         let tasks = place.tasks(&tables, id);
         match fit(self.constraints(id), tables.nodes().get(node)) {
             // Tasks on a node that no longer suits are the enforcer's business: it rejects them and says why.
-            Fit::Paused | Fit::Unwanted => {}
-            Fit::Lost => leave(&place, &tasks, plan),
+            Fit::Paused | Fit::Unwanted => self.updates.leave(id, &place),
+            Fit::Lost => {
+                self.updates.leave(id, &place);
+                leave(&place, &tasks, plan);
+            }
             Fit::Serves => {
                 let filled = filled(&tables, service, &tasks);
                 if !came_back && !filled.is_empty() {
+                    // An update may have passed it by while it did not suit.
+                    if filled.iter().all(|t| is_dirty(&tables, service, t))
+                        && !self.updates.sees_to(id, &place)
+                    {
+                        self.dirty_services.insert(id.to_owned());
+                    }
                     return;
                 }
                 let clean = filled.iter().find(|t| !is_dirty(&tables, service, t));
@@ -225,8 +237,12 @@ impl Global {
             }
             return;
         }
+        let place = Place::Node(node.to_owned());
+        for id in self.services.keys() {
+            self.updates.leave(id, &place);
+        }
         let ours = base.tasks().by_node(node).filter(|t| self.services.contains_key(t.service_id.as_str()));
-        forget(&Place::Node(node.to_owned()), &ours.collect::<Vec<_>>(), plan);
+        forget(&place, &ours.collect::<Vec<_>>(), plan);
     }
 }
 
@@ -267,10 +283,10 @@ impl Reconciler for Global {
         }
     }
 
-    fn observe(&mut self, _: &mut Ctx<'_>, events: &[Event], tables: &Tables) {
+    fn observe(&mut self, ctx: &mut Ctx<'_>, events: &[Event], tables: &Tables) {
         for event in events {
             self.restarter.observe(event, tables);
-            self.updates.observe(event, tables);
+            self.updates.observe(ctx.now.mono, event, tables);
             match (event.old(), event.new()) {
                 (Some(Object::Task(task)), None) if is_live(task) => {
                     if self.updates.is_running(&task.service_id) {
@@ -327,7 +343,10 @@ impl Reconciler for Global {
                 thin_out(&tables, service, &place, &mut plan);
             }
         }
-        self.dirty_services.append(&mut self.updates.advance(ctx, &mut self.restarter, &mut plan));
+        // What has become of nodes is known first.
+        if self.dirty_nodes.is_empty() {
+            self.dirty_services.append(&mut self.updates.advance(ctx, &mut self.restarter, &mut plan));
+        }
         let more =
             !self.dirty_services.is_empty() || !self.dirty_nodes.is_empty() || !self.dirty_places.is_empty();
         let more = more.then_some(ctx.now.mono);

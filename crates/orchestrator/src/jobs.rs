@@ -12,12 +12,11 @@ use swarm_placement::{Constraint, all_hold, constraints_of};
 use swarm_reconcile::{Ctx, Decision, Patch, Reconciler};
 use swarm_store::{Event, Tables};
 
-use crate::place::{Place, by_place};
+use crate::place::{Place, by_place, newest};
 use crate::plan::{MOST, Plan};
 use crate::restart::{Restarter, should_restart, shut_down};
 use crate::spec::{
-    Mode, has_ended, heard_at, is_live, is_stranded, iteration, loses_tasks, mode, node_matters,
-    service_matters,
+    Mode, has_ended, is_live, is_stranded, iteration, loses_tasks, mode, node_matters, service_matters,
 };
 use crate::update::remove;
 use tally::Tally;
@@ -72,9 +71,10 @@ fn is_complete(task: &Task) -> bool {
     task.status.state() == TaskState::Complete
 }
 
-fn newest<'a>(service: &Service, tasks: &[&'a Shared<Task>]) -> Option<&'a Shared<Task>> {
+/// The last task of the place in the job's present iteration.
+fn last<'a>(service: &Service, tasks: &[&'a Shared<Task>]) -> Option<&'a Shared<Task>> {
     let kept = |t: &&Shared<Task>| is_current(service, t) && t.desired_state < TaskState::Remove as i32;
-    tasks.iter().copied().filter(kept).max_by_key(|t| (heard_at(t), t.id.clone()))
+    newest(&tasks.iter().copied().filter(kept).collect::<Vec<_>>())
 }
 
 fn standing(tables: &Tables, service: &Service, tasks: &[&Shared<Task>]) -> Standing {
@@ -85,7 +85,7 @@ fn standing(tables: &Tables, service: &Service, tasks: &[&Shared<Task>]) -> Stan
     if current().any(|t| is_live(t)) {
         return Standing::Active;
     }
-    match newest(service, tasks) {
+    match last(service, tasks) {
         Some(task) if !should_restart(tables, service, task) => Standing::Over,
         _ => Standing::Free,
     }
@@ -98,7 +98,7 @@ pub(crate) fn records<'a>(service: &Service, tasks: &[&'a Shared<Task>]) -> Vec<
         return Vec::new();
     }
     let complete = tasks.iter().copied().filter(|t| is_current(service, t) && is_complete(t));
-    complete.chain(newest(service, tasks)).collect()
+    complete.chain(last(service, tasks)).collect()
 }
 
 /// It has failed and something must be done about it, or its node can't keep it.

@@ -33,8 +33,10 @@ pub use reaper::Reaper;
 pub use removal::Removal;
 pub use replicated::Replicated;
 
+use std::time::Duration;
+
 use swarm_api::v1::{Service, Task, UpdateConfig};
-use swarm_reconcile::Reconciler;
+use swarm_reconcile::{Now, Reconciler};
 use swarm_store::Tables;
 
 /// The orchestrators, in the order in which they run before allocator and scheduler.
@@ -57,10 +59,22 @@ pub fn pace(service: &Service) -> UpdateConfig {
     update::config_of(service)
 }
 
-/// How many tasks of a service would move if it were rebalanced now; none of one that is not replicated.
-pub fn tasks_to_move(tables: &Tables, service: &Service) -> usize {
-    match spec::mode(&service.spec) {
-        Some(spec::Mode::Replicated(_)) => rebalance::moves(tables, service).len(),
-        _ => 0,
-    }
+/// What rebalancing a service would come to now.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Unevenness {
+    /// How many tasks would move.
+    pub tasks: usize,
+    /// More would, if tasks could move that do not run yet.
+    pub waits: bool,
+}
+
+/// What rebalancing a service would come to at this time. It costs a look at all tasks of the cluster.
+pub fn unevenness(now: &Now, tables: &Tables, service: &Service) -> Unevenness {
+    let found = rebalance::look(now, tables, service);
+    Unevenness { tasks: found.moves.len(), waits: found.waits }
+}
+
+/// How long nothing must become of the tasks of a service until rebalancing it is over; zero if it does not ask for that.
+pub fn rebalances_within(service: &Service) -> Duration {
+    rebalance::within(service)
 }

@@ -7,7 +7,7 @@ use swarm_api::v1::{Service, Task, TaskState, update_status};
 use swarm_store::Tables;
 
 use crate::restart::should_restart;
-use crate::spec::{Mode, heard_at, is_live, mode};
+use crate::spec::{Mode, created_at, heard_at, is_live, mode};
 
 /// A virtual slot. It exists because tasks name it; several tasks in one are one that is live, and history.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -67,9 +67,23 @@ pub(crate) fn fills<'a>(
     if !live.is_empty() || is_rolling_back(service) {
         return live;
     }
-    let kept = tasks.iter().copied().filter(|t| t.desired_state < TaskState::Remove as i32);
-    let newest = kept.max_by_key(|t| (heard_at(t), t.id.clone()));
-    newest.filter(|t| !should_restart(tables, service, t)).into_iter().collect()
+    let kept: Vec<_> = tasks.iter().copied().filter(|t| t.desired_state < TaskState::Remove as i32).collect();
+    newest(&kept).filter(|t| !should_restart(tables, service, t)).into_iter().collect()
+}
+
+/// The last of a place's tasks: one that is wanted on, else the one that something became of last. Versions tell that,
+/// whatever clocks say. A task that was given up, and is heard of when all is over, is not newer for that than those
+/// that were made after it.
+pub(crate) fn newest<'a>(tasks: &[&'a Shared<Task>]) -> Option<&'a Shared<Task>> {
+    let last = |tasks: &mut dyn Iterator<Item = &&'a Shared<Task>>| {
+        tasks.max_by_key(|t| (is_live(t), t.meta.version.index, heard_at(t), t.id.clone())).copied()
+    };
+    let found = last(&mut tasks.iter())?;
+    if !matches!(found.status.state(), TaskState::Shutdown | TaskState::Orphaned) {
+        return Some(found);
+    }
+    let later = last(&mut tasks.iter().filter(|t| created_at(t) > created_at(found)));
+    Some(later.unwrap_or(found))
 }
 
 pub(crate) fn is_rolling_back(service: &Service) -> bool {

@@ -1,18 +1,17 @@
 //! Forgets tasks that nobody needs any more (`orchestration.md` §13.1).
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::SystemTime;
 
 use swarm_api::hash::FastSet;
-use swarm_api::v1::update_status::UpdateState;
-use swarm_api::v1::{Service, Task, TaskState};
-use swarm_api::{Kind, Object, Shared, defaults, duration};
+use swarm_api::v1::{Task, TaskState};
+use swarm_api::{Kind, Object, Shared, defaults};
 use swarm_reconcile::{Ctx, Decision, Group, Guard, Patch, Reconciler, Write};
 use swarm_store::{Event, Tables};
 
 use crate::jobs;
 use crate::place::{Place, fills};
 use crate::spec::{has_ended, heard_at, is_live};
+use crate::update::{evidence, has_evidence};
 
 /// Most tasks deleted, and most places looked at, in one turn.
 const MOST: usize = 10_000;
@@ -55,13 +54,6 @@ fn limit(tables: &Tables) -> i64 {
     tables
         .cluster()
         .map_or(defaults::TASK_HISTORY_RETENTION_LIMIT, |c| c.spec.orchestration.task_history_retention_limit)
-}
-
-/// Since when the service's update runs: tasks of it that ended tell the next leader how it went.
-fn updating_since(service: &Service) -> Option<SystemTime> {
-    let status = service.update_status.as_ref()?;
-    let runs = matches!(status.state(), UpdateState::Updating | UpdateState::RollbackStarted);
-    runs.then(|| status.started_at.as_ref().map_or(SystemTime::UNIX_EPOCH, duration::to_system_time))
 }
 
 fn delete(task: &Task) -> Group {
@@ -121,12 +113,7 @@ impl Reaper {
         if surplus == 0 {
             return;
         }
-        let since = updating_since(service);
-        let needed = |task: &Task| {
-            since.is_some_and(|since| {
-                task.spec_version == service.spec_version && heard_at(task).is_some_and(|at| at >= since)
-            })
-        };
+        let needed = evidence(tables, service, &all);
         let mut records = jobs::records(service, &all);
         if records.is_empty() {
             // A task that ended for good keeps its place from being filled again.
@@ -135,7 +122,7 @@ impl Reaper {
         let mut tasks = all;
         tasks.retain(|t| is_dead(t) && !records.iter().any(|r| r.id == t.id));
         let dead = tasks.len();
-        tasks.retain(|t| !needed(t));
+        tasks.retain(|t| !needed.iter().any(|n| n.id == t.id));
         if tasks.len() < dead {
             self.kept.entry(id.to_owned()).or_default().insert(place);
         }
@@ -171,8 +158,11 @@ impl Reconciler for Reaper {
                     self.task_changed(tables, Some(old), new);
                 }
                 (None, Some(Object::Task(task))) => self.task_changed(tables, None, task),
-                (Some(Object::Service(service)), None) => drop(self.aged.remove(&service.id)),
-                (_, Some(Object::Service(service))) if updating_since(service).is_none() => {
+                (Some(Object::Service(service)), None) => {
+                    self.aged.remove(&service.id);
+                    self.kept.remove(&service.id);
+                }
+                (_, Some(Object::Service(service))) if !has_evidence(service) => {
                     let kept = self.kept.remove(&service.id).unwrap_or_default();
                     self.places.extend(kept.into_iter().map(|p| (service.id.clone(), p)));
                 }

@@ -11,7 +11,7 @@ use swarm_store::{Event, Tables};
 use crate::create::{Ordered, Recipe};
 use crate::place::{Place, by_place, fills, is_rolling_back};
 use crate::plan::Plan;
-use crate::rebalance::{Rebalancer, comes};
+use crate::rebalance::Rebalancer;
 use crate::restart::Restarter;
 use crate::spec::{Mode, is_live, is_stranded, loses_tasks, mode, service_matters};
 use crate::update::{Updates, is_paused, is_updated, remove, thin_out};
@@ -199,10 +199,8 @@ impl Reconciler for Replicated {
     fn observe(&mut self, ctx: &mut Ctx<'_>, events: &[Event], tables: &Tables) {
         for event in events {
             self.restarter.observe(event, tables);
-            self.updates.observe(event, tables);
-            if let Object::Task(task) = event.object() {
-                self.rebalancer.task_changed(&task.service_id);
-            }
+            self.updates.observe(ctx.now.mono, event, tables);
+            self.rebalancer.observe(ctx.now.mono, event);
             match (event.old(), event.new()) {
                 (Some(Object::Task(task)), None) => {
                     let left = tables.tasks().by_slot(&task.service_id, task.slot).next();
@@ -221,12 +219,7 @@ impl Reconciler for Replicated {
                     self.rebalancer.forget(&service.id);
                 }
                 (Some(Object::Node(node)), None) => self.node_changed(tables, &node.id),
-                (old, Some(Object::Node(node))) => {
-                    self.node_changed(tables, &node.id);
-                    if comes(old, node) {
-                        self.rebalancer.node_came(ctx.now.mono);
-                    }
-                }
+                (_, Some(Object::Node(node))) => self.node_changed(tables, &node.id),
                 _ => (),
             }
         }

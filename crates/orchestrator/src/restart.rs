@@ -38,19 +38,28 @@ pub(crate) fn should_restart(tables: &Tables, service: &Service, task: &Task) ->
     (counted as u64) < policy.max_attempts
 }
 
-/// When the place of a task was restarted under the task's spec version: the creation of each of its tasks but
-/// the first. The reaper keeps as many of them as the policy needs, so nothing is lost with a leader.
+/// When the place of a task was restarted since it has had the task's spec: the creation of each task that followed
+/// one that had ended by itself. Tasks that updates, rollbacks, moves and emptied nodes brought are no restarts. The
+/// reaper keeps as many tasks as the policy needs, so nothing is lost with a leader.
 fn restarts(tables: &Tables, service: &Service, task: &Task) -> Vec<SystemTime> {
-    let same = |t: &&Shared<Task>| {
-        t.spec_version == task.spec_version
-            && t.job_iteration == task.job_iteration
-            && t.desired_state < TaskState::Remove as i32
+    let mut tasks = Place::of(service, task).tasks(tables, &service.id);
+    tasks.retain(|t| t.desired_state < TaskState::Remove as i32);
+    tasks.sort_by_cached_key(|t| (created_at(t), t.id.clone()));
+    let is_same = |a: &&Shared<Task>, b: &&Shared<Task>| {
+        let unnumbered = a.spec_version.is_none() && b.spec_version.is_none();
+        a.job_iteration == b.job_iteration
+            && a.spec_version == b.spec_version
+            && (!unnumbered || a.spec == b.spec)
     };
-    let tasks = Place::of(service, task).tasks(tables, &service.id);
-    let mut times: Vec<SystemTime> = tasks.into_iter().filter(same).map(|t| created_at(t)).collect();
-    times.sort();
-    times.drain(..times.len().min(1));
-    times
+    let mut runs = tasks.chunk_by(is_same);
+    let Some(run) = runs.find(|run| run.iter().any(|t| t.id == task.id)) else { return Vec::new() };
+    let restarted = run.windows(2).filter(|pair| ended_by_itself(pair[0]));
+    restarted.map(|pair| created_at(pair[1])).collect()
+}
+
+/// Nobody had asked the task to end. It may have been lost with its node.
+fn ended_by_itself(task: &Task) -> bool {
+    has_ended(task) && task.status.state() != TaskState::Shutdown
 }
 
 /// What a task is to come to that may start.
@@ -95,7 +104,8 @@ impl Restarter {
         tables.tasks().by_node(node).for_each(|t| self.delays.stopped(&t.id));
     }
 
-    /// Shuts a task down that ended or lost its node, and replaces it if its policy says so.
+    /// Shuts a task down that ended or lost its node, and replaces it if its policy says so. Where the task was held
+    /// itself, its replacement is held no shorter.
     pub(crate) fn restart(
         &mut self,
         ctx: &mut Ctx<'_>,
@@ -115,6 +125,7 @@ impl Restarter {
             let node = tables.nodes().get(&task.node_id);
             let drained = node.is_some_and(|n| is_drained(n));
             let delay = if drained { Duration::ZERO } else { spec::restart(&task.spec).delay };
+            let delay = delay.max(self.delays.left(&task.id, ctx.now.mono));
             let leaves = |t: &Task| !is_live(t) || t.id == task.id;
             let (id, create) = self.replacement(ctx, tables, service, &place, delay, leaves);
             tracing::info!(
@@ -180,7 +191,9 @@ impl Restarter {
         }
         let delay = spec::restart(&task.spec).delay;
         let left = heard_at(task).map_or(Duration::ZERO, |since| ctx.now.remaining(since, delay));
-        self.hold(ctx, tables, &place.tasks(tables, &task.service_id), task, left);
+        let mut leaving = place.tasks(tables, &task.service_id);
+        leaving.retain(|t| !is_live(t)); // another may run until this one does
+        self.hold(ctx, tables, &leaving, task, left);
     }
 
     /// Releases what is due. Tasks that ended while they were held are returned: they are to be restarted.

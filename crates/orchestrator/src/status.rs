@@ -7,7 +7,7 @@ use std::time::SystemTime;
 use swarm_api::v1::update_config::FailureAction;
 use swarm_api::v1::update_status::UpdateState;
 use swarm_api::v1::{Service, UpdateStatus};
-use swarm_api::{Kind, Object};
+use swarm_api::{Kind, Object, extensions};
 use swarm_reconcile::{Guard, Patch, Write};
 
 use crate::place::is_rolling_back;
@@ -39,15 +39,19 @@ pub(crate) fn begin(service: &Service, now: SystemTime) -> Patch {
     })
 }
 
-/// The update, or the rollback, is done.
+/// The update, or the rollback, is done. It may have had the status of one that was done before.
 pub(crate) fn complete(service: &Service, now: SystemTime) -> Patch {
+    let before = service.update_status.as_ref().map(UpdateStatus::state);
+    let (state, message) = match before {
+        Some(UpdateState::RollbackStarted) => (UpdateState::RollbackCompleted, "rollback completed"),
+        _ => (UpdateState::Completed, "update completed"),
+    };
     edit(service, "complete update of", move |service| {
         let Some(status) = &mut service.update_status else { return };
-        let (state, message) = match status.state() {
-            UpdateState::RollbackStarted => (UpdateState::RollbackCompleted, "rollback completed"),
-            UpdateState::Updating => (UpdateState::Completed, "update completed"),
-            _ => return,
-        };
+        // Done already, or something else has happened to it.
+        if Some(status.state()) != before && status.state() != state {
+            return;
+        }
         status.state = state as i32;
         status.message = message.into();
         status.completed_at = Some(now.into());
@@ -74,10 +78,12 @@ fn set(service: &Service, state: UpdateState, message: String) -> Patch {
     })
 }
 
-/// A label of the service is taken away; nothing else of its spec changes.
-pub(crate) fn label_removed(service: &Service, label: &'static str) -> Patch {
-    edit(service, "unlabel", move |service| {
-        service.spec.annotations.labels.remove(label);
+/// An operator's request to rebalance the service is done: no spec has it any more, nor does anything else of them change.
+pub(crate) fn rebalanced(service: &Service) -> Patch {
+    edit(service, "end rebalance of", move |service| {
+        for spec in std::iter::once(&mut service.spec).chain(&mut service.previous_spec) {
+            extensions::take_request(spec);
+        }
     })
 }
 
@@ -90,7 +96,12 @@ pub(crate) fn roll_back(service: &Service, task: &str) -> Patch {
     }
     let message = format!("update rolled back due to failure or early termination of task {task}");
     edit(service, "roll back", move |service| {
-        let Some(spec) = service.previous_spec.take() else { return };
+        let Some(mut spec) = service.previous_spec.take() else { return };
+        // A request is of the service, not of a spec.
+        extensions::take_request(&mut spec);
+        if extensions::take_request(&mut service.spec) {
+            extensions::put_request(&mut spec);
+        }
         service.spec = spec;
         service.spec_version = service.previous_spec_version.take();
         let status = service.update_status.get_or_insert_default();

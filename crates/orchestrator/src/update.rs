@@ -1,12 +1,16 @@
 //! The update supervisor: replaces tasks that no longer match their service, place by place, at the pace its
-//! spec sets, and watches what becomes of the new ones (`orchestration.md` §8).
+//! spec sets, and watches what becomes of the new ones (`orchestration.md` §8). What a new leader learns of an update
+//! that it finds is in `found`.
+
+mod found;
+mod pace;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, SystemTime};
 
-use swarm_api::v1::update_config::{FailureAction, UpdateOrder};
+use swarm_api::v1::update_config::FailureAction;
 use swarm_api::v1::update_status::UpdateState;
-use swarm_api::v1::{Service, ServiceSpec, Task, TaskState, UpdateConfig};
+use swarm_api::v1::{Service, ServiceSpec, Task, TaskState};
 use swarm_api::{Object, Shared, duration};
 use swarm_reconcile::{Ctx, Guard, Now, Patch, Write};
 use swarm_store::{Event, Tables};
@@ -16,68 +20,15 @@ use crate::dirty::is_dirty;
 use crate::place::{Place, is_rolling_back};
 use crate::plan::Plan;
 use crate::restart::{Restarter, shut_down};
-use crate::spec::{created_at, has_ended, heard_at, is_live, version};
+use crate::spec::{created_at, has_ended, is_live, version};
 use crate::status;
+
+pub(crate) use found::{evidence, has_evidence};
+pub(crate) use pace::{Pace, config_of};
 
 /// How long a new task may wait for a node before it counts as failed. Without a limit one that fits nowhere
 /// would keep the update in UPDATING for ever (`orchestration.md` §20.12).
 pub(crate) const PLACEMENT_LIMIT: Duration = Duration::from_secs(600);
-
-const MONITOR: Duration = Duration::from_secs(5);
-
-/// An update's pace, with the defaults filled in.
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Pace {
-    /// `None`: everything at once.
-    parallelism: Option<usize>,
-    pub(crate) delay: Duration,
-    pub(crate) monitor: Duration,
-    action: FailureAction,
-    ratio: f32,
-    order: UpdateOrder,
-}
-
-/// What says the pace of the service's update, or of its rollback if it goes back.
-pub(crate) fn config_of(service: &Service) -> UpdateConfig {
-    let spec = &service.spec;
-    let config = if is_rolling_back(service) { spec.rollback } else { spec.update };
-    config.unwrap_or(UpdateConfig { parallelism: 1, ..Default::default() })
-}
-
-impl Pace {
-    pub(crate) fn of(service: &Service) -> Pace {
-        let config = config_of(service);
-        Pace {
-            parallelism: usize::try_from(config.parallelism).ok().filter(|p| *p > 0),
-            delay: duration::to_std(&config.delay),
-            monitor: config.monitor.as_ref().map_or(MONITOR, duration::to_std),
-            action: config.failure_action(),
-            ratio: config.max_failure_ratio,
-            order: config.order(),
-        }
-    }
-
-    /// Another place may be begun beside so many.
-    pub(crate) fn has_room(&self, at_work: usize) -> bool {
-        self.parallelism.is_none_or(|most| at_work < most)
-    }
-
-    pub(crate) fn start_first(&self) -> bool {
-        self.order == UpdateOrder::StartFirst
-    }
-
-    /// So many failures of so many places are too many.
-    pub(crate) fn is_exceeded(&self, failed: usize, total: usize) -> bool {
-        self.action != FailureAction::Continue
-            && failed > 0
-            && failed as f32 / total.max(1) as f32 > self.ratio
-    }
-
-    /// How long the last tasks are watched after everything is replaced.
-    fn aftermath(&self) -> Duration {
-        if self.delay >= self.monitor { self.delay + Duration::from_secs(1) } else { self.monitor }
-    }
-}
 
 /// One place at work.
 #[derive(Debug)]
@@ -110,11 +61,13 @@ impl Work {
 /// One service's update.
 #[derive(Debug)]
 struct Update {
+    /// What its status says of when it began, also after that was cleared.
+    began: SystemTime,
     spec: ServiceSpec,
     version: u64,
     pace: Pace,
     /// Places that need or needed a new task: what the failure ratio refers to.
-    total: usize,
+    needed: BTreeSet<Place>,
     todo: VecDeque<Place>,
     work: BTreeMap<Place, Work>,
     /// When workers that rest after a place may go on.
@@ -124,26 +77,27 @@ struct Update {
     failed: BTreeSet<Place>,
     /// The task that failed last, for the message.
     culprit: String,
-    /// Since when each new task runs.
-    running_since: BTreeMap<String, SystemTime>,
+    /// New tasks that came to run, and until when their end is a failure; `None`: that time is over.
+    watched: BTreeMap<String, Option<Duration>>,
     /// End of the watch after the last place.
     finish: Option<Duration>,
 }
 
 impl Update {
-    fn new(service: &Service) -> Update {
+    fn new(service: &Service, now: SystemTime) -> Update {
         Update {
+            began: began(service).unwrap_or(now),
             spec: service.spec.clone(),
             version: version(service),
             pace: Pace::of(service),
-            total: 0,
+            needed: BTreeSet::new(),
             todo: VecDeque::new(),
             work: BTreeMap::new(),
             resting: Vec::new(),
             started: BTreeSet::new(),
             failed: BTreeSet::new(),
             culprit: String::new(),
-            running_since: BTreeMap::new(),
+            watched: BTreeMap::new(),
             finish: None,
         }
     }
@@ -159,15 +113,24 @@ impl Update {
     fn add(&mut self, places: Vec<Place>) {
         let known: BTreeSet<&Place> = self.todo.iter().chain(self.work.keys()).collect();
         let new: Vec<Place> = places.into_iter().filter(|p| !known.contains(p)).collect();
-        self.total += new.iter().filter(|p| !self.started.contains(p)).count();
         if !new.is_empty() {
             self.finish = None;
         }
+        self.needed.extend(new.iter().cloned());
         self.todo.extend(new);
     }
 
+    /// Only these places still belong to the service. What was done elsewhere, or failed there, says nothing of them.
+    fn keep(&mut self, is_kept: impl Fn(&Place) -> bool) {
+        self.todo.retain(&is_kept);
+        self.work.retain(|place, _| is_kept(place));
+        for places in [&mut self.needed, &mut self.started, &mut self.failed] {
+            places.retain(&is_kept);
+        }
+    }
+
     fn is_over_ratio(&self) -> bool {
-        self.pace.is_exceeded(self.failed.len(), self.total)
+        self.pace.is_exceeded(self.failed.len(), self.needed.len())
     }
 
     fn next(&self) -> Option<Duration> {
@@ -176,11 +139,17 @@ impl Update {
     }
 }
 
-/// The service is being updated or goes back, or waits for an operator amid that.
-pub(crate) fn is_updated(service: &Service) -> bool {
+/// When the service's update or rollback began that is under way; the epoch if nobody knows.
+fn began(service: &Service) -> Option<SystemTime> {
     use UpdateState::{RollbackStarted, Updating};
     let status = service.update_status.as_ref();
-    is_paused(service) || status.is_some_and(|s| matches!(s.state(), Updating | RollbackStarted))
+    let status = status.filter(|s| matches!(s.state(), Updating | RollbackStarted))?;
+    Some(status.started_at.as_ref().map_or(SystemTime::UNIX_EPOCH, duration::to_system_time))
+}
+
+/// The service is being updated or goes back, or waits for an operator amid that.
+pub(crate) fn is_updated(service: &Service) -> bool {
+    is_paused(service) || began(service).is_some()
 }
 
 /// The service waits for an operator.
@@ -222,21 +191,21 @@ impl Updates {
             Some(mut update) => {
                 update.spec = service.spec.clone();
                 update.version = version(service);
+                update.keep(|place| places.contains_key(place));
                 // A task that was never written leaves its place to be done again.
                 update.work.retain(|_, work| tables.tasks().get(&work.task).is_some());
                 update.add(todo);
                 Some(update)
             }
             None => {
-                let mut update = Update::new(service);
+                let mut update = Update::new(service, ctx.now.wall);
                 update.add(todo);
-                if let (Some(Updating | RollbackStarted), Some(status)) = (state, status) {
-                    inherit(&mut update, ctx.now.mono, tables, service, status.started_at.as_ref(), places);
+                if matches!(state, Some(Updating | RollbackStarted)) {
+                    update.inherit(ctx.now, tables, service, places);
                 }
-                find_under_way(&mut update, ctx.now, tables, service, places);
-                let goes_on = update.work.keys().any(|place| update.started.contains(place));
-                (!update.todo.is_empty() || goes_on).then(|| {
-                    tracing::info!(service.id = service.id, tasks = update.total, "update begins");
+                update.find_under_way(ctx.now, tables, service, places);
+                update.is_to_go_on(ctx.now.mono).then(|| {
+                    tracing::info!(service.id = service.id, tasks = update.needed.len(), "update begins");
                     update
                 })
             }
@@ -248,7 +217,7 @@ impl Updates {
             None => (),
             Some(update) => {
                 if status.is_none() {
-                    plan.push_service(&service.id, status::begin(service, ctx.now.wall));
+                    plan.push_service(&service.id, status::begin(service, update.began));
                 }
                 self.running.insert(service.id.clone(), update);
                 self.touched.insert(service.id.clone());
@@ -278,6 +247,26 @@ impl Updates {
         self.running.contains_key(service)
     }
 
+    /// The place has left the service, or nothing is to be changed there for now.
+    pub(crate) fn leave(&mut self, service: &str, place: &Place) {
+        let Some(update) = self.running.get_mut(service) else { return };
+        let (worked, needed) = (update.work.remove(place).is_some(), update.needed.remove(place));
+        if needed {
+            update.todo.retain(|p| p != place);
+            update.started.remove(place);
+            update.failed.remove(place);
+        }
+        if worked || needed {
+            self.touched.insert(service.to_owned());
+        }
+    }
+
+    /// Whether the update of the service will see to the place, or does.
+    pub(crate) fn sees_to(&self, service: &str, place: &Place) -> bool {
+        let update = self.running.get(service);
+        update.is_some_and(|u| u.work.contains_key(place) || u.todo.contains(place))
+    }
+
     /// The service is gone or not ours any more.
     pub(crate) fn forget(&mut self, service: &str) {
         self.running.remove(service);
@@ -285,7 +274,7 @@ impl Updates {
     }
 
     /// Takes note of what new tasks do.
-    pub(crate) fn observe(&mut self, event: &Event, tables: &Tables) {
+    pub(crate) fn observe(&mut self, now: Duration, event: &Event, tables: &Tables) {
         let (Object::Task(task), old) = (event.object(), event.old()) else { return };
         let Some(update) = self.running.get_mut(task.service_id.as_str()) else { return };
         self.touched.insert(task.service_id.to_string());
@@ -295,16 +284,18 @@ impl Updates {
         if !update.started.contains(&place) || !is_new || matches!(event, Event::Removed(_)) {
             return;
         }
-        let heard = heard_at(task).unwrap_or(SystemTime::UNIX_EPOCH);
         if task.status.state() == TaskState::Running {
-            update.running_since.entry(task.id.to_string()).or_insert(heard);
+            update.watched.entry(task.id.to_string()).or_insert(Some(now + update.pace.monitor));
         }
         let had_ended = matches!(old, Some(Object::Task(old)) if has_ended(old));
         if has_ended(task) && !had_ended {
-            let ran = update.running_since.remove(task.id.as_str());
+            let ran_for_long = match update.watched.remove(task.id.as_str()) {
+                None => false,
+                Some(until) => until.is_none_or(|until| until < now),
+            };
             // Stopping a task that is not wanted any more is no failure of it.
             let asked = !is_live(task) && task.status.state() == TaskState::Shutdown;
-            if !asked && ran.is_none_or(|since| heard <= since + update.pace.monitor) {
+            if !asked && !ran_for_long {
                 tracing::info!(
                     task.id = task.id.as_str(),
                     service.id = task.service_id.as_str(),
@@ -332,9 +323,11 @@ impl Updates {
         for id in services {
             let Some(mut update) = self.running.remove(&id) else { continue };
             let tables = plan.tables_for(&id);
-            let Some(service) = tables.services().get(&id).filter(|s| version(s) == update.version) else {
+            let Some(service) = tables.services().get(&id) else { continue };
+            if version(service) != update.version {
+                self.running.insert(id, update); // its service is looked at first
                 continue;
-            };
+            }
             match step(&mut update, ctx, &tables, service, restarter, plan) {
                 Step::GoesOn => drop(self.running.insert(id, update)),
                 Step::Over => (),
@@ -348,85 +341,6 @@ impl Updates {
     pub(crate) fn next(&self) -> Option<Duration> {
         self.running.values().filter_map(Update::next).min()
     }
-}
-
-/// What a predecessor's update had achieved: the places it had finished, those where it had failed, and those where
-/// its new task does not run yet (ruling 42).
-fn inherit(
-    update: &mut Update,
-    now: Duration,
-    tables: &Tables,
-    service: &Service,
-    started: Option<&prost_types::Timestamp>,
-    places: &BTreeMap<Place, Vec<&Shared<Task>>>,
-) {
-    let since = started.map_or(SystemTime::UNIX_EPOCH, duration::to_system_time);
-    let todo: BTreeSet<Place> = update.todo.iter().cloned().collect();
-    for place in places.keys() {
-        let ours = |t: &&&Shared<Task>| created_at(t) >= since && !is_dirty(tables, service, t);
-        let tasks = place.tasks(tables, &service.id);
-        let tasks: Vec<_> = tasks.iter().filter(ours).collect();
-        if tasks.is_empty() {
-            continue;
-        }
-        if !todo.contains(place) {
-            update.total += 1;
-        }
-        update.started.insert(place.clone());
-        for task in tasks.iter().filter(|t| is_live(t) && !has_ended(t)) {
-            if task.status.reached(TaskState::Running) {
-                update.running_since.extend(heard_at(task).map(|since| (task.id.to_string(), since)));
-            } else if tasks.len() == 1 {
-                // The first attempt. Those after it may be restarts, which no update waits for.
-                update.todo.retain(|p| p != place);
-                update.work.insert(place.clone(), Work::new(now, task.id.to_string()));
-            }
-        }
-        let early = |t: &Task| {
-            let end = heard_at(t).unwrap_or(SystemTime::UNIX_EPOCH);
-            has_ended(t)
-                && t.status.state() != TaskState::Shutdown
-                && end <= created_at(t) + update.pace.monitor
-        };
-        if let Some(task) = tasks.iter().find(|t| early(t)) {
-            update.failed.insert(place.clone());
-            update.culprit = task.id.to_string();
-        }
-    }
-}
-
-/// Replacements under way that no update of this leader began: moves of a rebalancing that an earlier leader saw to, and
-/// what an earlier update made for the second time. What is only restarted can't always be told from them.
-fn find_under_way(
-    update: &mut Update,
-    now: Now,
-    tables: &Tables,
-    service: &Service,
-    places: &BTreeMap<Place, Vec<&Shared<Task>>>,
-) {
-    if update.todo.is_empty() && update.started.is_empty() {
-        return; // there is no update
-    }
-    let clean = |t: &Shared<Task>| is_live(t) && !has_ended(t) && !is_dirty(tables, service, t);
-    // Held for no other reason than the delay of restarts.
-    let is_restart = |place: &Place, task: &Task| {
-        let ended_before = |t: &Task| has_ended(t) && heard_at(t) <= Some(created_at(task));
-        let mut others = place.tasks(tables, &service.id).into_iter().filter(|t| t.id != task.id);
-        task.desired_state() == TaskState::Ready && others.all(|t| ended_before(t))
-    };
-    for (place, tasks) in places {
-        if let [task] = tasks[..]
-            && clean(task)
-            && !task.status.reached(TaskState::Running)
-            && !is_restart(place, task)
-            && let Some(work) = Work::found(now, task)
-        {
-            update.work.entry(place.clone()).or_insert(work);
-        }
-    }
-    // Where a new task is there already, nothing has to be made: these places are seen to before others are begun.
-    let has_new = |place: &Place| places.get(place).is_some_and(|tasks| tasks.iter().any(|t| clean(t)));
-    update.todo.make_contiguous().sort_by_key(|place| !has_new(place));
 }
 
 /// What a step of an update came to.

@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used)]
 
 mod common;
+#[path = "global/updates.rs"]
+mod updates;
 
 use std::collections::BTreeMap;
 
@@ -359,4 +361,53 @@ fn a_rejected_task_found_by_a_leader_is_replaced_on_its_node() {
     sim.advance(secs(10));
     assert_eq!(running(&sim, "g"), on(&["n1"]));
     assert_eq!(sim.tasks("g").len(), 2);
+}
+
+/// Decision 0021: its own end keeps a place from being filled again, and a manager's word is not its own end.
+#[test]
+fn a_task_that_a_manager_gave_up_is_made_again_whatever_the_restart_policy() {
+    let mut sim = cluster(&with_restart(global("g"), policy(Never)), &["n1", "n2"]);
+    sim.silent.push("n1".into());
+    sim.edit_node("n1", |n| n.status.state = node_status::State::Down as i32);
+    sim.settle();
+    let lost = sim.tasks("g").iter().find(|t| t.node_id == "n1").unwrap().id.clone();
+    sim.report(&lost, TaskState::Orphaned, "node has been down for too long");
+    sim.silent.clear();
+    sim.edit_node("n1", |n| n.status.state = node_status::State::Ready as i32);
+    sim.settle();
+    assert_eq!(running(&sim, "g"), on(&["n1", "n2"]));
+}
+
+#[test]
+fn a_task_comes_back_with_the_label_it_was_rejected_for_whatever_the_restart_policy() {
+    let labelled = with_restart(global("g"), policy(Never));
+    let mut sim = Sim::new(|tx| drop(tx.create(node("n1")).unwrap()));
+    sim.lead(leader());
+    sim.write(|tx| {
+        let mut g = labelled.clone();
+        g.spec.task.placement = constrained("node.labels.a!=b").spec.task.placement.clone();
+        tx.create(g).unwrap();
+    });
+    sim.settle();
+    sim.edit_node("n1", |n| drop(n.spec.annotations.labels.insert("a".into(), "b".into())));
+    sim.settle();
+    assert_eq!(on_node(&sim, "g", "n1"), [(TaskState::Rejected, Shutdown)]);
+    sim.edit_node("n1", |n| drop(n.spec.annotations.labels.remove("a")));
+    sim.settle();
+    assert_eq!(running(&sim, "g"), on(&["n1"]));
+}
+
+/// A drain is no failure of the task.
+#[test]
+fn a_drained_node_leaves_its_task_all_its_attempts() {
+    let restart = swarm_api::v1::RestartPolicy { max_attempts: 1, ..policy(Any) };
+    let mut sim = cluster(&with_restart(global("g"), restart), &["n1"]);
+    availability(&mut sim, "n1", node_spec::Availability::Drain);
+    availability(&mut sim, "n1", node_spec::Availability::Active);
+    end(&mut sim, "g", "n1", Failed);
+    sim.advance(secs(5));
+    assert_eq!(running(&sim, "g"), on(&["n1"]));
+    end(&mut sim, "g", "n1", Failed);
+    sim.advance(secs(60));
+    assert_eq!(running(&sim, "g"), on(&[]));
 }

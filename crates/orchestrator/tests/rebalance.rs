@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used)]
 
 mod common;
+#[path = "rebalance/end.rs"]
+mod end;
 
 use common::*;
 use swarm_api::TaskState::{self, Failed, Running, Starting};

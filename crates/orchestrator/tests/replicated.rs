@@ -308,10 +308,22 @@ fn a_drained_node_gives_its_tasks_to_others_without_delay() {
 fn a_failed_task_and_a_scale_up_in_one_commit_make_no_task_too_many() {
     let mut sim = cluster(service("web", 2));
     let id = sim.tasks("web")[0].id.clone();
-    sim.scale("web", 3);
-    sim.report(&id, TaskState::Failed, "");
+    sim.write(|tx| {
+        let mut task = tx.tasks().get(&id).unwrap().clone();
+        task.status.state = TaskState::Failed as i32;
+        tx.update(task).unwrap();
+        let mut web = tx.services().get("web").unwrap().clone();
+        web.spec = service("web", 3).spec;
+        web.spec_version = Some(web.meta.version);
+        tx.update(web).unwrap();
+    });
     sim.think();
     assert_eq!(slots(&sim.live("web")), [1, 2, 3]);
+    assert_eq!(
+        sim.tasks("web").len(),
+        4,
+        "one in the place of the one that failed, and one for the new slot"
+    );
     sim.advance(secs(10));
     assert_eq!(slots(&sim.live("web")), [1, 2, 3]);
 }

@@ -353,3 +353,107 @@ fn a_task_that_never_had_a_node_is_not_waited_for() {
     let live = sim.live("web");
     assert_eq!((live.len(), live[0].spec.force_update, live[0].status.state()), (1, 1, Running));
 }
+
+/// `orchestration.md` §7.2: what counts is what the restart supervisor did, and only since the last change of the spec.
+#[test]
+fn what_is_no_restart_uses_up_no_attempt() {
+    let restart = RestartPolicy { max_attempts: 1, ..policy(Any) };
+    let web = |versioned: bool| {
+        let mut web = with_restart(service("web", 1), restart);
+        web.spec_version = web.spec_version.filter(|_| versioned);
+        cluster(web)
+    };
+    // A restart, then an update and its rollback.
+    let mut back = web(true);
+    end_first(&mut back, Failed);
+    back.advance(secs(5));
+    back.update_service("web", |spec| spec.task.force_update += 1);
+    back.advance(secs(10));
+    let now = back.now().wall;
+    back.write(|tx| {
+        let mut web = tx.services().get("web").unwrap().clone();
+        rolled_back(&mut web, now);
+        tx.update(web).unwrap();
+    });
+    // Updates of a service whose specs have no numbers.
+    let mut unnumbered = web(false);
+    for _ in 0..2 {
+        unnumbered.write(|tx| {
+            let mut web = tx.services().get("web").unwrap().clone();
+            web.spec.task.force_update += 1;
+            tx.update(web).unwrap();
+        });
+        unnumbered.advance(secs(10));
+    }
+    // A node is emptied.
+    let mut drained = web(true);
+    let on = drained.live("web")[0].node_id.clone();
+    drained.edit_node(&on, |n| n.spec.availability = node_spec::Availability::Drain as i32);
+    for (what, mut sim) in [("rollback", back), ("update", unnumbered), ("drain", drained)] {
+        sim.advance(secs(60));
+        assert_eq!(running(&sim), 1, "{what}");
+        end_first(&mut sim, Failed);
+        sim.advance(secs(5));
+        assert_eq!(running(&sim), 1, "the one attempt after the {what}");
+        end_first(&mut sim, Failed);
+        sim.advance(secs(60));
+        assert_eq!(running(&sim), 0, "{what}");
+    }
+}
+
+/// `orchestration.md` §7.3: else emptying a node would hurry a task that fails again and again.
+#[test]
+fn a_held_task_that_loses_its_node_is_replaced_no_earlier_than_it_would_have_started() {
+    for lose in [
+        (|n| n.spec.availability = node_spec::Availability::Drain as i32) as fn(&mut swarm_api::v1::Node),
+        |n| n.status.state = node_status::State::Down as i32,
+    ] {
+        let restart = RestartPolicy { delay: wire(secs(100)), ..policy(Any) };
+        let mut sim = cluster(with_restart(service("web", 1), restart));
+        end_first(&mut sim, Failed);
+        sim.advance(secs(1));
+        let held = sim.live("web")[0].clone();
+        assert_eq!(held.desired_state(), Ready);
+        sim.edit_node(&held.node_id, lose);
+        sim.advance(secs(1));
+        let live = sim.live("web");
+        assert_eq!((live.len(), live[0].desired_state()), (1, Ready));
+        assert!(live[0].id != held.id && live[0].node_id != held.node_id, "it left the node at once");
+        sim.advance(secs(97));
+        assert_eq!(running(&sim), 0);
+        sim.advance(secs(10_000));
+        assert_eq!(running(&sim), 1);
+    }
+}
+
+/// The older one was taken for lost, and is heard of last; or the clock of the managers was set back between the two.
+#[test]
+fn which_task_of_a_slot_is_the_newest_does_not_depend_on_clocks_or_late_reports() {
+    for (lost, set_back) in [(false, true), (true, false)] {
+        let web = with_restart(service("web", 1), policy(OnFailure));
+        let mut sim = Sim::new(|tx| drop(tx.create(web.clone()).unwrap()));
+        let begin = sim.now().wall;
+        let mut write = |id: &str, state, at: u64| {
+            sim.write(|tx| {
+                let mut task = task(&web, id, 1, "n1", state, Shutdown);
+                task.meta.created_at = Some((begin + secs(at)).into());
+                task.status.applied_at = Some((begin + secs(at + 1)).into());
+                match tx.tasks().get(id).cloned() {
+                    Some(mut known) => {
+                        known.status = task.status;
+                        tx.update(known).unwrap();
+                    }
+                    None => drop(tx.create(task).unwrap()),
+                }
+            });
+        };
+        write("old", if lost { Running } else { Failed }, 100);
+        write("new", Complete, if set_back { 50 } else { 150 });
+        if lost {
+            write("old", Shutdown, 200);
+        }
+        sim.lead(everything());
+        sim.advance(secs(60));
+        assert_eq!(sim.tasks("web").len(), 2, "the slot has completed");
+    }
+}

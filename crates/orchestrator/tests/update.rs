@@ -4,6 +4,10 @@
 mod common;
 #[path = "update/leaders.rs"]
 mod leaders;
+#[path = "update/places.rs"]
+mod places;
+#[path = "update/rollbacks.rs"]
+mod rollbacks;
 
 use common::*;
 use swarm_api::TaskState;
@@ -173,13 +177,14 @@ fn start_first_ends_with_one_task_per_slot_even_if_the_first_attempt_fails() {
 
 #[test]
 fn a_failing_update_pauses_after_the_first_failure() {
-    let mut sim = cluster(web(4, config(1)));
+    let mut stays = web(4, config(1));
+    stays.spec.task.restart = Some(policy(Never)); // so every new task is the update's
+    let mut sim = cluster(stays);
     broken(&mut sim, "new");
     set_image(&mut sim, "new");
-    sim.settle();
-    let failed: Vec<_> =
-        sim.tasks("web").into_iter().filter(|t| image(t) == "new" && t.status.state() == Failed).collect();
-    assert_eq!(failed.len(), 1);
+    sim.advance(secs(60));
+    let failed: Vec<_> = sim.tasks("web").into_iter().filter(|t| image(t) == "new").collect();
+    assert_eq!(states(&failed), [(failed[0].slot, Failed, TaskState::Shutdown)]);
     assert_eq!(status(&sim), Some(UpdateState::Paused));
     let text = format!("update paused due to failure or early termination of task {}", failed[0].id);
     assert_eq!(message(&sim), text);
@@ -234,107 +239,6 @@ fn a_failure_counts_within_the_monitor_period_only() {
     }
 }
 
-fn rolling_back(rollback: FailureAction, restart: RestartPolicy) -> Service {
-    let mut web = web(4, acting(FailureAction::Rollback, 0.4));
-    web.spec.rollback = Some(acting(rollback, 0.0));
-    web.spec.task.restart = Some(restart);
-    web
-}
-
-/// Every other new task fails.
-fn every_other_fails(sim: &mut Sim) {
-    sim.behaviour = Box::new(move |task| {
-        let (state, err) = swarm_reconcile::sim::healthy(task)?;
-        let fails = image(task) == "new" && task.slot % 2 == 1 && state == Running;
-        if fails { Some((Failed, "broken")) } else { Some((state, err)) }
-    });
-}
-
-#[test]
-fn a_failing_update_rolls_back() {
-    let mut sim = cluster(rolling_back(FailureAction::Pause, policy(Never)));
-    every_other_fails(&mut sim);
-    set_image(&mut sim, "new");
-    sim.settle();
-    let new = sim.tasks("web").iter().filter(|t| image(t) == "new").count();
-    assert_eq!(new, 3, "two failures of four are too many");
-    assert_eq!(status(&sim), Some(UpdateState::RollbackStarted));
-    assert!(message(&sim).starts_with("update rolled back due to failure or early termination of task "));
-    let view = sim.view();
-    let web = view.services().get("web").unwrap();
-    assert!(web.previous_spec.is_none() && web.previous_spec_version.is_none());
-    sim.advance(secs(60));
-    assert_eq!(count(&sim, "old", Running), 4);
-    assert_eq!(
-        (status(&sim), message(&sim)),
-        (Some(UpdateState::RollbackCompleted), "rollback completed".into())
-    );
-}
-
-#[test]
-fn a_service_without_spec_versions_rolls_back_too() {
-    let mut web = rolling_back(FailureAction::Pause, policy(Any));
-    web.spec_version = None;
-    let mut sim = cluster(web);
-    every_other_fails(&mut sim);
-    sim.write(|tx| {
-        let mut web = tx.services().get("web").unwrap().clone();
-        web.previous_spec = Some(web.spec.clone());
-        web.spec.task.runtime = container("new");
-        tx.update(web).unwrap();
-    });
-    sim.advance(secs(60));
-    assert_eq!((count(&sim, "old", Running), status(&sim)), (4, Some(UpdateState::RollbackCompleted)));
-}
-
-/// An update to a broken image whose rollback fails as well.
-fn failing_rollback(action: FailureAction) -> Sim {
-    let mut sim = cluster(rolling_back(action, policy(Never)));
-    sim.behaviour = Box::new(move |task| {
-        let (state, err) = swarm_reconcile::sim::healthy(task)?;
-        if state == Running { Some((Failed, "broken")) } else { Some((state, err)) }
-    });
-    set_image(&mut sim, "new");
-    sim.advance(secs(120));
-    sim
-}
-
-#[test]
-fn a_failing_rollback_pauses() {
-    let sim = failing_rollback(FailureAction::Pause);
-    assert_eq!(status(&sim), Some(UpdateState::RollbackPaused));
-    assert!(message(&sim).starts_with("update paused due to"), "{}", message(&sim));
-}
-
-#[test]
-fn a_failing_rollback_goes_on_if_it_is_told_to() {
-    assert_eq!(status(&failing_rollback(FailureAction::Continue)), Some(UpdateState::RollbackCompleted));
-}
-
-/// `orchestration.md` §20.14: the original ends in COMPLETED.
-#[test]
-fn a_rollback_is_never_rolled_back() {
-    let sim = failing_rollback(FailureAction::Rollback);
-    assert_eq!(status(&sim), Some(UpdateState::RollbackPaused));
-    assert!(message(&sim).starts_with("rollback paused due to"), "{}", message(&sim));
-}
-
-/// `orchestration.md` §20.15: the original stays in UPDATING for good.
-#[test]
-fn a_rollback_without_a_previous_spec_pauses_and_says_so() {
-    let mut sim = cluster(web(2, acting(FailureAction::Rollback, 0.0)));
-    broken(&mut sim, "new");
-    sim.update_service("web", |spec| spec.task.runtime = container("new"));
-    sim.write(|tx| {
-        let mut web = tx.services().get("web").unwrap().clone();
-        web.previous_spec = None;
-        tx.update(web).unwrap();
-    });
-    sim.settle();
-    assert_eq!(status(&sim), Some(UpdateState::Paused));
-    assert!(message(&sim).ends_with("no previous spec to roll back to"));
-}
-
 #[test]
 fn a_second_update_takes_over_from_the_first() {
     let mut sim = cluster(web(4, UpdateConfig { delay: wire(secs(10)).unwrap(), ..config(1) }));
@@ -376,7 +280,12 @@ fn a_service_deleted_during_its_update_gets_no_more_tasks() {
     let mut sim = cluster(web(3, UpdateConfig { delay: wire(secs(10)).unwrap(), ..config(1) }));
     set_image(&mut sim, "new");
     sim.settle();
+    let known: Vec<_> = sim.tasks("web").iter().map(|t| t.id.clone()).collect();
+    sim.agents_stop_tasks = false; // so that nothing is forgotten
     sim.write(|tx| drop(tx.remove::<Service>("web").unwrap()));
+    sim.advance(secs(120));
+    assert!(sim.tasks("web").iter().all(|t| known.contains(&t.id)), "nothing was created");
+    sim.agents_stop_tasks = true;
     sim.advance(secs(120));
     assert_eq!(sim.tasks("web"), []);
 }
@@ -458,47 +367,6 @@ fn equal_spec_versions_mean_equal_specs() {
     sim.advance(secs(30));
     assert_eq!(states(&sim.tasks("web")), [(1, Running, Running)]);
     assert_eq!(sim.tasks("web")[0].id, "t1");
-}
-
-/// As `UpdateService` does it when it is asked to roll back.
-fn roll_back(sim: &mut Sim) {
-    let now = sim.now().wall;
-    sim.write(|tx| {
-        let mut web = tx.services().get("web").unwrap().clone();
-        rolled_back(&mut web, now);
-        tx.update(web).unwrap();
-    });
-}
-
-#[test]
-fn a_rollback_by_hand_goes_at_the_pace_of_rollbacks_and_can_be_undone() {
-    let mut web = web(4, config(0));
-    web.spec.rollback = Some(UpdateConfig { delay: wire(secs(10)).unwrap(), ..config(1) });
-    let mut sim = cluster(web);
-    set_image(&mut sim, "new");
-    sim.advance(secs(10));
-    roll_back(&mut sim);
-    sim.settle();
-    assert_eq!((count(&sim, "old", Running), count(&sim, "new", Running)), (1, 3));
-    assert_eq!(message(&sim), "manually requested rollback");
-    sim.advance(secs(60));
-    assert_eq!((count(&sim, "old", Running), status(&sim)), (4, Some(UpdateState::RollbackCompleted)));
-    roll_back(&mut sim);
-    sim.advance(secs(60));
-    assert_eq!((count(&sim, "new", Running), sim.live("web").len()), (4, 4));
-    assert_eq!(status(&sim), Some(UpdateState::RollbackCompleted));
-}
-
-#[test]
-fn a_rollback_by_hand_ends_an_update_under_way() {
-    let mut sim = cluster(web(4, UpdateConfig { delay: wire(secs(10)).unwrap(), ..config(1) }));
-    set_image(&mut sim, "new");
-    sim.advance(secs(10));
-    assert_eq!(count(&sim, "new", Running), 2);
-    roll_back(&mut sim);
-    sim.advance(secs(60));
-    assert_eq!((count(&sim, "old", Running), sim.live("web").len()), (4, 4));
-    assert_eq!(status(&sim), Some(UpdateState::RollbackCompleted));
 }
 
 #[test]

@@ -8,7 +8,7 @@ use swarm_api::v1::update_config::{FailureAction, UpdateOrder};
 use swarm_api::v1::{ServiceSpec, UpdateConfig};
 use tonic::{Code, Status};
 
-use super::{Answer, Context};
+use super::{Answer, Context, leader};
 use crate::error::Result;
 use crate::output::{Names, Table};
 use crate::values::duration;
@@ -20,13 +20,16 @@ const NOT_ALL: u8 = 3;
 const RANGES: usize = 8;
 
 /// Asks what the call would come to.
-pub(super) async fn ask(context: &Context, call: Call) -> Result<DryRunResponse, Status> {
+pub(super) async fn ask(context: &mut Context, call: Call) -> Result<DryRunResponse, Status> {
     let request = DryRunRequest { call: Some(call) };
     match context.client.services().dry_run(request).await {
         Ok(answer) => Ok(answer.into_inner()),
-        Err(status) if status.code() == Code::Unimplemented && status.message().is_empty() => Err(
-            Status::unimplemented("the manager that leads knows no dry runs: it is no swarmd, or too old"),
-        ),
+        Err(status) if status.code() == Code::Unimplemented && status.message().is_empty() => {
+            let leader = leader::named(context).await;
+            Err(Status::unimplemented(format!(
+                "the manager that leads{leader} knows no dry runs: it is no swarmd, or too old"
+            )))
+        }
         Err(status) => Err(status),
     }
 }

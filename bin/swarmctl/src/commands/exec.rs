@@ -8,15 +8,13 @@ use swarm_api::swarmd::open_task::What;
 use swarm_api::swarmd::{
     AttachTask, ExecTask, OpenTask, StdinEnd, TaskInput, TaskOutput, TaskStarted, task_input, task_output,
 };
-use swarm_api::v1::ListNodesRequest;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status, Streaming};
 
-use super::{Answer, Context};
+use super::{Answer, Context, leader};
 use crate::error::{Error, Result};
-use crate::output::names::node_name;
 use crate::resolve;
 use crate::terminal::{self, Ending, Raw, Shown, Stream};
 use crate::values::detach_keys::{self, DetachKeys};
@@ -266,7 +264,7 @@ pub(super) async fn explain(context: &mut Context, status: Status) -> Error {
     }
     match status.code() {
         Code::Unimplemented if status.message().is_empty() => {
-            let leader = leader(context).await.unwrap_or_default();
+            let leader = leader::named(context).await;
             Error::plain(format!(
                 "the manager that leads{leader} knows no exec, attach and stats: it is no swarmd, or too old"
             ))
@@ -275,13 +273,4 @@ pub(super) async fn explain(context: &mut Context, status: Status) -> Error {
         Code::Unavailable | Code::Aborted => Error::plain(status.message()),
         _ => status.into(),
     }
-}
-
-/// `, NAME,` if it is known.
-async fn leader(context: &mut Context) -> Option<String> {
-    let nodes = context.control.list_nodes(ListNodesRequest::default()).await.ok()?.into_inner().nodes;
-    let leader =
-        nodes.iter().find(|node| node.manager_status.as_ref().is_some_and(|status| status.leader))?;
-    let name = node_name(leader);
-    Some(format!(", {},", if name.is_empty() { &leader.id } else { name }))
 }

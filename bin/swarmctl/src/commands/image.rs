@@ -9,7 +9,7 @@ use swarm_api::swarmd::{PullRequest, PullState, PullUpdate};
 use swarm_api::v1::ListNodesRequest;
 use tonic::{Code, Status};
 
-use super::{Answer, Context, task_view};
+use super::{Answer, Context, leader, task_view};
 use crate::error::{Error, Result};
 use crate::output::{Names, Table};
 use crate::spec::credentials;
@@ -43,7 +43,10 @@ pub(crate) async fn run(context: &mut Context, command: Command) -> Result<Answe
     let registry_auth = if with_registry_auth { credentials(&image)? } else { String::new() };
     let constraints = join(on.as_ref()).unwrap_or_default();
     let request = PullRequest { image, registry_auth, constraints };
-    let mut updates = context.client.images().pull(request).await.map_err(explain)?.into_inner();
+    let mut updates = match context.client.images().pull(request).await {
+        Ok(updates) => updates.into_inner(),
+        Err(status) => return Err(explain(context, status).await),
+    };
     let nodes = match context.resolve {
         true => context.control.list_nodes(ListNodesRequest::default()).await?.into_inner().nodes,
         false => Vec::new(),
@@ -59,7 +62,7 @@ pub(crate) async fn run(context: &mut Context, command: Command) -> Result<Answe
                 }
             }
             Ok(None) => break Ok(()),
-            Err(status) => break Err(explain(status)),
+            Err(status) => break Err(explain(context, status).await),
         }
     };
     match end {
@@ -71,10 +74,13 @@ pub(crate) async fn run(context: &mut Context, command: Command) -> Result<Answe
     }
 }
 
-fn explain(status: Status) -> Error {
+async fn explain(context: &mut Context, status: Status) -> Error {
     match status.code() {
         Code::Unimplemented => {
-            Error::plain("the manager that leads can't have images pulled: it is no swarmd, or an older one")
+            let leader = leader::named(context).await;
+            Error::plain(format!(
+                "the manager that leads{leader} can't have images pulled: it is no swarmd, or an older one"
+            ))
         }
         _ => status.into(),
     }

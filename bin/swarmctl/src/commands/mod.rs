@@ -7,6 +7,7 @@ mod converge;
 mod dry_run;
 pub(crate) mod exec;
 pub(crate) mod image;
+mod leader;
 pub(crate) mod logs;
 pub(crate) mod network;
 pub(crate) mod node;

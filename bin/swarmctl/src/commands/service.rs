@@ -3,7 +3,7 @@
 use clap::{Args, Subcommand};
 use swarm_api::Shared;
 use swarm_api::swarmd::dry_run_request::Call;
-use swarm_api::swarmd::{DryRunResponse, RebalanceRequest};
+use swarm_api::swarmd::{DryRunResponse, RebalanceRequest, RebalanceResponse};
 use swarm_api::v1::update_service_request::Rollback;
 use swarm_api::v1::{
     CreateServiceRequest, ListConfigsRequest, ListNodesRequest, ListSecretsRequest, ListServicesRequest,
@@ -12,7 +12,7 @@ use swarm_api::v1::{
 };
 
 use super::converge::{self, Wait};
-use super::{Answer, Context, dry_run, ids, logs, service_view, stats, task_view};
+use super::{Answer, Context, dry_run, ids, leader, logs, service_view, stats, task_view};
 use crate::error::{Error, Result};
 use crate::output::Names;
 use crate::resolve;
@@ -129,7 +129,8 @@ pub(crate) async fn run(context: &mut Context, command: Command) -> Result<Answe
             apply(&mut spec, &flags, &changes, &found)?;
             if flags.dry_run {
                 let call = Call::Create(CreateServiceRequest { spec: Some(spec.clone()) });
-                return dry_run::show(context, &spec, dry_run::ask(context, call).await?).await;
+                let answer = dry_run::ask(context, call).await?;
+                return dry_run::show(context, &spec, answer).await;
             }
             let request = CreateServiceRequest { spec: Some(spec) };
             let service = context.control.create_service(request).await?.into_inner().service;
@@ -203,16 +204,27 @@ async fn rebalance(context: &mut Context, given: &str) -> Result<String> {
     let service = resolve::service(&mut context.control, given).await?;
     let request = RebalanceRequest { service_id: service.id.clone() };
     match context.client.services().rebalance(request).await {
-        Ok(answer) => Ok(match answer.into_inner().tasks {
-            0 => "the spread is even\n".to_owned(),
-            1 => "1 task moves\n".to_owned(),
-            tasks => format!("{tasks} tasks move\n"),
-        }),
+        Ok(answer) => Ok(moves(answer.into_inner())),
         Err(status) if status.code() == tonic::Code::Unimplemented => {
-            Err(Error::plain("the manager that leads can't rebalance services: it is no swarmd"))
+            let leader = leader::named(context).await;
+            Err(Error::plain(format!(
+                "the manager that leads{leader} can't rebalance services: it is no swarmd, or too old"
+            )))
         }
         Err(status) => Err(status.into()),
     }
+}
+
+/// It is as even as nodes have room, which may not be even.
+fn moves(RebalanceResponse { tasks, waits }: RebalanceResponse) -> String {
+    let tasks = match tasks {
+        0 if waits => return "no task can move yet: more is done when tasks run that start now\n".to_owned(),
+        0 => return "no task has to move: the spread is as even as it can be\n".to_owned(),
+        1 => "1 task moves".to_owned(),
+        tasks => format!("{tasks} tasks move"),
+    };
+    let rest = if waits { ", and more may when tasks run that start now" } else { "" };
+    format!("{tasks}{rest}\n")
 }
 
 /// What became of an update.
@@ -299,4 +311,19 @@ async fn find(context: &mut Context, changes: &Changes, flags: &ServiceFlags) ->
         found.networks.push((given.clone(), id));
     }
     Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_can_not_move_yet_is_told_from_what_need_not() {
+        let text = |tasks, waits| moves(RebalanceResponse { tasks, waits });
+        assert_eq!(text(0, false), "no task has to move: the spread is as even as it can be\n");
+        assert_eq!(text(0, true), "no task can move yet: more is done when tasks run that start now\n");
+        assert_eq!(text(1, false), "1 task moves\n");
+        assert_eq!(text(2_500, false), "2500 tasks move\n");
+        assert_eq!(text(2, true), "2 tasks move, and more may when tasks run that start now\n");
+    }
 }

@@ -2353,6 +2353,9 @@ pub struct RebalanceResponse {
     /// How many tasks are to move, as things are now.
     #[prost(uint64, tag = "1")]
     pub tasks: u64,
+    /// More may have to move that do not run yet: the request stands until they do.
+    #[prost(bool, tag = "2")]
+    pub waits: bool,
 }
 impl ::prost::Name for RebalanceResponse {
     const NAME: &'static str = "RebalanceResponse";
@@ -2728,7 +2731,7 @@ pub mod services_client {
         }
         /// Moves as few tasks of a replicated service as restore an even spread, at the pace of its updates. It answers when the
         /// request is on record; a change of leaders does not stop it. An unknown service → NOT_FOUND, one that is not
-        /// replicated, or that is being updated → FAILED_PRECONDITION.
+        /// replicated, that is placed on the fullest nodes, or that is being updated → FAILED_PRECONDITION.
         pub async fn rebalance(
             &mut self,
             request: impl tonic::IntoRequest<super::RebalanceRequest>,
@@ -2794,7 +2797,7 @@ pub mod services_server {
     pub trait Services: std::marker::Send + std::marker::Sync + 'static {
         /// Moves as few tasks of a replicated service as restore an even spread, at the pace of its updates. It answers when the
         /// request is on record; a change of leaders does not stop it. An unknown service → NOT_FOUND, one that is not
-        /// replicated, or that is being updated → FAILED_PRECONDITION.
+        /// replicated, that is placed on the fullest nodes, or that is being updated → FAILED_PRECONDITION.
         async fn rebalance(
             &self,
             request: tonic::Request<super::RebalanceRequest>,

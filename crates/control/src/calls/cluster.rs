@@ -77,6 +77,8 @@ impl Control {
 }
 
 fn check(spec: &ClusterSpec) -> Result<()> {
+    // Tasks have a copy of its log driver.
+    crate::validate::size("cluster", spec)?;
     let nanos = |duration: &Duration| duration::nanos(duration).map_err(|_| Error::invalid());
     if let Some(expiry) = &spec.ca_config.node_cert_expiry
         && nanos(expiry)? < MIN_CERT_EXPIRY

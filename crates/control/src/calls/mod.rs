@@ -22,12 +22,11 @@ mod volume;
 pub(crate) use cluster::redacted as redacted_cluster;
 pub(crate) use secret::redacted as redacted_secret;
 
-use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 
+use swarm_api::Shared;
 use swarm_api::v1::{Network, Version};
-use swarm_api::{Shared, StoreObject};
 use swarm_plugins::Plugins;
 use swarm_store::{Committed, Error as StoreError, Store, Tables, Tx, View};
 
@@ -39,7 +38,6 @@ use crate::error::{Error, Result};
 pub struct Control {
     store: Arc<Store>,
     membership: Arc<dyn Membership>,
-    drivers: Arc<BTreeSet<String>>,
     plugins: Option<Arc<Plugins>>,
     dry_runs: Arc<service_dry_run::Room>,
 }
@@ -53,18 +51,12 @@ impl fmt::Debug for Control {
 impl Control {
     /// The calls on a store.
     pub fn new(store: Arc<Store>, membership: Arc<dyn Membership>) -> Control {
-        Control { store, membership, drivers: Arc::default(), plugins: None, dry_runs: Arc::default() }
+        Control { store, membership, plugins: None, dry_runs: Arc::default() }
     }
 
-    /// Where the drivers of secrets are looked for; nowhere unless told.
+    /// Where the drivers of secrets and networks are looked for; nowhere unless told.
     pub fn with_plugins(mut self, plugins: Arc<Plugins>) -> Control {
         self.plugins = Some(plugins);
-        self
-    }
-
-    /// Names of the network drivers that networks may ask for; none unless told.
-    pub fn with_network_drivers(mut self, drivers: impl IntoIterator<Item = String>) -> Control {
-        self.drivers = Arc::new(drivers.into_iter().collect());
         self
     }
 
@@ -151,15 +143,8 @@ fn get<'t, T: swarm_store::Indexed>(
 }
 
 /// The network that published ports are reached through.
-fn is_ingress(network: &Network) -> bool {
-    network.spec.ingress || {
-        let annotations = network.annotations();
-        annotations.name == "ingress" && annotations.labels.contains_key("com.docker.swarm.internal")
-    }
-}
-
 fn ingress(tables: &Tables) -> Option<&Shared<Network>> {
-    tables.networks().iter().find(|network| is_ingress(network))
+    tables.networks().iter().find(|network| network.spec.is_ingress())
 }
 
 #[cfg(test)]

@@ -2,29 +2,32 @@
 
 use std::net::IpAddr;
 
+use swarm_api::extensions::{self, PREFIX};
+use swarm_api::network::{DEFAULT_IPAM, NODE_LOCAL, OVERLAY, PREDEFINED};
 use swarm_api::v1::list_networks_request::Filters;
 use swarm_api::v1::port_config::PublishMode;
 use swarm_api::v1::{Driver, IpamConfig, Network, NetworkSpec, TaskState};
 use swarm_api::{Shared, StoreObject as _, id};
 
-use super::{Control, Pending, get, ingress, is_ingress};
+use super::{Control, Pending, get, ingress};
 use crate::error::{Error, Result};
 use crate::filter::{Common, labels, pick};
-use crate::validate::{name, subnet::Subnet};
+use crate::validate::{name, size, subnet::Subnet};
 
-/// Label of the networks that the managers make themselves.
-const PREDEFINED: &str = "com.docker.swarm.predefined";
-/// The driver of networks that span nodes.
-const OVERLAY: &str = "overlay";
+/// What a plug-in must be able to do to have networks.
+const NETWORK_PLUGIN: &str = "NetworkDriver";
+/// What it must be able to do to give addresses.
+const IPAM_PLUGIN: &str = "IpamDriver";
 
 impl Control {
     pub(crate) async fn create_network(&self, spec: Option<NetworkSpec>) -> Result<Shared<Network>> {
         let spec = spec.ok_or_else(Error::invalid)?;
-        self.check_network(&spec)?;
+        self.check_network(&spec).await?;
+        let waits = !spec.is_ingress() && !spec.is_node_local();
         let mut pending = Pending::new(Network { id: id::random(), spec, ..Default::default() });
         let (network, _) = self
             .update(|tx| {
-                if pending.get().spec.ingress
+                if pending.get().spec.is_ingress()
                     && let Some(other) = ingress(tx)
                 {
                     return Err(Error::AlreadyExists(format!(
@@ -36,11 +39,18 @@ impl Control {
             })
             .await?;
         tracing::info!(network.id = network.id, network.name = network.annotations().name, "network created");
+        if waits {
+            tracing::warn!(
+                network.id = network.id,
+                "this version gives no addresses in networks of the driver {OVERLAY}: tasks on it will wait"
+            );
+        }
         Ok(network)
     }
 
-    fn check_network(&self, spec: &NetworkSpec) -> Result<()> {
-        if spec.attachable && spec.ingress {
+    async fn check_network(&self, spec: &NetworkSpec) -> Result<()> {
+        size("network", spec)?;
+        if spec.attachable && spec.is_ingress() {
             return Err(Error::argument("ingress network cannot be attachable"));
         }
         name::dns(&spec.annotations.name)?;
@@ -49,27 +59,42 @@ impl Control {
                 "label {PREDEFINED} is for internally created predefined networks and cannot be applied by users"
             )));
         }
-        if spec.ingress && spec.driver_config.as_ref().is_some_and(|driver| driver.name != OVERLAY) {
+        if let Some(label) = spec.annotations.labels.keys().find(|label| label.starts_with(PREFIX)) {
+            return Err(Error::argument(extensions::not_known(label)));
+        }
+        if spec.is_ingress() && spec.driver_config.as_ref().is_some_and(|driver| driver.name != OVERLAY) {
             return Err(Error::unimplemented(
                 "only overlay driver is currently supported for ingress network",
             ));
         }
-        self.check_driver(spec.driver_config.as_ref(), false)?;
+        let known = |name: &str| name == OVERLAY || NODE_LOCAL.contains(&name);
+        self.check_driver(spec.driver_config.as_ref(), known, NETWORK_PLUGIN).await?;
         let Some(ipam) = &spec.ipam else { return Ok(()) };
-        self.check_driver(ipam.driver.as_ref(), true)?;
+        self.check_driver(ipam.driver.as_ref(), |name| name == DEFAULT_IPAM, IPAM_PLUGIN).await?;
         ipam.configs.iter().try_for_each(check_ipam)
     }
 
-    fn check_driver(&self, driver: Option<&Driver>, ipam: bool) -> Result<()> {
-        match driver {
-            None => Ok(()),
-            Some(driver) if driver.name.is_empty() => {
-                Err(Error::argument("driver name: if driver is specified name is required"))
-            }
-            Some(driver) if ipam && driver.name == "default" && !self.drivers.is_empty() => Ok(()),
-            Some(driver) if !ipam && self.drivers.contains(&driver.name) => Ok(()),
-            Some(driver) => Err(Error::argument(format!("plugin {} not supported", driver.name))),
+    /// The driver is one of ours. No plug-in serves: those of an engine's own kind can't be found from here.
+    async fn check_driver(
+        &self,
+        driver: Option<&Driver>,
+        known: impl Fn(&str) -> bool,
+        kind: &str,
+    ) -> Result<()> {
+        let Some(Driver { name, .. }) = driver else { return Ok(()) };
+        if name.is_empty() {
+            return Err(Error::argument("driver name: if driver is specified name is required"));
         }
+        if known(name) {
+            return Ok(());
+        }
+        Err(Error::argument(match &self.plugins {
+            None => format!("plugin {name} not supported"),
+            Some(plugins) => match plugins.find(name, kind).await {
+                Ok(_) => format!("legacy plugin {name} of type {kind} is not supported in swarm mode"),
+                Err(error) => format!("error during lookup of plugin {name}: {error}"),
+            },
+        }))
     }
 
     pub(crate) async fn get_network(&self, id: &str) -> Result<Shared<Network>> {
@@ -103,7 +128,7 @@ impl Control {
                     annotations.name
                 )));
             }
-            if is_ingress(network) {
+            if network.spec.is_ingress() {
                 let user = tx.services().iter().find(|service| {
                     let ports = service.spec.endpoint.iter().flat_map(|e| &e.ports);
                     ports.into_iter().any(|port| port.publish_mode() == PublishMode::Ingress)

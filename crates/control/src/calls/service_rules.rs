@@ -9,7 +9,7 @@ use swarm_api::v1::{
 use swarm_api::{StoreObject as _, defaults, extensions};
 use swarm_store::Tables;
 
-use super::{ingress, is_ingress};
+use super::ingress;
 use crate::error::{Error, Result};
 
 /// Replicas up to which a spec is not added up with those of all other services.
@@ -19,7 +19,7 @@ const SMALL: u64 = 100_000;
 pub(super) fn networks(tables: &Tables, task: &TaskSpec) -> Result<()> {
     for attachment in &task.networks {
         if let Some(network) = tables.networks().get(&attachment.target)
-            && is_ingress(network)
+            && network.spec.is_ingress()
         {
             return Err(Error::argument(format!(
                 "Service cannot be explicitly attached to the ingress network {:?}",
@@ -41,6 +41,24 @@ pub(super) fn ports(tables: &Tables, endpoint: Option<&EndpointSpec>, own: &str)
         }
     }
     Ok(())
+}
+
+/// A service can go back from this spec to the one before: what that needs was checked when it was new, and may be taken
+/// or gone by now.
+pub(super) fn way_back(tables: &Tables, from: &ServiceSpec, to: &ServiceSpec, own: &str) -> Result<()> {
+    networks(tables, &to.task)?;
+    if to.endpoint != from.endpoint {
+        ports(tables, to.endpoint.as_ref(), own)?;
+    }
+    #[allow(deprecated)] // still honoured where the template names none
+    let mut on = to.task.networks.iter().chain(&to.networks);
+    if let Some(gone) = on.find(|config| tables.networks().get(&config.target).is_none()) {
+        return Err(Error::precondition(format!(
+            "service {own} can't be rolled back: network {}, which it was on, does not exist any more",
+            gone.target
+        )));
+    }
+    references(tables, &to.task)
 }
 
 fn conflict(port: &PortConfig, taken: &PortConfig, other: &Service) -> Result<()> {

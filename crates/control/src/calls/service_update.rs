@@ -1,5 +1,6 @@
 //! Updating a service, and rolling it back by hand.
 
+use swarm_api::extensions::{put_request, take_request};
 use swarm_api::v1::update_service_request::Rollback;
 use swarm_api::v1::update_status::UpdateState;
 use swarm_api::v1::{Service, ServiceSpec, UpdateServiceRequest, UpdateStatus, Version};
@@ -46,7 +47,7 @@ fn write(
 ) -> Result<Shared<Service>> {
     service_rules::networks(tx, &spec.task)?;
     let mut service = get::<Service>(tx, "service", id)?.clone();
-    if spec.endpoint.is_some() && spec.endpoint != service.spec.endpoint {
+    if !rollback && spec.endpoint.is_some() && spec.endpoint != service.spec.endpoint {
         service_rules::ports(tx, spec.endpoint.as_ref(), id)?;
     }
     #[allow(deprecated)] // compared only
@@ -64,18 +65,23 @@ fn write(
     }
     service_rules::room(tx, spec, id)?;
     service.meta.version = base;
+    // An operator's request stands until it is done, whatever becomes of the spec meanwhile, and no spec takes it along.
+    let requested = take_request(&mut service.spec);
     let current_version = service.spec_version;
     let before = service.spec.clone();
     if rollback {
-        let previous = service
+        let mut previous = service
             .previous_spec
             .take()
             .ok_or_else(|| Error::precondition(format!("service {id} does not have a previous spec")))?;
+        // A leader of another make does not know it.
+        take_request(&mut previous);
         let current = std::mem::replace(&mut service.spec, previous);
         service.previous_spec = Some(current);
         service.spec_version = service.previous_spec_version;
         service.previous_spec_version = current_version;
-        service.update_status = Some(UpdateStatus {
+        // Jobs have no updates: nobody would say that it is over.
+        service.update_status = (!is_job(&service.spec)).then(|| UpdateStatus {
             state: UpdateState::RollbackStarted as i32,
             message: "manually requested rollback".into(),
             started_at: Some(tx.now().into()),
@@ -87,6 +93,12 @@ fn write(
         service.previous_spec_version = current_version;
         service.spec_version = Some(base);
         service.update_status = None;
+    }
+    if rollback {
+        service_rules::way_back(tx, &before, &service.spec, id)?;
+    }
+    if requested {
+        put_request(&mut service.spec);
     }
     service_order::check_change(tx, &before, &service.spec)?;
     service_rules::needs_ingress(tx, &service.spec)?;

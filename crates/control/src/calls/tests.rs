@@ -2,10 +2,12 @@
 
 mod cluster;
 mod dry_run;
+mod network;
 mod node;
 mod order;
 mod other;
 mod refusals;
+mod rollback;
 mod secret;
 mod service;
 mod task;

@@ -13,7 +13,6 @@ mod templates;
 
 pub use image::is_reference as is_image_reference;
 
-use prost::Message as _;
 use swarm_api::defaults;
 use swarm_api::extensions;
 use swarm_api::v1::service_spec::Mode;
@@ -21,17 +20,23 @@ use swarm_api::v1::{RestartPolicy, ServiceSpec, TaskSpec, UpdateConfig, task_spe
 
 use crate::error::{Error, Result};
 
-/// Everything that can be said of a service's spec by itself.
-pub(crate) fn service(spec: &ServiceSpec) -> Result<()> {
+/// A spec is small enough for everything that contains it: the object before and after an update, and every task.
+pub(crate) fn size(kind: &str, spec: &impl prost::Message) -> Result<()> {
     let size = spec.encoded_len();
     if size > defaults::MAX_SPEC_BYTES {
         return Err(Error::argument(format!(
-            "the service spec has {size} bytes, more than the {} that are allowed",
+            "the {kind} spec has {size} bytes, more than the {} that are allowed",
             defaults::MAX_SPEC_BYTES
         )));
     }
+    Ok(())
+}
+
+/// Everything that can be said of a service's spec by itself.
+pub(crate) fn service(spec: &ServiceSpec) -> Result<()> {
+    size("service", spec)?;
     name::dns(&spec.annotations.name)?;
-    extensions::check_service(&spec.annotations.labels).map_err(Error::argument)?;
+    extensions::check_service_spec(spec).map_err(Error::argument)?;
     task(&spec.task)?;
     let job = mode(spec)?;
     if job {
@@ -154,8 +159,10 @@ fn update(config: &UpdateConfig) -> Result<()> {
 }
 
 /// Adds what our extensions need: references to the secrets and configs that a process's payload names, for those who can't
-/// read it; and the constraints that keep tasks that need more than the contract knows where they can run.
+/// read it; and the constraints that keep tasks that need more than the contract knows where they can run. An operator's
+/// request is taken out: it is the service's, not the spec's, and a client that has read it would make it again and again.
 pub(crate) fn complete(spec: &mut ServiceSpec) {
+    extensions::take_request(spec);
     let process = matches!(&spec.task.runtime, Some(task_spec::Runtime::Generic(generic))
         if generic.kind == extensions::PROCESS_RUNTIME);
     if process {

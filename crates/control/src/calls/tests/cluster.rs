@@ -201,3 +201,15 @@ async fn a_cluster_without_a_usable_root_can_not_be_updated() {
         (Code::Internal, "error loading cluster rootCA for update")
     );
 }
+
+#[tokio::test]
+async fn a_cluster_whose_tasks_would_be_too_large_is_refused() {
+    let control = control();
+    let cluster = put_cluster(&control).await;
+    let mut request = request(&cluster);
+    let log = Driver { name: "syslog".into(), options: [("a".into(), "x".repeat(512 * 1024))].into() };
+    request.spec.as_mut().unwrap().task_defaults.log_driver = Some(log);
+    let size = prost::Message::encoded_len(request.spec.as_ref().unwrap());
+    let text = format!("the cluster spec has {size} bytes, more than the 524288 that are allowed");
+    refused(update(&control, request).await.map(tonic::Response::new), Code::InvalidArgument, &text);
+}

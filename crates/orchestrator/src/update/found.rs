@@ -1,0 +1,166 @@
+//! What a new leader learns of an update that it finds (ruling 42), and what the reaper must keep for that.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, SystemTime};
+
+use swarm_api::v1::{Service, Task, TaskState};
+use swarm_api::{Shared, duration};
+use swarm_reconcile::Now;
+use swarm_scheduler::ended_by_manager;
+use swarm_store::Tables;
+
+use super::{Pace, Update, Work, began};
+use crate::dirty::is_dirty;
+use crate::place::{Place, is_rolling_back, newest};
+use crate::spec::{self, created_at, has_ended, heard_at, is_live, iteration};
+
+impl Update {
+    /// Takes over what a predecessor's update had achieved: the places it had finished, those where it had failed, and
+    /// those where its new task does not run yet.
+    pub(super) fn inherit(
+        &mut self,
+        now: Now,
+        tables: &Tables,
+        service: &Service,
+        places: &BTreeMap<Place, Vec<&Shared<Task>>>,
+    ) {
+        for place in places.keys() {
+            let all = place.tasks(tables, &service.id);
+            let mut ours = all.clone();
+            ours.retain(|t| is_of_update(tables, service, t, self.began));
+            if ours.is_empty() {
+                continue;
+            }
+            self.needed.insert(place.clone());
+            self.started.insert(place.clone());
+            for task in ours.iter().filter(|t| is_live(t) && !has_ended(t)) {
+                if task.status.reached(TaskState::Running) {
+                    let left = heard_at(task).map(|since| now.remaining(since, self.pace.monitor));
+                    let until = left.filter(|left| !left.is_zero()).map(|left| now.mono + left);
+                    self.watched.insert(task.id.to_string(), until);
+                } else if ours.len() == 1 {
+                    // The first attempt. Those after it may be restarts, which no update waits for.
+                    self.todo.retain(|p| p != place);
+                    self.work.insert(place.clone(), Work::new(now.mono, task.id.to_string()));
+                }
+            }
+            if let Some(task) = ours.iter().find(|t| failed_early(t, &all, self.pace.monitor)) {
+                self.failed.insert(place.clone());
+                self.culprit = task.id.to_string();
+            }
+        }
+    }
+
+    /// Replacements under way that no update of this leader began: moves of a rebalancing that an earlier leader saw to,
+    /// and what an earlier update made for the second time. What is only restarted can't always be told from them.
+    pub(super) fn find_under_way(
+        &mut self,
+        now: Now,
+        tables: &Tables,
+        service: &Service,
+        places: &BTreeMap<Place, Vec<&Shared<Task>>>,
+    ) {
+        if self.todo.is_empty() && self.started.is_empty() {
+            return; // there is no update
+        }
+        let clean = |t: &Shared<Task>| is_live(t) && !has_ended(t) && !is_dirty(tables, service, t);
+        // Held for no other reason than the delay of restarts.
+        let is_restart = |place: &Place, task: &Task| {
+            let ended_before = |t: &Task| has_ended(t) && heard_at(t) <= Some(created_at(task));
+            let mut others = place.tasks(tables, &service.id).into_iter().filter(|t| t.id != task.id);
+            task.desired_state() == TaskState::Ready && others.all(|t| ended_before(t))
+        };
+        for (place, tasks) in places {
+            if let [task] = tasks[..]
+                && clean(task)
+                && !task.status.reached(TaskState::Running)
+                && !is_restart(place, task)
+                && let Some(work) = Work::found(now, task)
+            {
+                self.work.entry(place.clone()).or_insert(work);
+            }
+        }
+        // Where a new task is there already, nothing has to be made: these places are seen to before others are begun.
+        let has_new = |place: &Place| places.get(place).is_some_and(|tasks| tasks.iter().any(|t| clean(t)));
+        self.todo.make_contiguous().sort_by_key(|place| !has_new(place));
+    }
+
+    /// Whether something is left of it: something to do, failures that end it, or new tasks that must be watched.
+    pub(super) fn is_to_go_on(&mut self, now: Duration) -> bool {
+        if !self.todo.is_empty() || self.work.keys().any(|place| self.started.contains(place)) {
+            return true;
+        }
+        self.work.clear(); // that of others
+        self.finish = self.watched.values().flatten().copied().max().filter(|until| *until > now);
+        self.finish.is_some() || self.is_over_ratio()
+    }
+}
+
+/// The service's update made the task. Where the specs have numbers, the new one's tells that; not that of a rollback,
+/// which tasks from before the update have as well.
+fn is_of_update(tables: &Tables, service: &Service, task: &Task, began: SystemTime) -> bool {
+    let numbered = service.spec_version.is_some() && !is_rolling_back(service);
+    (numbered && task.spec_version == service.spec_version)
+        || (created_at(task) >= began && !is_dirty(tables, service, task))
+}
+
+/// The task ended before it can have run for longer than the monitor period. When it came to run its record does not
+/// tell any more; so what is in doubt has failed.
+fn failed_early(task: &Task, place: &[&Shared<Task>], monitor: Duration) -> bool {
+    let by_manager = ended_by_manager(task);
+    match task.status.state() {
+        _ if !has_ended(task) => false,
+        // It was asked to.
+        TaskState::Shutdown => false,
+        // It never ran.
+        TaskState::Rejected if !by_manager => true,
+        _ => {
+            let managers = task.status.timestamp.as_ref().map(duration::to_system_time);
+            let Some(end) = (if by_manager { managers } else { heard_at(task) }) else { return true };
+            let begin = may_begin(task, place);
+            end.duration_since(begin).map_or(true, |ran| ran <= monitor)
+        }
+    }
+}
+
+/// From when on the task may have run: not before those in its place had ended, nor before the delay of a restart.
+fn may_begin(task: &Task, place: &[&Shared<Task>]) -> SystemTime {
+    let made = created_at(task);
+    let Some((end, old)) = predecessor(task, place) else { return made };
+    let is_restart =
+        end <= made && old.status.state() != TaskState::Shutdown && old.spec_version == task.spec_version;
+    let delay = if is_restart { spec::restart(&old.spec).delay } else { Duration::ZERO };
+    made.max(end).checked_add(delay).unwrap_or(made)
+}
+
+/// Of the tasks that were in the place before this one, and ended before it, the one that ended last.
+fn predecessor<'a>(task: &Task, place: &[&'a Shared<Task>]) -> Option<(SystemTime, &'a Shared<Task>)> {
+    let before = |t: &&&'a Shared<Task>| t.id != task.id && created_at(t) <= created_at(task) && has_ended(t);
+    let ended = place.iter().filter(before).filter_map(|t| Some((heard_at(t)?, *t)));
+    ended
+        .filter(|(at, _)| heard_at(task).is_none_or(|end| *at <= end))
+        .max_by_key(|(at, t)| (*at, t.id.clone()))
+}
+
+/// An update runs, and the tasks of the service that ended tell how it goes. Jobs have no updates, whatever their status
+/// says.
+pub(crate) fn has_evidence(service: &Service) -> bool {
+    began(service).is_some() && iteration(service).is_none()
+}
+
+/// What the next leader must find of a place's ended tasks to know how the update went there: one that failed early, with
+/// the one before it, and the last.
+pub(crate) fn evidence<'a>(
+    tables: &Tables,
+    service: &Service,
+    place: &[&'a Shared<Task>],
+) -> Vec<&'a Shared<Task>> {
+    let Some(began) = began(service).filter(|_| has_evidence(service)) else { return Vec::new() };
+    let monitor = Pace::of(service).monitor;
+    let mut ended = place.to_vec();
+    ended.retain(|t| has_ended(t) && is_of_update(tables, service, t, began));
+    ended.sort_by_cached_key(|t| (created_at(t), t.id.clone()));
+    let failed = ended.iter().copied().find(|t| failed_early(t, place, monitor));
+    let before = failed.and_then(|t| predecessor(t, place)).map(|(_, t)| t);
+    failed.into_iter().chain(before).chain(newest(&ended)).collect()
+}
