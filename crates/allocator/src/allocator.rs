@@ -166,15 +166,15 @@ impl Allocator {
                 (Kind::Service, task.service_id.to_string(), reason)
             })
         };
+        let known = fresh.get(task.service_id.as_str()).cloned();
+        let endpoint = known.unwrap_or_else(|| service.and_then(|s| s.endpoint.clone()));
         let networks = match blocked {
-            None => networks_of(tables, &mut self.sizer, task, service)
+            None => networks_of(tables, &mut self.sizer, task, service, endpoint.as_deref())
                 .map_err(|missing| (Kind::Network, missing.network, missing.reason)),
             Some(blocked) => Err(blocked),
         };
         match networks {
             Ok(networks) => {
-                let known = fresh.get(task.service_id.as_str()).cloned();
-                let endpoint = known.unwrap_or_else(|| service.and_then(|s| s.endpoint.clone()));
                 // Numbers that we chose may not be written yet, and are not if the service changes first.
                 let guard =
                     service.filter(|_| endpoint.as_deref().is_some_and(endpoint::has_dynamic_numbers));
@@ -196,12 +196,13 @@ fn networks_of(
     sizer: &mut Sizer,
     task: &Task,
     service: Option<&Shared<Service>>,
+    endpoint: Option<&Endpoint>,
 ) -> Result<Vec<NetworkAttachment>, Missing> {
     let networks = match task.networks.is_empty() {
         true => network::attach(tables, task, service.map(|s| &**s))?,
         false => task.networks.clone(),
     };
-    network::fit(sizer, task, &networks)?;
+    network::fit(sizer, task, &networks, endpoint)?;
     Ok(networks)
 }
 
@@ -297,7 +298,8 @@ impl Reconciler for Allocator {
             {
                 continue;
             }
-            let networks = networks_of(tables, &mut self.sizer, task, Some(service));
+            let endpoint = service.endpoint.as_deref();
+            let networks = networks_of(tables, &mut self.sizer, task, Some(service), endpoint);
             let Ok(networks) = networks else { continue };
             allocate(task, networks, service.endpoint.as_ref(), ctx.now.wall);
         }

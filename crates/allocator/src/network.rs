@@ -4,7 +4,7 @@
 
 use prost::Message as _;
 use swarm_api::v1::{
-    Driver, IpamOptions, Network, NetworkAttachment, NetworkAttachmentConfig, Service, Task,
+    Driver, Endpoint, IpamOptions, Network, NetworkAttachment, NetworkAttachmentConfig, Service, Task,
 };
 use swarm_api::{Object, Shared};
 use swarm_reconcile::Sizer;
@@ -65,21 +65,30 @@ pub(crate) fn attach(
     Ok(attachments)
 }
 
-/// A task has a copy of each of its networks. One that no entry of the log can hold would be tried for ever.
-pub(crate) fn fit(sizer: &mut Sizer, task: &Task, networks: &[NetworkAttachment]) -> Result<(), Missing> {
-    let Some(network) = networks.first().and_then(|attachment| attachment.network.as_ref()) else {
-        return Ok(());
-    };
-    // Those that it has already are counted with it.
+/// A task has a copy of each of its networks, and of its service's endpoint. One that no entry of the log can hold would be
+/// tried for ever.
+pub(crate) fn fit(
+    sizer: &mut Sizer,
+    task: &Task,
+    networks: &[NetworkAttachment],
+    endpoint: Option<&Endpoint>,
+) -> Result<(), Missing> {
+    // What it has already is counted with it.
     let more = if task.networks.is_empty() { networks } else { &[] };
-    let bytes = sizer.bytes_of(task) + more.iter().map(NetworkAttachment::encoded_len).sum::<usize>();
+    let own = task.endpoint.as_ref().map_or(0, |endpoint| endpoint.encoded_len());
+    let ports = endpoint.map_or(0, Endpoint::encoded_len).saturating_sub(own);
+    if more.is_empty() && ports == 0 {
+        return Ok(());
+    }
+    let bytes = sizer.bytes_of(task) + ports + more.iter().map(NetworkAttachment::encoded_len).sum::<usize>();
     if bytes <= MOST_BYTES {
         return Ok(());
     }
     let reason = format!(
-        "with its networks the task would have {bytes} bytes, more than the {MOST_BYTES} that can be stored"
+        "with its networks and ports the task would have {bytes} bytes, more than the {MOST_BYTES} that can be stored"
     );
-    Err(Missing { network: network.id.clone(), reason })
+    let network = networks.first().and_then(|attachment| attachment.network.as_ref());
+    Err(Missing { network: network.map(|network| network.id.clone()).unwrap_or_default(), reason })
 }
 
 /// A network that is listed twice is attached once, under the names of both.

@@ -1,6 +1,6 @@
 //! Numbers of ports published through the ingress network (`network.md` A8).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
 
 use swarm_api::v1::port_config::{Protocol, PublishMode};
@@ -159,7 +159,16 @@ impl Ports {
             self.take_fixed(&service.id, port)?;
         }
         let fixed = ports.len();
-        let mut former = self.former(service, before, elsewhere);
+        let asked: BTreeSet<Key> = ports.iter().map(|port| (port.protocol, port.published_port)).collect();
+        let mut wanted = BTreeMap::<i32, usize>::new();
+        for port in &dynamic {
+            let count = wanted.entry(port.protocol).or_default();
+            *count += 1;
+            if *count > DYNAMIC.clone().count() {
+                return Err(PortError::Exhausted);
+            }
+        }
+        let mut former = self.former(service, before, &asked, elsewhere);
         for mut port in dynamic {
             if let Some(at) = former.iter().position(|given| given.is_of(&port)) {
                 port.published_port = former.remove(at).key.1;
@@ -168,7 +177,7 @@ impl Ports {
             ports.push(port);
         }
         for port in ports.iter_mut().skip(fixed).filter(|port| is_dynamic(port)) {
-            let number = self.free(service, port.protocol, elsewhere);
+            let number = self.free(&asked, port.protocol, elsewhere);
             port.published_port = number.ok_or(PortError::Exhausted)?;
             self.take(&service.id, Given::new(port, true));
         }
@@ -192,14 +201,20 @@ impl Ports {
 
     /// Numbers that ports of the service may keep: those that they were given, whether that was written or not, as far as
     /// nobody else has them. One that was not written yet gives way to who asks for it by now.
-    fn former(&self, service: &Service, before: &[Given], elsewhere: Elsewhere<'_>) -> Vec<Given> {
+    fn former(
+        &self,
+        service: &Service,
+        before: &[Given],
+        asked: &BTreeSet<Key>,
+        elsewhere: Elsewhere<'_>,
+    ) -> Vec<Given> {
         let written: Vec<Given> = service.endpoint.iter().flat_map(|endpoint| numbers(endpoint)).collect();
         let mut former: Vec<Given> = Vec::new();
         for given in before.iter().chain(&written).filter(|given| given.dynamic) {
             let (protocol, number) = given.key;
             if !former.iter().any(|other| other.key == given.key)
                 && !self.owners.contains_key(&given.key)
-                && !asks_for(service, given.key)
+                && !asked.contains(&given.key)
                 && (written.iter().any(|other| other.key == given.key) || !elsewhere(protocol, number))
             {
                 former.push(given.clone());
@@ -209,22 +224,16 @@ impl Ports {
     }
 
     /// The next number that nobody has or asks for, not even on their nodes.
-    fn free(&mut self, service: &Service, protocol: i32, elsewhere: Elsewhere<'_>) -> Option<u32> {
+    fn free(&mut self, asked: &BTreeSet<Key>, protocol: i32, elsewhere: Elsewhere<'_>) -> Option<u32> {
         let last = self.last.get(&protocol).copied().unwrap_or(*DYNAMIC.end());
         let mut around = (last + 1..=*DYNAMIC.end()).chain(*DYNAMIC.start()..=last);
         let number = around.find(|number| {
             let key = (protocol, *number);
-            !self.owners.contains_key(&key) && !asks_for(service, key) && !elsewhere(protocol, *number)
+            !self.owners.contains_key(&key) && !asked.contains(&key) && !elsewhere(protocol, *number)
         })?;
         self.last.insert(protocol, number);
         Some(number)
     }
-}
-
-/// The service's spec names this number.
-fn asks_for(service: &Service, (protocol, number): Key) -> bool {
-    let mut asked = service.spec.endpoint.iter().flat_map(|spec| &spec.ports);
-    asked.any(|port| port.protocol == protocol && port.published_port == number)
 }
 
 #[cfg(test)]

@@ -39,10 +39,18 @@ pub(crate) async fn keep_thinking(
             pause = shortest;
         }
         error!(%error, "the reconcilers failed: until they begin anew in {pause:?} nothing is scheduled, restarted or updated");
-        if cancel.run_until_cancelled(tokio::time::sleep(pause)).await.is_none() {
-            return;
+        let settled = async {
+            tokio::time::sleep(pause).await;
+            // What the last ones had proposed must be written, or never be, before others look.
+            store.update(|_| Ok::<(), Error>(())).await
+        };
+        match cancel.run_until_cancelled(settled).await {
+            None => return,
+            Some(Err(error @ (Error::LostLeadership | Error::Stopped))) => {
+                return info!(%error, "the reconcilers ended");
+            }
+            Some(_) => pause = (pause * 2).min(longest),
         }
-        pause = (pause * 2).min(longest);
     }
 }
 

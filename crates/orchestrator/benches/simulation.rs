@@ -1,17 +1,39 @@
 //! How fast the simulation of the brain goes: `cargo bench -p swarm-orchestrator --bench simulation`. A step is one
-//! delivery of commits to one reconciler; the checks of every commit are part of it. CPU time of one thread (Linux).
+//! turn of one reconciler in which it is told of commits; the checks of every commit are part of it. CPU time of one thread (Linux).
 #![allow(clippy::unwrap_used, missing_docs, dead_code)]
 
 #[path = "../tests/simulation/acts.rs"]
 mod acts;
+#[path = "../tests/simulation/agents.rs"]
+mod agents;
+#[path = "../tests/simulation/authors.rs"]
+mod authors;
+#[path = "../tests/simulation/broken.rs"]
+mod broken;
 #[path = "../tests/simulation/checks.rs"]
 mod checks;
 #[path = "../tests/common/mod.rs"]
 mod common;
 #[path = "../tests/simulation/dice.rs"]
 mod dice;
+#[path = "../tests/simulation/ends.rs"]
+mod ends;
+#[path = "../tests/simulation/healing.rs"]
+mod healing;
+#[path = "../tests/simulation/history.rs"]
+mod history;
+#[path = "../tests/simulation/order.rs"]
+mod order;
+#[path = "../tests/simulation/pace.rs"]
+mod pace;
+#[path = "../tests/simulation/placing.rs"]
+mod placing;
+#[path = "../tests/simulation/room.rs"]
+mod room;
 #[path = "../tests/simulation/run.rs"]
 mod run;
+#[path = "../tests/simulation/specs.rs"]
+mod specs;
 #[path = "../tests/simulation/watched.rs"]
 mod watched;
 #[path = "../tests/simulation/world.rs"]

@@ -61,6 +61,11 @@ impl Delays {
         self.starts.insert(task.to_owned(), start);
     }
 
+    /// The task is held.
+    pub(crate) fn holds(&self, task: &str) -> bool {
+        self.starts.contains_key(task)
+    }
+
     /// How long the delay of a task still is; zero if the task is not held.
     pub(crate) fn left(&self, task: &str, now: Duration) -> Duration {
         self.starts.get(task).map_or(Duration::ZERO, |start| start.at.saturating_sub(now))

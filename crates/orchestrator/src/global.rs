@@ -13,7 +13,7 @@ use swarm_store::{Event, Tables};
 use crate::dirty::is_dirty;
 use crate::place::{Place, by_place, fills};
 use crate::plan::{MOST, Plan};
-use crate::restart::{Restarter, shut_down};
+use crate::restart::{Restarter, shut_down, waiting};
 use crate::spec::{
     Mode, has_ended, is_down, is_drained, is_live, is_paused, is_stranded, loses_tasks, mode, node_matters,
     service_matters,
@@ -144,6 +144,10 @@ impl Global {
                 );
                 plan.push_task(&place, task, shut_down(task));
             } else if let Some(group) = self.restarter.restart(ctx, &tables, service, task) {
+                if ended_by_manager(task) {
+                    // The node gets it back whatever the policy says.
+                    self.dirty_places.insert((service.id.clone(), task.node_id.to_string()));
+                }
                 plan.push(&service.id, &place, group.patches);
             }
         }
@@ -286,6 +290,11 @@ impl Reconciler for Global {
     fn observe(&mut self, ctx: &mut Ctx<'_>, events: &[Event], tables: &Tables) {
         for event in events {
             self.restarter.observe(event, tables);
+            if let Some(task) = waiting(event)
+                && let Some(service) = service(tables, &task.service_id)
+            {
+                self.restarter.adopt(ctx, tables, service, &task.id);
+            }
             self.updates.observe(ctx.now.mono, event, tables);
             match (event.old(), event.new()) {
                 (Some(Object::Task(task)), None) if is_live(task) => {

@@ -204,7 +204,7 @@ impl Rebalancer {
             if has_work && balance.step(ctx, service, (restarter, &mut looker), plan) {
                 self.running.insert(id, balance);
             } else if balance.waits {
-                if balance.has_news() {
+                if balance.may_go_on() {
                     self.due.entry(id.clone()).or_insert(now + AGAIN);
                 }
                 self.waiting.insert(id);

@@ -62,6 +62,16 @@ fn ended_by_itself(task: &Task) -> bool {
     has_ended(task) && task.status.state() != TaskState::Shutdown
 }
 
+/// The task of this event, if it is to wait.
+pub(crate) fn waiting(event: &Event) -> Option<&Task> {
+    match event.new() {
+        Some(swarm_api::Object::Task(task)) => {
+            Some(&**task).filter(|t| t.desired_state() == TaskState::Ready)
+        }
+        _ => None,
+    }
+}
+
 /// What a task is to come to that may start.
 fn goal(is_job: bool) -> TaskState {
     if is_job { TaskState::Complete } else { TaskState::Running }
@@ -194,6 +204,14 @@ impl Restarter {
         let mut leaving = place.tasks(tables, &task.service_id);
         leaving.retain(|t| !is_live(t)); // another may run until this one does
         self.hold(ctx, tables, &leaving, task, left);
+    }
+
+    /// Holds on to a task that is to wait and that nobody holds: what let it go came to nothing, or its creation, which
+    /// was taken back, was written after all.
+    pub(crate) fn adopt(&mut self, ctx: &Ctx<'_>, tables: &Tables, service: &Service, task: &str) {
+        if let Some(task) = tables.tasks().get(task).filter(|task| !self.delays.holds(&task.id)) {
+            self.resume(ctx, tables, &Place::of(service, task), task);
+        }
     }
 
     /// Releases what is due. Tasks that ended while they were held are returned: they are to be restarted.

@@ -446,7 +446,10 @@ fn begin_place(
             return None;
         }
         if start_first && !kept.status.reached(TaskState::Running) {
-            // The others go when this one runs.
+            // The others go when this one runs; those that don't run are of no use till then.
+            for other in others.iter().filter(|t| t.status.state() != TaskState::Running) {
+                plan.push_task(place, other, shut_down(other));
+            }
             if !wanted_on(&kept) {
                 restarter.hold(ctx, tables, &[], kept, Duration::ZERO);
             }

@@ -397,6 +397,22 @@ fn a_task_comes_back_with_the_label_it_was_rejected_for_whatever_the_restart_pol
     assert_eq!(running(&sim, "g"), on(&["n1"]));
 }
 
+/// No change of the node tells of it.
+#[test]
+fn a_task_that_made_room_for_others_is_made_again_whatever_the_restart_policy() {
+    let web = with_restart(global("g"), policy(Never));
+    let mut sim = cluster(&web, &["n1"]);
+    let id = sim.live("g")[0].id.clone();
+    sim.write(|tx| {
+        let mut task = tx.tasks().get(&id).unwrap().clone();
+        task.status.state = TaskState::Rejected as i32;
+        task.status.message = "task preempted by scheduler".into();
+        tx.update(task).unwrap();
+    });
+    sim.settle();
+    assert_eq!(running(&sim, "g"), on(&["n1"]));
+}
+
 /// A drain is no failure of the task.
 #[test]
 fn a_drained_node_leaves_its_task_all_its_attempts() {

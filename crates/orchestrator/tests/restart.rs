@@ -429,7 +429,8 @@ fn a_held_task_that_loses_its_node_is_replaced_no_earlier_than_it_would_have_sta
 /// The older one was taken for lost, and is heard of last; or the clock of the managers was set back between the two.
 #[test]
 fn which_task_of_a_slot_is_the_newest_does_not_depend_on_clocks_or_late_reports() {
-    for (lost, set_back) in [(false, true), (true, false)] {
+    for (late, set_back) in [(None, true), (Some(Shutdown), false)] {
+        let lost = late.is_some();
         let web = with_restart(service("web", 1), policy(OnFailure));
         let mut sim = Sim::new(|tx| drop(tx.create(web.clone()).unwrap()));
         let begin = sim.now().wall;
@@ -449,11 +450,27 @@ fn which_task_of_a_slot_is_the_newest_does_not_depend_on_clocks_or_late_reports(
         };
         write("old", if lost { Running } else { Failed }, 100);
         write("new", Complete, if set_back { 50 } else { 150 });
-        if lost {
-            write("old", Shutdown, 200);
+        if let Some(late) = late {
+            write("old", late, 200);
         }
         sim.lead(everything());
         sim.advance(secs(60));
         assert_eq!(sim.tasks("web").len(), 2, "the slot has completed");
     }
+}
+
+/// The store refuses what would let it go: it is let go all the same, a little later.
+#[test]
+fn a_held_task_is_let_go_even_if_the_store_refuses_once() {
+    let mut sim = cluster(with_restart(service("web", 1), policy(Any)));
+    end_first(&mut sim, Failed);
+    sim.think();
+    sim.pass(secs(5));
+    let batches = sim.decide();
+    assert!(!batches.is_empty());
+    for batch in batches {
+        sim.settle_batch(batch.id, swarm_reconcile::Fate::Failed(swarm_store::Error::TooLarge));
+    }
+    sim.advance(secs(60));
+    assert_eq!(running(&sim), 1);
 }

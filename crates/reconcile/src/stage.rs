@@ -20,6 +20,8 @@ pub struct Stage {
     ids: Box<dyn IdSource>,
     mono: Duration,
     began: SystemTime,
+    /// By how much the wall clock of who leads is ahead.
+    ahead: Duration,
     /// Transactions that the brain wrote.
     pub decisions: usize,
     /// Groups in them that were refused.
@@ -48,6 +50,7 @@ impl Stage {
             ids,
             mono: Duration::ZERO,
             began,
+            ahead: Duration::ZERO,
             decisions: 0,
             refused: 0,
             clock,
@@ -65,7 +68,7 @@ impl Stage {
 
     /// The time on both clocks.
     pub fn now(&self) -> Now {
-        Now { mono: self.mono, wall: self.began + self.mono }
+        Now { mono: self.mono, wall: self.began + self.ahead + self.mono }
     }
 
     /// The committed tables.
@@ -159,7 +162,13 @@ impl Stage {
     /// Lets the clock go on while nobody acts.
     pub fn pass(&mut self, time: Duration) {
         self.mono += time;
-        self.clock.store(self.mono.as_millis() as u64, Relaxed);
+        self.clock.store((self.ahead + self.mono).as_millis() as u64, Relaxed);
+    }
+
+    /// Lets the wall clock be ahead by so much from now on, as that of another host may be.
+    pub fn set_ahead(&mut self, ahead: Duration) {
+        self.ahead = ahead;
+        self.pass(Duration::ZERO);
     }
 
     /// Lets the clock go on to this time, unless it is past it.

@@ -9,12 +9,13 @@ use swarm_reconcile::{Assignment, Group as Change, Guard, Patch, Write};
 use crate::filter::Requirements;
 use crate::nodes::{Nodes, Slot};
 use crate::places::{At, Load, Placed};
-use crate::preempt::policy_of;
+use crate::preempt::{is_allowed, policy_of};
 use crate::queue::{Group, GroupNo, Seen, Telling};
 use crate::scheduler::Pass;
 use crate::services::ServiceNo;
 use crate::spread::Chooser;
 use crate::track::State;
+use crate::verdict::Verdict;
 use crate::volumes;
 
 static ASSIGNED: Text = text!("scheduler assigned task to node");
@@ -30,12 +31,12 @@ impl Pass<'_> {
         if !changed.is_empty() {
             self.ask_again(changed, |_| true);
         }
-        let (mut ready, mut stuck) = (Vec::new(), Vec::new());
+        let (mut ready, mut stuck, mut held) = (Vec::new(), Vec::new(), Vec::new());
         for no in self.state.groups.take_noted() {
             let task = self.state.groups.get(no).and_then(|group| group.any_task(self.tables));
             let Some(task) = task.cloned() else { continue };
             if let Some((service, text)) = self.waits(&task) {
-                self.hold(no, service, text);
+                held.push((no, service, text));
                 continue;
             }
             let Some(group) = self.state.groups.get(no) else { continue };
@@ -58,6 +59,10 @@ impl Pass<'_> {
                 self.place(no, group);
             }
         }
+        // Nobody has to wait for what is only told.
+        for (no, service, text) in held {
+            self.hold(no, service, text);
+        }
     }
 
     /// The group's turn comes when what was decided so far is about to be written.
@@ -68,7 +73,8 @@ impl Pass<'_> {
 
     /// What nodes say to these groups, of those that were looked at, may be something else now.
     fn ask_again(&mut self, slots: &[Slot], of: impl Fn(&Requirements) -> bool) {
-        let state = &mut *self.state;
+        let lowest = is_allowed(self.tables).then(|| self.lowest_priority());
+        let (state, tables) = (&mut *self.state, self.tables);
         let known: Vec<GroupNo> = state.groups.known.iter().copied().collect();
         for no in known {
             let Some(group) = state.groups.get_mut(no).filter(|group| of(&group.requirements)) else {
@@ -76,10 +82,14 @@ impl Pass<'_> {
             };
             let needs = state.index.needs(&group.requirements.fixed, &state.nodes);
             let mut news = false;
+            let is_above = |lowest| policy_of(tables, &group.requirements.service).priority > lowest;
+            let displaces = group.is_stuck() && lowest.is_some_and(is_above);
             for slot in slots {
                 let fixed = needs.verdicts[*slot];
                 let verdict = group.requirements.verdict(fixed, &state.nodes, group.service, *slot);
                 news |= group.set_verdict(*slot, verdict);
+                // Who is there may be others now, of lower priorities.
+                news |= displaces && matches!(verdict, Verdict::Resources | Verdict::Ports);
             }
             if news {
                 state.groups.note(no);
@@ -196,7 +206,9 @@ impl Pass<'_> {
     pub(crate) fn tell_group(&mut self, no: GroupNo, group: &mut Group, text: String) -> bool {
         let mut look = Vec::new();
         let mut fresh = group.take_fresh();
-        let left = Telling::MOST_NEW - self.told.min(Telling::MOST_NEW);
+        // All of them are moved each time, so of very many more at once are told.
+        let most = Telling::MOST_NEW.max(fresh.len() / 16);
+        let left = most - self.told.min(most);
         let rest = fresh.split_off(left.min(fresh.len()));
         let more = !rest.is_empty();
         self.told += fresh.len();

@@ -133,7 +133,9 @@ impl Pass<'_> {
                 self.again = true;
                 return;
             }
-            let Some(offer) = self.take_best(&mut offers, asks) else { return };
+            let Some(offer) = self.take_best(&mut offers, asks) else {
+                return self.look_again_when_settled();
+            };
             let slot = offer.slot;
             self.claim(id, &task, &requirements, offer);
             // With the claim there, the node has less to offer to the next.
@@ -162,7 +164,10 @@ impl Pass<'_> {
             self.again = true;
             return false;
         }
-        let Some(offer) = self.offer(slot, Asks { requirements, service, priority }) else { return false };
+        let Some(offer) = self.offer(slot, Asks { requirements, service, priority }) else {
+            self.look_again_when_settled();
+            return false;
+        };
         self.claims += 1;
         self.claim(id.clone(), task, &Arc::new(requirements.clone()), offer);
         true
@@ -170,9 +175,18 @@ impl Pass<'_> {
 
     /// There is a service with a lower priority.
     fn is_above_others(&mut self, priority: i32) -> bool {
+        self.lowest_priority() < priority
+    }
+
+    /// The lowest priority that a service has.
+    pub(crate) fn lowest_priority(&mut self) -> i32 {
         let all = || self.tables.services().iter().map(|s| read(&s.spec.annotations.labels).priority);
-        let lowest = self.state.lowest_priority.get_or_insert_with(|| all().min().unwrap_or(i32::MAX));
-        *lowest < priority
+        *self.state.lowest_priority.get_or_insert_with(|| all().min().unwrap_or(i32::MAX))
+    }
+
+    /// Nobody could be displaced: but of those who are on their way the tables do not tell yet.
+    fn look_again_when_settled(&mut self) {
+        self.state.look_again |= !self.state.in_flight.is_empty();
     }
 
     /// Tasks whose claims came to nothing some time ago may have others.

@@ -43,6 +43,8 @@ pub(crate) struct State {
     pub(crate) gates: Gates,
     /// Passes of whose assignments not all are settled, with the tasks of theirs that were looked at meanwhile.
     pub(crate) in_flight: BTreeMap<u32, Vec<Text>>,
+    /// When a pass is settled there may be more who can be displaced.
+    pub(crate) look_again: bool,
     /// Nodes that are not there, and may have tasks.
     homeless: FastSet<Text>,
     /// With so many of these, it is time to forget those whose tasks are gone too.
@@ -167,6 +169,8 @@ impl State {
     pub(crate) fn sync_task(&mut self, now: &Now, id: &str, tables: &Tables) {
         match tables.tasks().get(id) {
             Some(task) => self.put_task(now, task, tables),
+            // It may still be written to its node, if what removes it is not.
+            None if self.is_on_its_way(id) => {}
             // The container of a task that a manager declared ended may outlive the task's record.
             None if matches!(self.places.get(id), Some(At::Placed(Placed { held: true, .. }))) => {}
             None => self.forget(id),
@@ -175,7 +179,15 @@ impl State {
 
     /// A task is as it says.
     pub(crate) fn put_task(&mut self, now: &Now, task: &Shared<Task>, tables: &Tables) {
-        match belongs(now, task) {
+        let belongs = belongs(now, task);
+        // Who asked it to stop may come too late: until that is known it has its room.
+        if matches!(belongs, Belongs::Nowhere | Belongs::Stopping)
+            && !task.status.reached(TaskState::Assigned)
+            && self.is_on_its_way(&task.id)
+        {
+            return;
+        }
+        match belongs {
             Belongs::Nowhere => {
                 self.note_failure(now, task);
                 self.forget(&task.id);
@@ -226,6 +238,9 @@ impl State {
             self.sync_task(now, &id, tables);
         }
         self.node_went &= !self.in_flight.is_empty();
+        if std::mem::take(&mut self.look_again) {
+            self.note_all_waiting();
+        }
     }
 
     fn put_waiting(&mut self, task: &Shared<Task>) {

@@ -93,6 +93,45 @@ fn the_fewest_go_and_the_task_comes_when_they_have_stopped() {
     world.waits("e", "no suitable node (insufficient resources on 1 node)");
 }
 
+/// The node was full before and is full afterwards; but of what is there now enough may go.
+#[test]
+fn when_an_equal_ends_others_may_go_in_its_stead() {
+    let mut world = World::new();
+    world.node("n1", |n| has(n, 10, 0, vec![]));
+    for (service, id) in [("peer", "equal"), ("low", "lower")] {
+        world.labelled_service(service, PRIORITY, if service == "peer" { "5" } else { "0" });
+        world.task(service, id, |t| wants(t, 5, 0, vec![]));
+        world.report(id, TaskState::Running);
+    }
+    world.allow_preemption();
+    important(&mut world, "t", 10);
+    world.waits("t", "no suitable node (insufficient resources on 1 node)");
+    world.report("equal", TaskState::Complete);
+    world.sim.think();
+    assert_eq!(world.state("lower"), TaskState::Rejected);
+}
+
+/// The tables do not tell of them yet when somebody looks for room.
+#[test]
+fn tasks_that_are_on_their_way_can_be_displaced_when_they_have_come() {
+    let mut world = World::new();
+    world.node("n1", |n| has(n, 10, 0, vec![]));
+    world.allow_preemption();
+    world.labelled_service("low", PRIORITY, "0");
+    world.labelled_service("high", PRIORITY, "5");
+    let sized = |service: &str, id: &str| {
+        let mut task = world::task(service, id, 1);
+        wants(&mut task, 10, 0, vec![]);
+        task
+    };
+    world.sim.write(|tx| drop(tx.create(sized("low", "lower")).unwrap()));
+    let batches = world.sim.decide();
+    world.sim.write(|tx| drop(tx.create(sized("high", "t")).unwrap()));
+    world.sim.decide().into_iter().chain(batches).for_each(|batch| world.sim.commit(batch));
+    world.sim.think();
+    assert_eq!(world.state("lower"), TaskState::Rejected);
+}
+
 #[test]
 fn equals_are_not_displaced_nor_those_that_nobody_would_start_again() {
     let mut world = World::new();

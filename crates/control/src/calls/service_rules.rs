@@ -51,8 +51,8 @@ pub(super) fn way_back(tables: &Tables, from: &ServiceSpec, to: &ServiceSpec, ow
         ports(tables, to.endpoint.as_ref(), own)?;
     }
     #[allow(deprecated)] // still honoured where the template names none
-    let mut on = to.task.networks.iter().chain(&to.networks);
-    if let Some(gone) = on.find(|config| tables.networks().get(&config.target).is_none()) {
+    let on = if to.task.networks.is_empty() { &to.networks } else { &to.task.networks };
+    if let Some(gone) = on.iter().find(|config| tables.networks().get(&config.target).is_none()) {
         return Err(Error::precondition(format!(
             "service {own} can't be rolled back: network {}, which it was on, does not exist any more",
             gone.target

@@ -30,7 +30,7 @@ impl Control {
         let UpdateServiceRequest { service_id, service_version, spec, .. } = request;
         let base = version(&service_id, service_version)?;
         let mut spec = spec.ok_or_else(Error::invalid)?;
-        validate::service(&spec)?;
+        validate::contract(&spec)?;
         validate::complete(&mut spec);
         let (service, _) = self.update(|tx| write(tx, &service_id, base, &spec, rollback)).await?;
         Ok(service)
@@ -47,6 +47,9 @@ fn write(
 ) -> Result<Shared<Service>> {
     service_rules::networks(tx, &spec.task)?;
     let mut service = get::<Service>(tx, "service", id)?.clone();
+    if !rollback {
+        validate::extended(spec, Some(&service.spec))?;
+    }
     if !rollback && spec.endpoint.is_some() && spec.endpoint != service.spec.endpoint {
         service_rules::ports(tx, spec.endpoint.as_ref(), id)?;
     }

@@ -40,8 +40,10 @@ pub(super) struct Balance {
     budget: usize,
     /// The next moves; `None` if something has happened since they were worked out that they do not reckon with.
     planned: Option<VecDeque<Planned>>,
-    /// At the last look more would have had to move that did not run yet.
+    /// At a look since it began more would have had to move that did not run yet.
     pub(super) waits: bool,
+    /// So it was at the last look.
+    still_waits: bool,
     failed: usize,
     pub(super) at_work: BTreeMap<Place, Move>,
     resting: Vec<Duration>,
@@ -58,7 +60,7 @@ impl Balance {
         let mut balance = Balance::default();
         for (place, tasks) in by_place(tables, service) {
             let comes = |t: &&&Shared<Task>| {
-                let is_new = now.wall < created_at(t) + PLACEMENT_LIMIT;
+                let is_new = !now.remaining(created_at(t), PLACEMENT_LIMIT).is_zero();
                 is_live(t) && !t.status.reached(TaskState::Running) && (may_run(t) || is_new)
             };
             let Some(new) = tasks.iter().rfind(comes) else { continue };
@@ -72,14 +74,14 @@ impl Balance {
     /// It begins, or begins again: as much is to be done as was found now. False if that is nothing.
     pub(super) fn begin(&mut self, found: Found) -> bool {
         (self.total, self.budget, self.failed) = (found.moves.len(), found.moves.len(), 0);
-        self.waits = found.waits;
+        (self.waits, self.still_waits) = (found.waits, found.waits);
         self.planned = Some(found.moves);
         self.budget > 0
     }
 
-    /// Something has happened since the last look that was not expected.
-    pub(super) fn has_news(&self) -> bool {
-        self.planned.is_none()
+    /// Of a rebalance that ends and waited for tasks to run: there may be more to do, which no event will tell of.
+    pub(super) fn may_go_on(&self) -> bool {
+        !self.still_waits || self.planned.as_ref().is_none_or(|moves| !moves.is_empty())
     }
 
     fn is_idle(&self) -> bool {
@@ -138,7 +140,7 @@ impl Balance {
             if self.planned.is_none() {
                 let tables = &plan.tables_for(&service.id);
                 let found = looker.look(&ctx.now, tables, service, &self.at_work);
-                self.waits |= found.waits;
+                (self.waits, self.still_waits) = (self.waits || found.waits, found.waits);
                 self.planned = Some(found.moves);
             }
             let Some(next) = self.planned.as_mut().and_then(VecDeque::pop_front) else { break };

@@ -40,7 +40,8 @@ pub fn rolled_back(service: &mut Service, now: SystemTime) {
     let previous = service.previous_spec.take().unwrap();
     service.previous_spec = Some(std::mem::replace(&mut service.spec, previous));
     std::mem::swap(&mut service.spec_version, &mut service.previous_spec_version);
-    service.update_status = Some(UpdateStatus {
+    // Jobs have no updates.
+    service.update_status = service.job_status.is_none().then(|| UpdateStatus {
         state: UpdateState::RollbackStarted as i32,
         message: "manually requested rollback".into(),
         started_at: Some(now.into()),

@@ -113,6 +113,16 @@ fn tasks_that_start_count_as_many_as_may_be_down() {
     assert_eq!(loads(&sim, ["n1", "n2"]), [2, 3]);
 }
 
+/// What was found while most of them had still to start is not all there is to do.
+#[test]
+fn tasks_that_come_to_run_one_by_one_are_all_moved_in_the_end() {
+    let mut sim = starting(&automatic(6, at_once(1)), 2..=6);
+    sim.advance(secs(5));
+    start(&mut sim, 7..=7);
+    sim.advance(secs(600));
+    assert_eq!(loads(&sim, ["n1", "n2"]), [3, 3]);
+}
+
 #[test]
 fn with_start_first_nobody_goes_before_the_new_one_runs_however_many_start() {
     let mut sim = starting(&automatic(6, started_first(1)), 6..=6);

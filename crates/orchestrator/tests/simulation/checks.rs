@@ -1,19 +1,31 @@
-//! What must hold after every commit, whatever happened, and what must be so in the end.
+//! What must hold after every commit, whatever happened.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use swarm_api::v1::{Service, Task, TaskState, service_spec};
+use swarm_api::extensions::REBALANCE;
+use swarm_api::v1::update_status::UpdateState;
+use swarm_api::v1::{Service, Task, TaskState, service_spec, task_spec};
 use swarm_api::{Object, Shared};
-use swarm_store::{Received, Subscription, Tables};
+use swarm_store::{Commit, Event, Received, Subscription, Tables};
 
+use crate::broken::{Held, broken};
+use crate::common::secs;
+use crate::history::History;
+use crate::room::{Taken, held_until, refuses};
+use crate::specs::is_job;
 use crate::watched::Log;
-use crate::world::{World, image, is_job};
+use crate::world::World;
 
 /// A task that was asked to stop so long ago may be taken for stopped.
-const STOP_TIMEOUT: Duration = Duration::from_secs(60);
+const STOP_TIMEOUT: Duration = secs(60);
 
-/// Every place of every service is looked at after so many steps.
+/// How long after an update both tasks of a place may still be there: a new one may be waited for for ten minutes.
+const AFTERMATH: Duration = secs(700);
+
+const PLACED: &str = "tasks go where they may";
+
+/// Everything is looked at after so many steps.
 const FULL: u64 = 1_000;
 
 pub(crate) fn is_live(task: &Task) -> bool {
@@ -34,73 +46,210 @@ pub(crate) fn place(task: &Task) -> String {
     if task.service_id.starts_with("global") { task.node_id.to_string() } else { task.slot.to_string() }
 }
 
+/// All tasks of a place.
+pub(crate) fn of_place<'a>(tables: &'a Tables, service: &str, at: &str) -> Vec<&'a Shared<Task>> {
+    if service.starts_with("global") {
+        tables.tasks().by_node(at).filter(|t| t.service_id == service).collect()
+    } else {
+        at.parse().map_or(Vec::new(), |slot| tables.tasks().by_slot(service, slot).collect())
+    }
+}
+
+pub(crate) fn image(task: &Task) -> &str {
+    match &task.spec.runtime {
+        Some(task_spec::Runtime::Container(container)) => &container.image,
+        _ => "",
+    }
+}
+
+pub(crate) fn summary(task: &Task) -> String {
+    format!(
+        "{} of {} on {:?}: {} (wanted {}) {} version {:?}, {:?} {:?}",
+        task.id.trim_start_matches('0'),
+        task.service_id,
+        task.node_id,
+        task.status.state().name(),
+        task.desired_state().name(),
+        image(task),
+        task.spec_version.map(|v| v.index),
+        task.status.message,
+        task.status.err,
+    )
+}
+
 /// Watches every commit.
 pub(crate) struct Checks {
     commits: Subscription,
     /// When tasks were asked to stop.
     asked: BTreeMap<String, Duration>,
+    /// When services were last seen amid an update, or with a change of what they ask for.
+    moving: BTreeMap<String, Duration>,
+    /// Nodes that have less than they had when tasks were put there.
+    resized: BTreeSet<String>,
+    history: History,
     looked: u64,
+    clock_changed: Option<Duration>,
 }
 
 impl Checks {
     pub(crate) fn new(world: &World<'_>) -> Checks {
-        Checks { commits: world.sim.watch(), asked: BTreeMap::new(), looked: 0 }
+        Checks {
+            commits: world.sim.watch(),
+            asked: BTreeMap::new(),
+            moving: BTreeMap::new(),
+            resized: BTreeSet::new(),
+            history: History::default(),
+            looked: 0,
+            clock_changed: None,
+        }
     }
 
     /// Looks at what was committed since the last time.
-    pub(crate) fn look(&mut self, world: &World<'_>, log: &mut Log) -> Result<(), String> {
+    pub(crate) fn look(&mut self, world: &World<'_>, log: &mut Log) -> Held {
         if let Some(fault) = log.faults.pop() {
             return Err(fault);
         }
-        let now = world.sim.now().mono;
-        while let Some(Received::Commit(commit)) = self.commits.try_next() {
-            let mut places = BTreeSet::new();
-            for event in &commit.events {
-                let old = match event.old() {
-                    Some(Object::Task(old)) => Some(old),
-                    _ => None,
-                };
-                let Some(Object::Task(new)) = event.new() else { continue };
-                if let Some(old) = old {
-                    goes_forward(old, new)?;
-                }
-                if new.status.state() == TaskState::Running {
-                    log.ran.insert(new.id.to_string());
-                }
-                if !is_live(new) {
-                    self.asked.entry(new.id.to_string()).or_insert(now);
-                }
-                places.insert((new.service_id.clone(), place(new)));
-            }
-            let mut last = "";
-            for (service, place) in &places {
-                self.place_is_sound(world, &commit.view, service, place, now)?;
-                if service != last {
-                    job_is_within_its_limit(&commit.view, service)?;
-                }
-                last = service;
+        if self.clock_changed != world.clock_changed {
+            self.clock_changed = world.clock_changed;
+            log.clock_changed();
+            let view = world.sim.view();
+            let held = view.tasks().iter().filter(|t| held_until(t).is_some());
+            log.forgiven = held.map(|t| t.id.to_string()).collect();
+        }
+        while let Some(received) = self.commits.try_next() {
+            match received {
+                Received::Commit(commit) => self.commit(world, log, &commit)?,
+                Received::Lagged(_) => return broken("every commit is looked at", "some were missed"),
+                Received::Closed => break,
             }
         }
+        self.history.is_pruned(world)?;
         if log.steps - self.looked >= FULL {
             self.looked = log.steps;
-            self.everything(world, now)?;
+            self.everything(world, log)?;
         }
         Ok(())
     }
 
-    fn everything(&self, world: &World<'_>, now: Duration) -> Result<(), String> {
-        let view = world.sim.view();
-        let places: BTreeSet<_> = view.tasks().iter().map(|t| (t.service_id.clone(), place(t))).collect();
+    fn commit(&mut self, world: &World<'_>, log: &mut Log, commit: &Commit) -> Held {
+        let now = world.wrote_at();
+        let mut places = BTreeSet::new();
+        let mut placed = BTreeMap::<&str, Vec<&Shared<Task>>>::new();
+        for event in &commit.events {
+            log.note(|| written(event));
+            match (event.old(), event.new()) {
+                (Some(Object::Task(old)), None) => is_not_lost(world, old)?,
+                (old, Some(Object::Task(new))) => {
+                    let old = if let Some(Object::Task(old)) = old { Some(old) } else { None };
+                    goes_forward(old, new)?;
+                    if old.is_none() {
+                        log.saw(new, now);
+                    }
+                    if new.status.state() == TaskState::Running && may_ever_have_two(&new.service_id) {
+                        self.moving.insert(new.service_id.to_string(), now);
+                    }
+                    if !is_live(new) {
+                        self.asked.entry(new.id.to_string()).or_insert(now);
+                    }
+                    if new.status.state() == TaskState::Assigned
+                        && old.is_none_or(|old| !old.status.reached(TaskState::Assigned))
+                    {
+                        placed.entry(&new.node_id).or_default().push(new);
+                    }
+                    if !new.service_id.is_empty() {
+                        places.insert((new.service_id.clone(), place(new)));
+                    }
+                }
+                (old, Some(Object::Service(new))) => {
+                    if let Some(Object::Service(old)) = old {
+                        status_moves(old, new)?;
+                    }
+                    self.moving.insert(new.id.clone(), now);
+                }
+                (Some(Object::Node(old)), Some(Object::Node(new))) if old.description != new.description => {
+                    self.resized.insert(new.id.clone());
+                }
+                _ => (),
+            }
+        }
+        for (node, new) in placed {
+            self.has_room(world, log, &commit.view, node, &new)?;
+        }
+        let mut last = "";
         for (service, place) in &places {
-            self.place_is_sound(world, &view, service, place, now)?;
+            self.place_is_sound(world, &commit.view, service, place, now)?;
+            self.history.look(&commit.view, service, place, world);
+            if service != last {
+                job_is_within_its_limit(world, &commit.view, service)?;
+            }
+            last = service;
+        }
+        Ok(())
+    }
+
+    /// All of it again, from nothing but the tables.
+    pub(crate) fn everything(&mut self, world: &World<'_>, log: &Log) -> Held {
+        let view = world.sim.view();
+        let now = world.sim.now();
+        let of_services = view.tasks().iter().filter(|t| !t.service_id.is_empty());
+        let places: BTreeSet<_> = of_services.map(|t| (t.service_id.clone(), place(t))).collect();
+        for (service, place) in &places {
+            self.place_is_sound(world, &view, service, place, now.mono)?;
+            self.history.look(&view, service, place, world);
         }
         for service in view.services().iter() {
-            job_is_within_its_limit(&view, &service.id)?;
+            job_is_within_its_limit(world, &view, &service.id)?;
+        }
+        for node in view.nodes().iter() {
+            let taken = Taken::of(&view, &node.id, now.wall, &log.forgiven, |_| true);
+            match taken.exceeds(node) {
+                Some(what) if !self.resized.contains(&node.id) => {
+                    return broken("nothing is over-committed", format!("{}: {what}", node.id));
+                }
+                Some(_) => (),
+                None => drop(self.resized.remove(&node.id)),
+            }
         }
         match view.tasks().iter().find(|t| may_run(t) && t.node_id.is_empty()) {
-            Some(task) => Err(format!("it is on no node: {}", summary(task))),
+            Some(task) => broken("what runs is on a node", summary(task)),
             None => Ok(()),
         }
+    }
+
+    /// What was put on a node may be there as everything is then.
+    fn has_room(
+        &self,
+        world: &World<'_>,
+        log: &Log,
+        tables: &Tables,
+        node: &str,
+        new: &[&Shared<Task>],
+    ) -> Held {
+        let Some(there) = tables.nodes().get(node) else {
+            return broken(PLACED, format!("there is no node for {}", summary(new[0])));
+        };
+        let is_old = |t: &Task| new.iter().all(|n| n.id != t.id);
+        let mut taken = Taken::of(tables, node, world.sim.now().wall, &log.forgiven, is_old);
+        for task in new {
+            if let Some(why) = refuses(there, task, &taken) {
+                return broken(PLACED, format!("{why} when it comes: {}", summary(task)));
+            }
+            taken.add(task);
+        }
+        Ok(())
+    }
+
+    /// Both an old and a new task may be wanted in a place: the service is being updated start-first, or rebalanced, or was a
+    /// short while ago.
+    fn may_have_two(&self, service: &str, known: Option<&Service>, now: Duration) -> bool {
+        use UpdateState::{Paused, RollbackPaused, RollbackStarted, Updating};
+        let amid = known.is_none_or(|known| {
+            let state = known.update_status.as_ref().map(|s| s.state());
+            let updates = matches!(state, Some(Updating | RollbackStarted | Paused | RollbackPaused));
+            updates || known.spec.annotations.labels.contains_key(REBALANCE)
+        });
+        let lately = self.moving.get(service).is_some_and(|at| now < *at + AFTERMATH);
+        may_ever_have_two(service) && (amid || lately)
     }
 
     /// One task of a place is wanted on, and one runs. A start-first update makes it two, beside those that are
@@ -112,20 +261,27 @@ impl Checks {
         service: &str,
         at: &str,
         now: Duration,
-    ) -> Result<(), String> {
-        let most = if service.ends_with("start-first") && !service.contains("job") { 2 } else { 1 };
+    ) -> Held {
         let known = tables.services().get(service);
         let current = |t: &Task| match known {
             Some(known) => !is_job(known) || is_current(known, t),
             // Which iteration of a job it was, nobody knows any more.
             None => !service.contains("job"),
         };
-        let tasks: Vec<&Shared<Task>> =
-            tables.tasks().by_service(service).filter(|t| place(t) == at && current(t)).collect();
+        let mut tasks = of_place(tables, service, at);
+        tasks.retain(|t| current(t));
         let list = || tasks.iter().map(|t| summary(t)).collect::<Vec<_>>().join("\n  ");
+        // Where the new task never came to run, the old one stays for good.
+        let newest = tasks.iter().filter(|t| is_live(t)).max_by_key(|t| &t.id);
+        let in_vain =
+            newest.is_some_and(|t| !t.status.reached(TaskState::Running)) && may_ever_have_two(service);
+        let most = if in_vain || self.may_have_two(service, known.map(|k| &**k), now) { 2 } else { 1 };
         let live = tasks.iter().filter(|t| is_live(t) && t.status.state() != TaskState::Complete).count();
         if live > most {
-            return Err(format!("{live} live tasks in {service}.{at}:\n  {}", list()));
+            return broken(
+                "one task is wanted in a place",
+                format!("{live} in {service}.{at}:\n  {}", list()),
+            );
         }
         let runs = |t: &&&Shared<Task>| {
             let late = self.asked.get(t.id.as_str()).is_some_and(|since| now >= *since + STOP_TIMEOUT);
@@ -134,92 +290,91 @@ impl Checks {
         };
         let running = tasks.iter().filter(runs).count();
         if running > most {
-            return Err(format!("{running} run in {service}.{at}:\n  {}", list()));
+            return broken("one task runs in a place", format!("{running} in {service}.{at}:\n  {}", list()));
         }
         Ok(())
     }
 }
 
-fn summary(task: &Task) -> String {
-    format!(
-        "{} on {:?}: {} (wanted {}) {} version {:?}",
-        task.id.trim_start_matches('0'),
-        task.node_id,
-        task.status.state().name(),
-        task.desired_state().name(),
-        image(task),
-        task.spec_version.map(|v| v.index)
-    )
+fn may_ever_have_two(service: &str) -> bool {
+    service.ends_with("start-first") && !service.contains("job")
+}
+
+fn written(event: &Event) -> String {
+    match (event.old(), event.new()) {
+        (_, Some(Object::Task(task))) => format!("      task {} {}", place(task), summary(task)),
+        (Some(Object::Task(task)), None) => format!("      without task {}", summary(task)),
+        (_, Some(Object::Service(service))) => {
+            format!("      service {} {:?} {:?}", service.id, service.spec_version, service.update_status)
+        }
+        (_, Some(Object::Node(node))) => format!(
+            "      node {} {} {}",
+            node.id,
+            node.status.state().as_str_name(),
+            node.spec.availability().as_str_name()
+        ),
+        _ => format!("      {} {}", event.kind().name(), event.id()),
+    }
+}
+
+/// Nothing that may run is deleted, but by hand.
+fn is_not_lost(world: &World<'_>, task: &Task) -> Held {
+    if may_run(task) && !world.deleted_by_hand.contains(task.id.as_str()) {
+        return broken("no work is lost", format!("deleted: {}", summary(task)));
+    }
+    Ok(())
 }
 
 /// States only move forward, and what a task is never changes.
-fn goes_forward(old: &Task, new: &Task) -> Result<(), String> {
+fn goes_forward(old: Option<&Shared<Task>>, new: &Task) -> Held {
+    let Some(old) = old else {
+        return match new.status.state() <= TaskState::Assigned {
+            true => Ok(()),
+            false => broken("states only move forward", format!("it begins as {}", summary(new))),
+        };
+    };
     let same = old.spec == new.spec && old.slot == new.slot && old.service_id == new.service_id;
     let forward = new.status.state >= old.status.state
         && new.desired_state >= old.desired_state
         && (old.node_id.is_empty() || old.node_id == new.node_id);
-    if same && forward { Ok(()) } else { Err(format!("{} became {}", summary(old), summary(new))) }
+    match same && forward {
+        true => Ok(()),
+        false => broken("states only move forward", format!("{} became {}", summary(old), summary(new))),
+    }
 }
 
-fn job_is_within_its_limit(tables: &Tables, id: &str) -> Result<(), String> {
+/// An update begins, and ends in one of the ways in which it may. With another spec it is another one.
+fn status_moves(old: &Service, new: &Service) -> Held {
+    use UpdateState::{
+        Completed, Paused, RollbackCompleted, RollbackPaused, RollbackStarted, Unknown, Updating,
+    };
+    let state = |s: &Service| s.update_status.as_ref().map_or(Unknown, |s| s.state());
+    let (from, to) = (state(old), state(new));
+    let may = match (from, to) {
+        _ if from == to => true,
+        (_, Unknown | RollbackStarted) => old.spec_version != new.spec_version,
+        (Unknown, Updating) | (Updating, Completed | Paused) => true,
+        (RollbackStarted, RollbackCompleted | RollbackPaused) => true,
+        _ => false,
+    };
+    match may {
+        true => Ok(()),
+        false => broken(
+            "updates go their way",
+            format!("{} of {} became {}", from.as_str_name(), new.id, to.as_str_name()),
+        ),
+    }
+}
+
+fn job_is_within_its_limit(world: &World<'_>, tables: &Tables, id: &str) -> Held {
     let Some(service) = tables.services().get(id) else { return Ok(()) };
     let Some(service_spec::Mode::ReplicatedJob(job)) = &service.spec.mode else { return Ok(()) };
     let open =
         |t: &&Shared<Task>| is_current(service, t) && is_live(t) && t.status.state() != TaskState::Complete;
     let at_once = tables.tasks().by_service(id).filter(open).count() as u64;
-    if at_once > job.max_concurrent {
-        return Err(format!("{id} has {at_once} tasks at once, more than {}", job.max_concurrent));
+    if at_once > job.max_concurrent && !world.pruned.contains(id) {
+        let what = format!("{id} has {at_once} tasks at once, more than {}", job.max_concurrent);
+        return broken("jobs keep to their limit", what);
     }
     Ok(())
-}
-
-/// Everything is as it was asked for, and nothing of the past is left that should not be.
-pub(crate) fn converged(world: &World<'_>) -> Result<(), String> {
-    let view = world.sim.view();
-    for service in view.services().iter() {
-        let tasks: Vec<_> = world.sim.tasks(&service.id);
-        let all = |what: &str| {
-            let tasks = tasks.iter().map(|t| summary(t)).collect::<Vec<_>>().join("\n  ");
-            Err(format!(
-                "{} has not {what}: {:?}, {:?}\n  {tasks}",
-                service.id, service.spec.mode, service.update_status
-            ))
-        };
-        let nodes = view.nodes().len();
-        let (wanted, job) = match &service.spec.mode {
-            Some(service_spec::Mode::Replicated(mode)) => (mode.replicas as usize, false),
-            Some(service_spec::Mode::ReplicatedJob(mode)) => (mode.total_completions as usize, true),
-            Some(service_spec::Mode::GlobalJob(_)) => (nodes, true),
-            _ => (nodes, false),
-        };
-        let current = tasks.iter().filter(|t| is_live(t) && (!job || is_current(service, t)));
-        let goal = if job { TaskState::Complete } else { TaskState::Running };
-        let mut places = BTreeSet::new();
-        let mut count = 0;
-        for task in current {
-            if (task.status.state(), image(task)) != (goal, "good") {
-                return all("come to what was asked for");
-            }
-            count += 1;
-            places.insert(place(task));
-        }
-        if (places.len(), count) != (wanted, wanted) {
-            return all("as many tasks as were asked for");
-        }
-    }
-    let limit = view.cluster().unwrap().spec.orchestration.task_history_retention_limit as usize;
-    let mut history = BTreeMap::<_, usize>::new();
-    for task in view.tasks().iter() {
-        if view.services().get(&task.service_id).is_none() || task.desired_state() == TaskState::Remove {
-            return Err(format!("what is not wanted is left: {}", summary(task)));
-        }
-        *history.entry((task.service_id.clone(), place(task))).or_default() += 1;
-    }
-    let allowed = |service: &str| limit.max(if service.contains("job") { 2 } else { 1 });
-    match history.iter().find(|((service, _), count)| **count > allowed(service)) {
-        Some(((service, place), count)) => {
-            Err(format!("{count} tasks are kept of {service}.{place}, limit {limit}"))
-        }
-        None => Ok(()),
-    }
 }

@@ -744,3 +744,26 @@ async fn a_status_counts_what_runs_and_not_what_should() {
     let counts: Vec<_> = statuses.iter().map(|s| (s.desired_tasks, s.running_tasks)).collect();
     assert_eq!(counts, [(2, 2), (2, 1), (2, 3), (2, 2)]);
 }
+
+/// Who wrote it did not know our rules; who changes something else is not held to them.
+#[tokio::test]
+async fn what_was_let_through_before_is_in_nobodys_way() {
+    let control = control();
+    let label = |spec: &mut ServiceSpec| {
+        drop(spec.annotations.labels.insert("swarmd.rebalance".to_owned(), "auto".to_owned()));
+    };
+    let mut spec = service_spec("job", 0);
+    spec.mode = Some(Mode::GlobalJob(GlobalJob {}));
+    let job = create_service(&control, spec.clone()).await.unwrap();
+    label(&mut spec);
+    let refused = update(&control, &job, spec.clone(), Rollback::None).await.unwrap_err();
+    assert_eq!(refused.code(), Code::InvalidArgument, "{refused}");
+    let mut old = job.clone();
+    label(&mut old.spec);
+    let store = &control.store;
+    store.update(|tx| tx.update(old.clone()).map(drop)).await.unwrap();
+    let job = store.view().services().get(&job.id).unwrap().clone();
+    spec.task.force_update = 1;
+    let job = update(&control, &job, spec, Rollback::None).await.unwrap();
+    assert_eq!(job.spec.task.force_update, 1);
+}
