@@ -262,7 +262,9 @@ impl Pass<'_> {
 
     /// Tells the user why a task waits, unless that is what it says already.
     pub(crate) fn explain(&mut self, task: &Task, err: &str) {
-        if task.status.err != err {
+        // Nobody tells us what we wrote ourselves, so a task that was looked at earlier may say something else by now.
+        let known = self.tables.tasks().get(&task.id).map_or(&task.status.err, |known| &known.status.err);
+        if known != err {
             self.tell(task, err);
         }
     }

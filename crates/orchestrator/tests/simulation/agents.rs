@@ -35,7 +35,7 @@ pub(crate) fn stop_state(dice: &mut Dice) -> Option<(TaskState, &'static str)> {
     }
 }
 
-/// Anything, also what was before, and of tasks that have ended. Of other nodes' tasks a dispatcher believes nothing, and
+/// Anything, also what was before. Of other nodes' tasks a dispatcher believes nothing, and
 /// nothing that goes back ([`crate::common::Sim::report_all`] is as strict as it).
 pub(crate) fn lie(dice: &mut Dice) -> Option<(TaskState, &'static str)> {
     use TaskState::{Accepted, Complete, Failed, Preparing, Ready, Rejected, Running, Shutdown, Starting};

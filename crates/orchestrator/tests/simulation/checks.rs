@@ -355,6 +355,8 @@ fn status_moves(old: &Service, new: &Service) -> Held {
         (_, Unknown | RollbackStarted) => old.spec_version != new.spec_version,
         (Unknown, Updating) | (Updating, Completed | Paused) => true,
         (RollbackStarted, RollbackCompleted | RollbackPaused) => true,
+        // What is replaced without another spec is an update that has no beginning of its own (decision 0021).
+        (Completed | RollbackCompleted, Completed | Paused) => true,
         _ => false,
     };
     match may {

@@ -442,8 +442,7 @@ impl<'a> World<'a> {
         let mut reports = Vec::new();
         for task in view.tasks().iter() {
             let lies = self.liars.contains(task.node_id.as_str());
-            let open =
-                task.status.reached(TaskState::Assigned) && (lies || !task.status.state().is_terminal());
+            let open = task.status.reached(TaskState::Assigned) && !task.status.state().is_terminal();
             if !open || !awake.contains(task.node_id.as_str()) {
                 continue;
             }
