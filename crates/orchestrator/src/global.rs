@@ -13,7 +13,7 @@ use swarm_store::{Event, Tables};
 use crate::dirty::is_dirty;
 use crate::place::{Place, by_place, fills};
 use crate::plan::{MOST, Plan};
-use crate::restart::{Restarter, shut_down, waiting};
+use crate::restart::{Restarter, shut_down};
 use crate::spec::{
     Mode, has_ended, is_down, is_drained, is_live, is_paused, is_stranded, loses_tasks, mode, node_matters,
     service_matters,
@@ -289,12 +289,7 @@ impl Reconciler for Global {
 
     fn observe(&mut self, ctx: &mut Ctx<'_>, events: &[Event], tables: &Tables) {
         for event in events {
-            self.restarter.observe(event, tables);
-            if let Some(task) = waiting(event)
-                && let Some(service) = service(tables, &task.service_id)
-            {
-                self.restarter.adopt(ctx, tables, service, &task.id);
-            }
+            self.restarter.observe(ctx, event, tables, |id| service(tables, id));
             self.updates.observe(ctx.now.mono, event, tables);
             match (event.old(), event.new()) {
                 (Some(Object::Task(task)), None) if is_live(task) => {

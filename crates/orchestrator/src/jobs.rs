@@ -14,7 +14,7 @@ use swarm_store::{Event, Tables};
 
 use crate::place::{Place, by_place, newest};
 use crate::plan::{MOST, Plan};
-use crate::restart::{Restarter, should_restart, shut_down, waiting};
+use crate::restart::{Restarter, should_restart, shut_down};
 use crate::spec::{
     Mode, has_ended, is_live, is_stranded, iteration, loses_tasks, mode, node_matters, service_matters,
 };
@@ -297,12 +297,7 @@ impl Reconciler for Jobs {
 
     fn observe(&mut self, ctx: &mut Ctx<'_>, events: &[Event], tables: &Tables) {
         for event in events {
-            self.restarter.observe(event, tables);
-            if let Some(task) = waiting(event)
-                && let Some(service) = job(tables, &task.service_id)
-            {
-                self.restarter.adopt(ctx, tables, service, &task.id);
-            }
+            self.restarter.observe(ctx, event, tables, |id| job(tables, id));
             match (event.old(), event.new()) {
                 (Some(Object::Task(task)), None) => {
                     if let Some(service) = job(tables, &task.service_id) {

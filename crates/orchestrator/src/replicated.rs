@@ -12,7 +12,7 @@ use crate::create::{Ordered, Recipe};
 use crate::place::{Place, by_place, fills, is_rolling_back};
 use crate::plan::Plan;
 use crate::rebalance::Rebalancer;
-use crate::restart::{Restarter, waiting};
+use crate::restart::Restarter;
 use crate::spec::{Mode, is_live, is_stranded, loses_tasks, mode, service_matters};
 use crate::update::{Updates, is_paused, is_updated, remove, thin_out};
 
@@ -198,12 +198,7 @@ impl Reconciler for Replicated {
 
     fn observe(&mut self, ctx: &mut Ctx<'_>, events: &[Event], tables: &Tables) {
         for event in events {
-            self.restarter.observe(event, tables);
-            if let Some(task) = waiting(event)
-                && let Some((service, _)) = service(tables, &task.service_id)
-            {
-                self.restarter.adopt(ctx, tables, service, &task.id);
-            }
+            self.restarter.observe(ctx, event, tables, |id| service(tables, id).map(|(service, _)| service));
             self.updates.observe(ctx.now.mono, event, tables);
             self.rebalancer.observe(ctx.now.mono, event);
             match (event.old(), event.new()) {

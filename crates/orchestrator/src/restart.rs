@@ -62,16 +62,6 @@ fn ended_by_itself(task: &Task) -> bool {
     has_ended(task) && task.status.state() != TaskState::Shutdown
 }
 
-/// The task of this event, if it is to wait.
-pub(crate) fn waiting(event: &Event) -> Option<&Task> {
-    match event.new() {
-        Some(swarm_api::Object::Task(task)) => {
-            Some(&**task).filter(|t| t.desired_state() == TaskState::Ready)
-        }
-        _ => None,
-    }
-}
-
 /// What a task is to come to that may start.
 fn goal(is_job: bool) -> TaskState {
     if is_job { TaskState::Complete } else { TaskState::Running }
@@ -84,8 +74,14 @@ pub(crate) struct Restarter {
 }
 
 impl Restarter {
-    /// Takes note of what ends the wait for a task.
-    pub(crate) fn observe(&mut self, event: &Event, tables: &Tables) {
+    /// Takes note of what ends the wait for a task, and holds on to tasks of our services that nobody holds.
+    pub(crate) fn observe<'a>(
+        &mut self,
+        ctx: &Ctx<'_>,
+        event: &Event,
+        tables: &'a Tables,
+        ours: impl Fn(&str) -> Option<&'a Shared<Service>>,
+    ) {
         use swarm_api::Object;
         match event {
             Event::Removed(Object::Task(task)) => {
@@ -98,6 +94,11 @@ impl Restarter {
                 }
                 if has_ended(task) {
                     self.delays.stopped(&task.id);
+                }
+                if task.desired_state() == TaskState::Ready
+                    && let Some(service) = ours(&task.service_id)
+                {
+                    self.adopt(ctx, tables, service, &task.id);
                 }
             }
             Event::Removed(Object::Node(node)) => self.node_lost(&node.id, tables),
@@ -208,7 +209,7 @@ impl Restarter {
 
     /// Holds on to a task that is to wait and that nobody holds: what let it go came to nothing, or its creation, which
     /// was taken back, was written after all.
-    pub(crate) fn adopt(&mut self, ctx: &Ctx<'_>, tables: &Tables, service: &Service, task: &str) {
+    fn adopt(&mut self, ctx: &Ctx<'_>, tables: &Tables, service: &Service, task: &str) {
         if let Some(task) = tables.tasks().get(task).filter(|task| !self.delays.holds(&task.id)) {
             self.resume(ctx, tables, &Place::of(service, task), task);
         }

@@ -150,3 +150,13 @@ fn a_service_that_has_the_last_number_may_use_it_for_another_port() {
     let changed = allocate(&mut ports, "a", &many, &given).unwrap();
     assert_eq!(changed.last().map(|port| port.published_port), Some(30_017));
 }
+
+/// Of each protocol there are so many; who asks for more is told so, and keeps nobody waiting meanwhile.
+#[test]
+fn more_ports_without_a_number_than_there_are_numbers_are_refused_as_a_whole() {
+    let mut ports = Ports::default();
+    let asked: Vec<PortConfig> = (1..=2_769).map(|target| port(target, 0)).collect();
+    assert_eq!(allocate(&mut ports, "s", &asked, &[]).unwrap_err(), PortError::Exhausted);
+    // None of them was kept.
+    assert_eq!(allocate(&mut ports, "s", &asked[..2_768], &[]).unwrap().len(), 2_768);
+}

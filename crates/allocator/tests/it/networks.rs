@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use swarm_api::v1::endpoint::VirtualIp;
 use swarm_api::v1::endpoint_spec::ResolutionMode;
-use swarm_api::v1::{Endpoint, EndpointSpec, Network, NetworkAttachmentConfig, TaskState};
+use swarm_api::v1::{Endpoint, EndpointSpec, Network, NetworkAttachmentConfig, PortConfig, TaskState};
 use swarm_reconcile::sim::{Sim, service};
 
-use super::{INGRESS, attached, err, lead, network, port, publishing, state, task};
+use super::{HOST, INGRESS, attached, err, lead, network, port, publishing, state, task};
 
 fn config(target: &str, alias: &str) -> NetworkAttachmentConfig {
     NetworkAttachmentConfig { target: target.into(), aliases: vec![alias.into()], ..Default::default() }
@@ -116,13 +116,32 @@ fn a_network_that_is_listed_twice_is_attached_once_with_the_names_of_both() {
     assert_eq!(vips(&sim, "web"), [("lan".to_owned(), String::new())]);
 }
 
+/// With a label of so many KiB.
+fn large(id: &str, size: usize) -> Network {
+    let mut network: Network = network(id, "bridge");
+    network.spec.annotations.labels.insert("a".into(), "x".repeat(size * 1024));
+    network
+}
+
+/// It has its service's ports as well, which it does not have yet when it is measured.
+#[test]
+fn the_ports_of_a_service_count_for_what_fits_into_an_entry() {
+    let named = PortConfig { name: "x".repeat(300 * 1024), ..port(HOST, 80, 80) };
+    let mut web = publishing("web", &[named]);
+    web.spec.task.networks = vec![config("one", "a"), config("two", "a")];
+    let mut sim = Sim::new(|tx| drop(tx.create(web.clone()).unwrap()));
+    for id in ["one", "two"] {
+        sim.write(|tx| drop(tx.create(large(id, 450)).unwrap()));
+    }
+    sim.write(|tx| drop(tx.create(task(&web, "t")).unwrap()));
+    lead(&mut sim);
+    assert_eq!(state(&sim, "t"), TaskState::New);
+    assert!(err(&sim, "t").contains("networks and ports the task would have 15"), "{}", err(&sim, "t"));
+}
+
 #[test]
 fn a_task_that_would_not_fit_into_an_entry_says_so_and_holds_up_nobody() {
-    let huge = |id: &str| {
-        let mut network: Network = network(id, "bridge");
-        network.spec.annotations.labels.insert("a".into(), "x".repeat(800 * 1024));
-        network
-    };
+    let huge = |id: &str| large(id, 800);
     let mut web = service("web", 1);
     web.spec.task.networks = vec![config("one", "a"), config("two", "a")];
     let mut sim = Sim::new(|tx| {

@@ -14,6 +14,7 @@ mod task;
 
 use swarm_api::id;
 use swarm_api::v1::service_spec::Mode;
+use swarm_api::v1::update_service_request::Rollback;
 use swarm_api::v1::*;
 use tonic::{Code, Request, Status};
 
@@ -55,6 +56,21 @@ fn service_spec(name: &str, replicas: u64) -> ServiceSpec {
 async fn create_service(control: &Control, spec: ServiceSpec) -> Result<Shared<Service>, Status> {
     let request = CreateServiceRequest { spec: Some(spec) };
     Ok(control.rpc().create_service(Request::new(request)).await?.into_inner().service.unwrap())
+}
+
+async fn update_service(
+    control: &Control,
+    service: &Service,
+    spec: ServiceSpec,
+    rollback: Rollback,
+) -> Result<Shared<Service>, Status> {
+    let request = UpdateServiceRequest {
+        service_id: service.id.clone(),
+        service_version: Some(service.meta.version),
+        spec: Some(spec),
+        rollback: rollback as i32,
+    };
+    Ok(control.rpc().update_service(Request::new(request)).await?.into_inner().service.unwrap())
 }
 
 fn container(spec: &mut ServiceSpec) -> &mut ContainerSpec {

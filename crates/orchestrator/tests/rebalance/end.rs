@@ -216,11 +216,10 @@ fn a_node_where_the_service_keeps_failing_gets_nothing() {
     assert_eq!((loads(&sim, ["n1", "n2", "n3"]), sim.tasks("web").len()), ([3, 3, 0], before));
 }
 
-/// As a leader of another make writes it, which does not know the label.
-#[test]
-fn a_rollback_brings_no_request_back() {
-    let mut web =
-        on_request(4, UpdateConfig { failure_action: FailureAction::Rollback as i32, ..at_once(0) });
+/// An update that fails and is rolled back has begun, on one node of two.
+fn failing_update(replicas: u64, pace: UpdateConfig) -> Sim {
+    let failure_action = FailureAction::Rollback as i32;
+    let mut web = on_request(replicas, UpdateConfig { failure_action, ..pace });
     web.spec.task.force_update = 1;
     let mut sim = on(&["n1"], &web);
     sim.add_node("n2");
@@ -237,6 +236,13 @@ fn a_rollback_brings_no_request_back() {
         let placement = Placement { constraints: vec!["node.id==n1".into()], ..Default::default() };
         spec.task.placement = Some(placement);
     });
+    sim
+}
+
+/// As a leader of another make writes it, which does not know the label.
+#[test]
+fn a_rollback_brings_no_request_back() {
+    let mut sim = failing_update(4, at_once(0));
     sim.write(|tx| {
         let mut web = tx.services().get("web").unwrap().clone();
         let previous = web.previous_spec.as_mut().unwrap();
@@ -253,24 +259,7 @@ fn a_rollback_brings_no_request_back() {
 
 #[test]
 fn a_request_outlives_a_rollback() {
-    let mut web =
-        on_request(6, UpdateConfig { failure_action: FailureAction::Rollback as i32, ..at_once(1) });
-    web.spec.task.force_update = 1;
-    let mut sim = on(&["n1"], &web);
-    sim.add_node("n2");
-    sim.behaviour = Box::new(|task| {
-        let (state, err) = healthy(task)?;
-        if task.spec.force_update == 2 && state == Running {
-            Some((Failed, "broken"))
-        } else {
-            Some((state, err))
-        }
-    });
-    sim.update_service("web", |spec| {
-        spec.task.force_update = 2;
-        let placement = Placement { constraints: vec!["node.id==n1".into()], ..Default::default() };
-        spec.task.placement = Some(placement);
-    });
+    let mut sim = failing_update(6, at_once(1));
     request(&mut sim);
     sim.advance(secs(120));
     let web = sim.view().services().get("web").unwrap().clone();

@@ -1,9 +1,7 @@
 //! Services that wait for others before they start.
 
-use swarm_api::extensions::DEPENDS_ON;
-use swarm_api::v1::update_service_request::Rollback;
-
 use super::*;
+use swarm_api::extensions::DEPENDS_ON;
 
 fn waiting(name: &str, order: &str) -> ServiceSpec {
     let mut spec = service_spec(name, 1);
@@ -20,13 +18,7 @@ async fn update(
     rollback: Rollback,
 ) -> Result<Shared<Service>, Status> {
     let service = control.store.view().services().by_name(name).next().unwrap().clone();
-    let request = UpdateServiceRequest {
-        service_id: service.id.clone(),
-        service_version: Some(service.meta.version),
-        spec: Some(spec),
-        rollback: rollback as i32,
-    };
-    Ok(control.rpc().update_service(Request::new(request)).await?.into_inner().service.unwrap())
+    update_service(control, &service, spec, rollback).await
 }
 
 async fn remove(control: &Control, name: &str) -> Result<(), Status> {

@@ -1,26 +1,9 @@
 //! Rollbacks by hand to what may not be there any more.
 
-use swarm_api::v1::update_service_request::Rollback;
-
 use super::*;
 
-async fn update(
-    control: &Control,
-    service: &Service,
-    spec: ServiceSpec,
-    rollback: Rollback,
-) -> Result<Shared<Service>, Status> {
-    let request = UpdateServiceRequest {
-        service_id: service.id.clone(),
-        service_version: Some(service.meta.version),
-        spec: Some(spec),
-        rollback: rollback as i32,
-    };
-    Ok(control.rpc().update_service(Request::new(request)).await?.into_inner().service.unwrap())
-}
-
 async fn back(control: &Control, service: &Service) -> Result<Shared<Service>, Status> {
-    update(control, service, service.spec.clone(), Rollback::Previous).await
+    update_service(control, service, service.spec.clone(), Rollback::Previous).await
 }
 
 fn publishing(name: &str, published_port: u32) -> ServiceSpec {
@@ -42,7 +25,7 @@ async fn a_port_that_somebody_else_has_got_meanwhile_is_refused() {
     let control = control();
     network(&control, "ingress").await;
     let web = create_service(&control, publishing("web", 8080)).await.unwrap();
-    let web = update(&control, &web, publishing("web", 9090), Rollback::None).await.unwrap();
+    let web = update_service(&control, &web, publishing("web", 9090), Rollback::None).await.unwrap();
     let other = create_service(&control, publishing("other", 8080)).await.unwrap();
     let text = format!("port '8080' is already in use by service 'other' ({}) as an ingress port", other.id);
     refused(back(&control, &web).await.map(tonic::Response::new), Code::InvalidArgument, &text);
@@ -50,7 +33,7 @@ async fn a_port_that_somebody_else_has_got_meanwhile_is_refused() {
     control.rpc().remove_service(Request::new(request)).await.unwrap();
     // What the request says of ports beside that does not matter.
     create_service(&control, publishing("third", 7070)).await.unwrap();
-    let returned = update(&control, &web, publishing("web", 7070), Rollback::Previous).await.unwrap();
+    let returned = update_service(&control, &web, publishing("web", 7070), Rollback::Previous).await.unwrap();
     assert_eq!(returned.spec.endpoint, publishing("web", 8080).endpoint);
 }
 
@@ -61,7 +44,7 @@ async fn a_network_that_was_removed_meanwhile_is_named() {
     let mut on_lan = service_spec("web", 1);
     on_lan.task.networks = vec![NetworkAttachmentConfig { target: "lan".into(), ..Default::default() }];
     let web = create_service(&control, on_lan.clone()).await.unwrap();
-    let web = update(&control, &web, service_spec("web", 1), Rollback::None).await.unwrap();
+    let web = update_service(&control, &web, service_spec("web", 1), Rollback::None).await.unwrap();
     let request = RemoveNetworkRequest { network_id: "lan".into(), ..Default::default() };
     control.rpc().remove_network(Request::new(request)).await.unwrap();
     let id = &web.id;
@@ -83,7 +66,7 @@ async fn a_secret_that_was_removed_meanwhile_is_named() {
         target: Some(secret_reference::Target::File(FileTarget { name: "f".into(), ..Default::default() })),
     });
     let web = create_service(&control, with_secret).await.unwrap();
-    let web = update(&control, &web, service_spec("web", 1), Rollback::None).await.unwrap();
+    let web = update_service(&control, &web, service_spec("web", 1), Rollback::None).await.unwrap();
     let request = RemoveSecretRequest { secret_id: "s".into() };
     control.rpc().remove_secret(Request::new(request)).await.unwrap();
     let answer = back(&control, &web).await.map(tonic::Response::new);
@@ -98,7 +81,7 @@ async fn a_job_that_is_rolled_back_begins_anew_and_has_no_update() {
     spec.mode = Some(Mode::GlobalJob(GlobalJob {}));
     let job = create_service(&control, spec.clone()).await.unwrap();
     spec.task.force_update = 1;
-    let job = update(&control, &job, spec, Rollback::None).await.unwrap();
+    let job = update_service(&control, &job, spec, Rollback::None).await.unwrap();
     let job = back(&control, &job).await.unwrap();
     assert_eq!((job.update_status.as_ref(), job.spec.task.force_update), (None, 0));
     assert_eq!(job.job_status.as_ref().unwrap().job_iteration.index, 2);

@@ -4,7 +4,6 @@ use swarm_api::extensions::{PLACEMENT_STRATEGY, REBALANCE, REBALANCE_NOW};
 use swarm_api::swarmd::RebalanceRequest;
 use swarm_api::swarmd::services_server::Services;
 use swarm_api::v1::port_config::{Protocol, PublishMode};
-use swarm_api::v1::update_service_request::Rollback;
 use swarm_api::v1::update_status::UpdateState;
 
 use super::*;
@@ -25,21 +24,6 @@ async fn ingress_network(control: &Control) -> Shared<Network> {
     network.spec.annotations.name = "ingress".into();
     network.spec.ingress = true;
     put(control, network).await
-}
-
-async fn update(
-    control: &Control,
-    service: &Service,
-    spec: ServiceSpec,
-    rollback: Rollback,
-) -> Result<Shared<Service>, Status> {
-    let request = UpdateServiceRequest {
-        service_id: service.id.clone(),
-        service_version: Some(service.meta.version),
-        spec: Some(spec),
-        rollback: rollback as i32,
-    };
-    Ok(control.rpc().update_service(Request::new(request)).await?.into_inner().service.unwrap())
 }
 
 #[track_caller]
@@ -69,7 +53,7 @@ async fn a_created_job_has_a_status() {
     let status = job.job_status.as_ref().unwrap();
     assert_eq!(status.job_iteration.index, 0);
     assert!(status.last_execution.is_some());
-    let job = update(&control, &job, spec, Rollback::None).await.unwrap();
+    let job = update_service(&control, &job, spec, Rollback::None).await.unwrap();
     assert_eq!(job.job_status.as_ref().unwrap().job_iteration.index, 1);
 }
 
@@ -150,11 +134,11 @@ async fn allocated_ports_count_and_ones_own_do_not() {
     let text = "port '30000' is already in use by service 'other' (other) as an ingress port";
     error(create_service(&control, spec.clone()).await, Code::InvalidArgument, text);
     let plain = create_service(&control, service_spec("new", 1)).await.unwrap();
-    error(update(&control, &plain, spec.clone(), Rollback::None).await, Code::InvalidArgument, text);
+    error(update_service(&control, &plain, spec.clone(), Rollback::None).await, Code::InvalidArgument, text);
     spec.endpoint = ports(&[(81, Protocol::Tcp, PublishMode::Ingress)]);
-    let updated = update(&control, &plain, spec.clone(), Rollback::None).await.unwrap();
+    let updated = update_service(&control, &plain, spec.clone(), Rollback::None).await.unwrap();
     spec.endpoint = ports(&[(81, Protocol::Tcp, PublishMode::Host)]);
-    update(&control, &updated, spec, Rollback::None).await.unwrap();
+    update_service(&control, &updated, spec, Rollback::None).await.unwrap();
 }
 
 #[tokio::test]
@@ -197,7 +181,7 @@ async fn a_cluster_has_a_limit_of_tasks() {
         Code::InvalidArgument,
         "the services of this cluster would have 11000000 tasks, more than the 10000000 that it can have",
     );
-    update(&control, &first, service_spec("a", 7_000_000), Rollback::None).await.unwrap();
+    update_service(&control, &first, service_spec("a", 7_000_000), Rollback::None).await.unwrap();
 }
 
 #[tokio::test]
@@ -218,11 +202,11 @@ async fn processes_get_their_constraint_on_every_write() {
     assert_eq!(service.spec.task.placement.as_ref().unwrap().constraints, guard);
     let mine = Placement { constraints: text("node.role==worker"), ..Default::default() };
     spec.task.placement = Some(mine);
-    let service = update(&control, &service, spec.clone(), Rollback::None).await.unwrap();
+    let service = update_service(&control, &service, spec.clone(), Rollback::None).await.unwrap();
     assert_eq!(service.spec.task.placement.as_ref().unwrap().constraints[1..], guard);
     let missing = ResourceReference { resource_id: "s".into(), resource_type: ResourceType::Secret as i32 };
     spec.task.resource_references = vec![missing];
-    let answer = update(&control, &service, spec, Rollback::None).await;
+    let answer = update_service(&control, &service, spec, Rollback::None).await;
     error(answer, Code::InvalidArgument, "secret not found: s");
 }
 
@@ -230,12 +214,12 @@ async fn processes_get_their_constraint_on_every_write() {
 async fn an_update_keeps_what_was_before_it() {
     let control = control();
     let first = create_service(&control, service_spec("web", 1)).await.unwrap();
-    let second = update(&control, &first, service_spec("web", 3), Rollback::None).await.unwrap();
+    let second = update_service(&control, &first, service_spec("web", 3), Rollback::None).await.unwrap();
     assert_eq!(second.spec, service_spec("web", 3));
     assert_eq!(second.spec_version, Some(first.meta.version));
     assert_eq!(second.previous_spec, Some(service_spec("web", 1)));
     assert_eq!(second.previous_spec_version, Some(Version { index: 0 }));
-    let back = update(&control, &second, service_spec("web", 9), Rollback::Previous).await.unwrap();
+    let back = update_service(&control, &second, service_spec("web", 9), Rollback::Previous).await.unwrap();
     assert_eq!(back.spec, service_spec("web", 1));
     assert_eq!(back.spec_version, Some(Version { index: 0 }));
     assert_eq!(back.previous_spec, Some(service_spec("web", 3)));
@@ -244,7 +228,7 @@ async fn an_update_keeps_what_was_before_it() {
     assert_eq!(status.state(), UpdateState::RollbackStarted);
     assert_eq!(status.message, "manually requested rollback");
     assert!(status.started_at.is_some());
-    let again = update(&control, &back, service_spec("web", 4), Rollback::None).await.unwrap();
+    let again = update_service(&control, &back, service_spec("web", 4), Rollback::None).await.unwrap();
     assert_eq!(again.update_status, None);
 }
 
@@ -260,36 +244,40 @@ async fn updates_are_refused_in_order() {
     );
     let unknown = Service { id: "nope".into(), ..Default::default() };
     let same = || service_spec("web", 1);
-    error(update(&control, &unknown, same(), Rollback::None).await, Code::NotFound, "service nope not found");
+    error(
+        update_service(&control, &unknown, same(), Rollback::None).await,
+        Code::NotFound,
+        "service nope not found",
+    );
     let mut spec = same();
     spec.mode = Some(Mode::Global(GlobalService {}));
     spec.annotations.name = "other".into();
     error(
-        update(&control, &service, spec.clone(), Rollback::None).await,
+        update_service(&control, &service, spec.clone(), Rollback::None).await,
         Code::Unimplemented,
         "service mode change is not allowed",
     );
     spec.mode = same().mode;
     error(
-        update(&control, &service, spec, Rollback::None).await,
+        update_service(&control, &service, spec, Rollback::None).await,
         Code::Unimplemented,
         "renaming services is not supported",
     );
     error(
-        update(&control, &service, same(), Rollback::Previous).await,
+        update_service(&control, &service, same(), Rollback::Previous).await,
         Code::FailedPrecondition,
         &format!("service {} does not have a previous spec", service.id),
     );
     #[allow(deprecated)]
     let moved = ServiceSpec { networks: vec![NetworkAttachmentConfig::default()], ..same() };
     error(
-        update(&control, &service, moved, Rollback::None).await,
+        update_service(&control, &service, moved, Rollback::None).await,
         Code::Unimplemented,
         "changing network in service is not supported",
     );
-    update(&control, &service, service_spec("web", 2), Rollback::None).await.unwrap();
+    update_service(&control, &service, service_spec("web", 2), Rollback::None).await.unwrap();
     error(
-        update(&control, &service, service_spec("web", 3), Rollback::None).await,
+        update_service(&control, &service, service_spec("web", 3), Rollback::None).await,
         Code::Unknown,
         "update out of sequence",
     );
@@ -409,7 +397,7 @@ async fn statuses_are_counted_in_the_order_asked_for() {
     let mut spec = service_spec("everywhere", 0);
     spec.mode = Some(Mode::GlobalJob(GlobalJob {}));
     let once = create_service(&control, spec.clone()).await.unwrap();
-    let everywhere = update(&control, &once, spec, Rollback::None).await.unwrap();
+    let everywhere = update_service(&control, &once, spec, Rollback::None).await.unwrap();
     let task = |id: &str, service: &str, state: TaskState, desired: TaskState, iteration: u64| Task {
         id: id.into(),
         service_id: service.into(),
@@ -532,14 +520,14 @@ async fn an_update_leaves_a_request_and_takes_it_along_in_no_spec() {
     let mut spec = service_spec("web", 4);
     for round in 0..2 {
         let before = stored(&control, &web.id);
-        update(&control, &before, spec, Rollback::None).await.unwrap();
+        update_service(&control, &before, spec, Rollback::None).await.unwrap();
         let after = stored(&control, &web.id);
         assert!(is_requested(&after.spec), "{round}");
         assert!(!is_requested(after.previous_spec.as_ref().unwrap()), "{round}");
         spec = after.spec.clone();
     }
     let before = stored(&control, &web.id);
-    update(&control, &before, spec, Rollback::Previous).await.unwrap();
+    update_service(&control, &before, spec, Rollback::Previous).await.unwrap();
     let after = stored(&control, &web.id);
     assert!(is_requested(&after.spec) && !is_requested(after.previous_spec.as_ref().unwrap()));
 }
@@ -551,14 +539,14 @@ async fn no_spec_makes_or_brings_back_a_request() {
     spec.annotations.labels.insert(REBALANCE_NOW.into(), "1".into());
     let web = create_service(&control, spec.clone()).await.unwrap();
     assert!(!is_requested(&web.spec));
-    update(&control, &web, spec.clone(), Rollback::None).await.unwrap();
+    update_service(&control, &web, spec.clone(), Rollback::None).await.unwrap();
     let mut web = stored(&control, &web.id);
     assert!(!is_requested(&web.spec));
     // As a leader of another make leaves it.
     web.previous_spec.as_mut().unwrap().annotations.labels.insert(REBALANCE_NOW.into(), "1".into());
     control.store.update(|tx| tx.update(web.clone())).await.unwrap();
     let web = stored(&control, &web.id);
-    update(&control, &web, spec, Rollback::Previous).await.unwrap();
+    update_service(&control, &web, spec, Rollback::Previous).await.unwrap();
     let web = stored(&control, &web.id);
     assert!(!is_requested(&web.spec) && !is_requested(web.previous_spec.as_ref().unwrap()));
 }
@@ -573,7 +561,7 @@ async fn what_is_packed_is_not_rebalanced() {
         "the service's placement strategy is binpack: its tasks go to the fullest nodes, and are not spread";
     error(rebalance(&control, &web.id).await, Code::FailedPrecondition, text);
     spec.annotations.labels.insert(REBALANCE.into(), "auto".into());
-    let refused = update(&control, &web, spec, Rollback::None).await.unwrap_err();
+    let refused = update_service(&control, &web, spec, Rollback::None).await.unwrap_err();
     assert_eq!(refused.code(), Code::InvalidArgument);
     assert!(refused.message().contains("would go back to the fullest node"), "{}", refused.message());
 }
@@ -592,9 +580,9 @@ async fn a_rebalance_is_refused_where_it_makes_no_sense() {
     let text = "only replicated services can be rebalanced";
     error(rebalance(&control, &global.id).await, Code::FailedPrecondition, text);
     let web = create_service(&control, service_spec("web", 1)).await.unwrap();
-    update(&control, &web, service_spec("web", 2), Rollback::None).await.unwrap();
+    update_service(&control, &web, service_spec("web", 2), Rollback::None).await.unwrap();
     let web = control.store.view().services().get(&web.id).unwrap().clone();
-    update(&control, &web, service_spec("web", 2), Rollback::Previous).await.unwrap();
+    update_service(&control, &web, service_spec("web", 2), Rollback::Previous).await.unwrap();
     let text = "the service is being updated, or its update is paused: rebalance it when that is over";
     error(rebalance(&control, &web.id).await, Code::FailedPrecondition, text);
 }
@@ -628,7 +616,7 @@ async fn what_is_refused_of_a_new_service_is_refused_of_a_changed_one() {
     let answer = control.rpc().update_service(Request::new(request)).await;
     refused(answer, Code::InvalidArgument, "invalid argument");
     let check = async |spec: ServiceSpec, code, text: &str| {
-        error(update(&control, &service, spec, Rollback::None).await, code, text);
+        error(update_service(&control, &service, spec, Rollback::None).await, code, text);
     };
     let network = ingress_network(&control).await;
     let mut spec = service_spec("web", 1);
@@ -668,10 +656,10 @@ async fn networks_move_from_the_service_to_its_tasks() {
     #[allow(deprecated)]
     let changed = ServiceSpec { networks: vec![network("other")], ..old };
     let text = "changing network in service is not supported";
-    error(update(&control, &first, changed, Rollback::None).await, Code::Unimplemented, text);
+    error(update_service(&control, &first, changed, Rollback::None).await, Code::Unimplemented, text);
     let mut moved = service_spec("web", 1);
     moved.task.networks = vec![network("net")];
-    let second = update(&control, &first, moved.clone(), Rollback::None).await.unwrap();
+    let second = update_service(&control, &first, moved.clone(), Rollback::None).await.unwrap();
     assert_eq!(second.spec, moved);
 }
 
@@ -679,10 +667,10 @@ async fn networks_move_from_the_service_to_its_tasks() {
 async fn a_second_rollback_returns_to_where_the_first_began() {
     let control = control();
     let first = create_service(&control, service_spec("web", 1)).await.unwrap();
-    let second = update(&control, &first, service_spec("web", 3), Rollback::None).await.unwrap();
-    let back = update(&control, &second, service_spec("web", 9), Rollback::Previous).await.unwrap();
+    let second = update_service(&control, &first, service_spec("web", 3), Rollback::None).await.unwrap();
+    let back = update_service(&control, &second, service_spec("web", 9), Rollback::Previous).await.unwrap();
     assert_eq!(back.spec, service_spec("web", 1));
-    let again = update(&control, &back, service_spec("web", 9), Rollback::Previous).await.unwrap();
+    let again = update_service(&control, &back, service_spec("web", 9), Rollback::Previous).await.unwrap();
     assert_eq!((&again.spec, again.spec_version), (&second.spec, second.spec_version));
     assert_eq!(
         (&again.previous_spec, again.previous_spec_version),
@@ -756,7 +744,7 @@ async fn what_was_let_through_before_is_in_nobodys_way() {
     spec.mode = Some(Mode::GlobalJob(GlobalJob {}));
     let job = create_service(&control, spec.clone()).await.unwrap();
     label(&mut spec);
-    let refused = update(&control, &job, spec.clone(), Rollback::None).await.unwrap_err();
+    let refused = update_service(&control, &job, spec.clone(), Rollback::None).await.unwrap_err();
     assert_eq!(refused.code(), Code::InvalidArgument, "{refused}");
     let mut old = job.clone();
     label(&mut old.spec);
@@ -764,6 +752,6 @@ async fn what_was_let_through_before_is_in_nobodys_way() {
     store.update(|tx| tx.update(old.clone()).map(drop)).await.unwrap();
     let job = store.view().services().get(&job.id).unwrap().clone();
     spec.task.force_update = 1;
-    let job = update(&control, &job, spec, Rollback::None).await.unwrap();
+    let job = update_service(&control, &job, spec, Rollback::None).await.unwrap();
     assert_eq!(job.spec.task.force_update, 1);
 }
