@@ -349,7 +349,12 @@ impl Reconciler for Global {
         }
         // What has become of nodes is known first.
         if self.dirty_nodes.is_empty() {
-            self.dirty_services.append(&mut self.updates.advance(ctx, &mut self.restarter, &mut plan));
+            for id in self.updates.advance(ctx, &mut self.restarter, &mut plan) {
+                // Nobody tells us what we wrote ourselves: one that goes back has other constraints now.
+                if let Some(service) = plan.tables_for(&id).services().get(&id) {
+                    self.service_changed(service);
+                }
+            }
         }
         let more =
             !self.dirty_services.is_empty() || !self.dirty_nodes.is_empty() || !self.dirty_places.is_empty();

@@ -6,7 +6,8 @@ use swarm_api::Shared;
 use swarm_api::v1::{Service, Task, TaskState, update_status};
 use swarm_store::Tables;
 
-use crate::restart::should_restart;
+use crate::dirty::is_dirty;
+use crate::restart::{ended_by_itself, should_restart};
 use crate::spec::{Mode, created_at, heard_at, is_live, mode};
 
 /// A virtual slot. It exists because tasks name it; several tasks in one are one that is live, and history.
@@ -67,8 +68,34 @@ pub(crate) fn fills<'a>(
     if !live.is_empty() || is_rolling_back(service) {
         return live;
     }
-    let kept: Vec<_> = tasks.iter().copied().filter(|t| t.desired_state < TaskState::Remove as i32).collect();
-    newest(&kept).filter(|t| !should_restart(tables, service, t)).into_iter().collect()
+    ended_for_good(tables, service, tasks).into_iter().collect()
+}
+
+/// Of the tasks of a place of which none is wanted any more, the last one, if its policy lets nobody take its place.
+pub(crate) fn ended_for_good<'a>(
+    tables: &Tables,
+    service: &Service,
+    tasks: &[&'a Shared<Task>],
+) -> Option<&'a Shared<Task>> {
+    last(tables, service, tasks).filter(|last| !should_restart(tables, service, last))
+}
+
+/// Of the tasks of a place, the one whose end decides what becomes of it: the newest. One of another spec says nothing, if
+/// one of the present spec has ended by itself: as in a start-first rollback, where the old task ends while the new one
+/// stops.
+pub(crate) fn last<'a>(
+    tables: &Tables,
+    service: &Service,
+    tasks: &[&'a Shared<Task>],
+) -> Option<&'a Shared<Task>> {
+    let mut kept = tasks.to_vec();
+    kept.retain(|t| t.desired_state < TaskState::Remove as i32);
+    let last = newest(&kept)?;
+    if !is_dirty(tables, service, last) {
+        return Some(last);
+    }
+    kept.retain(|t| ended_by_itself(t) && !is_dirty(tables, service, t));
+    Some(newest(&kept).unwrap_or(last))
 }
 
 /// The last of a place's tasks: one that is wanted on, else the one that something became of last. Versions tell that,

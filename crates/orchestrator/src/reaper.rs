@@ -3,14 +3,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use swarm_api::hash::FastSet;
-use swarm_api::v1::{Task, TaskState};
+use swarm_api::v1::{Service, Task, TaskState};
 use swarm_api::{Kind, Object, Shared, defaults};
 use swarm_reconcile::{Ctx, Decision, Group, Guard, Patch, Reconciler, Write};
 use swarm_store::{Event, Tables};
 
 use crate::jobs;
-use crate::place::{Place, fills};
-use crate::spec::{has_ended, heard_at, is_live};
+use crate::place::{Place, ended_for_good};
+use crate::restart::attempts_made;
+use crate::spec::{has_ended, heard_at, is_live, iteration};
 use crate::update::{evidence, has_evidence};
 
 /// Most tasks deleted, and most places looked at, in one turn.
@@ -56,10 +57,17 @@ fn limit(tables: &Tables) -> i64 {
         .map_or(defaults::TASK_HISTORY_RETENTION_LIMIT, |c| c.spec.orchestration.task_history_retention_limit)
 }
 
+/// How often a task of the service is restarted at most; 0: always.
+fn attempts(service: &Service) -> u64 {
+    service.spec.task.restart.as_ref().map_or(0, |r| r.max_attempts)
+}
+
 fn delete(task: &Task) -> Group {
     let mut patch = Patch::new(Write::Remove(Kind::Task, task.id.to_string()));
-    if never_assigned(task) {
-        // That it is not wanted any more may have been decided just now, and come to nothing.
+    // What makes it a task to be deleted may have been decided just now, and come to nothing.
+    if has_ended(task) {
+        patch = patch.guard(Guard::TaskAbove(task.id.to_string(), TaskState::Running));
+    } else if never_assigned(task) {
         patch = patch.guard(Guard::TaskBelow(task.id.to_string(), TaskState::Assigned));
         patch = patch.guard(Guard::DesiredAbove(task.id.to_string(), TaskState::Complete));
     }
@@ -102,7 +110,7 @@ impl Reaper {
 
     fn prune(&mut self, tables: &Tables, id: &str, place: Place, groups: &mut Vec<Group>) {
         let Some(service) = tables.services().get(id) else { return };
-        let attempts = service.spec.task.restart.as_ref().map_or(0, |r| r.max_attempts);
+        let attempts = attempts(service);
         // Restarts are counted in what is kept, so keep as many as the policy needs.
         let limit = if attempts > 0 { attempts.saturating_add(1) } else { self.limit.unwrap_or(0) as u64 };
         if attempts == 0 && self.limit.is_some_and(|l| l < 0) {
@@ -115,9 +123,15 @@ impl Reaper {
         }
         let needed = evidence(tables, service, &all);
         let mut records = jobs::records(service, &all);
-        if records.is_empty() {
-            // A task that ended for good keeps its place from being filled again.
-            records = fills(tables, service, &all);
+        if iteration(service).is_none() {
+            records.extend(all.iter().copied().filter(|t| is_live(t)));
+            if records.is_empty() {
+                // A task that ended for good keeps its place from being filled again, also after a rollback.
+                records.extend(ended_for_good(tables, service, &all));
+            }
+        }
+        if attempts > 0 {
+            records.append(&mut attempts_made(tables, service, &all));
         }
         let mut tasks = all;
         tasks.retain(|t| is_dead(t) && !records.iter().any(|r| r.id == t.id));
@@ -162,9 +176,15 @@ impl Reconciler for Reaper {
                     self.aged.remove(&service.id);
                     self.kept.remove(&service.id);
                 }
-                (_, Some(Object::Service(service))) if !has_evidence(service) => {
-                    let kept = self.kept.remove(&service.id).unwrap_or_default();
-                    self.places.extend(kept.into_iter().map(|p| (service.id.clone(), p)));
+                (old, Some(Object::Service(service))) => {
+                    if !has_evidence(service) {
+                        let kept = self.kept.remove(&service.id).unwrap_or_default();
+                        self.places.extend(kept.into_iter().map(|p| (service.id.clone(), p)));
+                    }
+                    if matches!(old, Some(Object::Service(old)) if attempts(old) != attempts(service)) {
+                        let history = tables.tasks().by_service(&service.id).filter(|t| is_dead(t));
+                        history.for_each(|t| self.mark(tables, t));
+                    }
                 }
                 (_, Some(Object::Cluster(_))) => {
                     let limit = Some(limit(tables));

@@ -11,11 +11,12 @@ use swarm_store::{Event, Tables};
 use crate::create::Recipe;
 use crate::delay::Delays;
 use crate::dirty::is_dirty;
-use crate::place::Place;
+use crate::place::{Place, last};
 use crate::plan::Plan;
 use crate::spec::{self, created_at, has_ended, heard_at, is_drained, is_live, may_run};
 
-/// Whether a task that ended is to be replaced, by the policy in its own spec.
+/// Whether a task that ended, or can't stay where it is, is to be replaced, by the policy in its own spec. Attempts are
+/// for tasks that ended by themselves: one that lost its node needs none, as it uses none up (decision 0115).
 pub(crate) fn should_restart(tables: &Tables, service: &Service, task: &Task) -> bool {
     let policy = spec::restart(&task.spec);
     let completed = task.status.state() == TaskState::Complete;
@@ -24,7 +25,7 @@ pub(crate) fn should_restart(tables: &Tables, service: &Service, task: &Task) ->
         RestartCondition::OnFailure => !completed,
         RestartCondition::Any => !(completed && task.job_iteration.is_some()),
     };
-    if !wanted || policy.max_attempts == 0 {
+    if !wanted || policy.max_attempts == 0 || !ended_by_itself(task) {
         return wanted;
     }
     let restarts = restarts(tables, service, task);
@@ -42,7 +43,28 @@ pub(crate) fn should_restart(tables: &Tables, service: &Service, task: &Task) ->
 /// one that had ended by itself. Tasks that updates, rollbacks, moves and emptied nodes brought are no restarts. The
 /// reaper keeps as many tasks as the policy needs, so nothing is lost with a leader.
 fn restarts(tables: &Tables, service: &Service, task: &Task) -> Vec<SystemTime> {
-    let mut tasks = Place::of(service, task).tasks(tables, &service.id);
+    let run = run_of(&Place::of(service, task).tasks(tables, &service.id), task);
+    let restarted = run.windows(2).filter(|pair| ended_by_itself(pair[0]));
+    restarted.map(|pair| created_at(pair[1])).collect()
+}
+
+/// What must be kept of a place's tasks to know how many of its last one's attempts are used up: the last restarts, each
+/// with the task that had ended before. Without that a place in which tasks fail and are moved in turns would be restarted
+/// for ever.
+pub(crate) fn attempts_made<'a>(
+    tables: &Tables,
+    service: &Service,
+    place: &[&'a Shared<Task>],
+) -> Vec<&'a Shared<Task>> {
+    let Some(last) = last(tables, service, place) else { return Vec::new() };
+    let most = usize::try_from(spec::restart(&last.spec).max_attempts).unwrap_or(usize::MAX);
+    let run = run_of(place, last);
+    run.windows(2).rev().filter(|pair| ended_by_itself(pair[0])).take(most).flatten().copied().collect()
+}
+
+/// The tasks of a place around this one that have its spec and iteration, in the order of their creation.
+fn run_of<'a>(place: &[&'a Shared<Task>], task: &Task) -> Vec<&'a Shared<Task>> {
+    let mut tasks = place.to_vec();
     tasks.retain(|t| t.desired_state < TaskState::Remove as i32);
     tasks.sort_by_cached_key(|t| (created_at(t), t.id.clone()));
     let is_same = |a: &&Shared<Task>, b: &&Shared<Task>| {
@@ -52,13 +74,11 @@ fn restarts(tables: &Tables, service: &Service, task: &Task) -> Vec<SystemTime> 
             && (!unnumbered || a.spec == b.spec)
     };
     let mut runs = tasks.chunk_by(is_same);
-    let Some(run) = runs.find(|run| run.iter().any(|t| t.id == task.id)) else { return Vec::new() };
-    let restarted = run.windows(2).filter(|pair| ended_by_itself(pair[0]));
-    restarted.map(|pair| created_at(pair[1])).collect()
+    runs.find(|run| run.iter().any(|t| t.id == task.id)).unwrap_or_default().to_vec()
 }
 
 /// Nobody had asked the task to end. It may have been lost with its node.
-fn ended_by_itself(task: &Task) -> bool {
+pub(crate) fn ended_by_itself(task: &Task) -> bool {
     has_ended(task) && task.status.state() != TaskState::Shutdown
 }
 

@@ -1,5 +1,6 @@
 //! Changes of a service's update status (`orchestration.md` §8.5, §8.6). Each is done only to the spec that it
-//! was decided for, and all but the first only as long as the status has not been cleared.
+//! was decided for, and all but the first only as long as the status is of the same update: a rollback of a rollback
+//! brings a spec back.
 
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -27,6 +28,13 @@ fn edit(
     Patch::new(write).guard(Guard::spec_of(service))
 }
 
+/// What tells an update from others, and what it had come to.
+type Known = Option<(UpdateState, Option<prost_types::Timestamp>)>;
+
+fn known(service: &Service) -> Known {
+    service.update_status.as_ref().map(|status| (status.state(), status.started_at))
+}
+
 /// The update has begun.
 pub(crate) fn begin(service: &Service, now: SystemTime) -> Patch {
     edit(service, "begin update of", move |service| {
@@ -41,15 +49,16 @@ pub(crate) fn begin(service: &Service, now: SystemTime) -> Patch {
 
 /// The update, or the rollback, is done. It may have had the status of one that was done before.
 pub(crate) fn complete(service: &Service, now: SystemTime) -> Patch {
-    let before = service.update_status.as_ref().map(UpdateStatus::state);
+    let before = known(service);
     let (state, message) = match before {
-        Some(UpdateState::RollbackStarted) => (UpdateState::RollbackCompleted, "rollback completed"),
+        Some((UpdateState::RollbackStarted, _)) => (UpdateState::RollbackCompleted, "rollback completed"),
         _ => (UpdateState::Completed, "update completed"),
     };
     edit(service, "complete update of", move |service| {
+        let now_known = known(service);
         let Some(status) = &mut service.update_status else { return };
         // Done already, or something else has happened to it.
-        if Some(status.state()) != before && status.state() != state {
+        if now_known != before && status.state() != state {
             return;
         }
         status.state = state as i32;
@@ -70,7 +79,11 @@ pub(crate) fn pause(service: &Service, task: &str, action: FailureAction) -> Pat
 }
 
 fn set(service: &Service, state: UpdateState, message: String) -> Patch {
+    let before = known(service);
     edit(service, "pause update of", move |service| {
+        if known(service) != before {
+            return;
+        }
         if let Some(status) = &mut service.update_status {
             status.state = state as i32;
             status.message.clone_from(&message);
@@ -89,13 +102,19 @@ pub(crate) fn rebalanced(service: &Service) -> Patch {
 
 /// Back to the spec before. Without one there is nothing to go back to: the update is paused and says why, where
 /// the original would stay in UPDATING for good (`orchestration.md` §20.15).
-pub(crate) fn roll_back(service: &Service, task: &str) -> Patch {
+///
+/// It is a beginning: what a new leader finds of it is what was done since then (decision 0116).
+pub(crate) fn roll_back(service: &Service, task: &str, now: SystemTime) -> Patch {
     if service.previous_spec.is_none() {
         let why = "update paused due to failure or early termination of task";
         return set(service, UpdateState::Paused, format!("{why} {task}; no previous spec to roll back to"));
     }
     let message = format!("update rolled back due to failure or early termination of task {task}");
+    let before = known(service);
     edit(service, "roll back", move |service| {
+        if known(service) != before {
+            return;
+        }
         let Some(mut spec) = service.previous_spec.take() else { return };
         // A request is of the service, not of a spec.
         extensions::take_request(&mut spec);
@@ -106,6 +125,7 @@ pub(crate) fn roll_back(service: &Service, task: &str) -> Patch {
         service.spec_version = service.previous_spec_version.take();
         let status = service.update_status.get_or_insert_default();
         status.state = UpdateState::RollbackStarted as i32;
+        status.started_at = Some(now.into());
         status.message.clone_from(&message);
     })
 }

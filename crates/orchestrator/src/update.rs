@@ -20,7 +20,7 @@ use crate::dirty::is_dirty;
 use crate::place::{Place, is_rolling_back};
 use crate::plan::Plan;
 use crate::restart::{Restarter, shut_down};
-use crate::spec::{created_at, has_ended, is_live, version};
+use crate::spec::{created_at, has_ended, heard_at, is_live, version};
 use crate::status;
 
 pub(crate) use found::{evidence, has_evidence};
@@ -126,6 +126,15 @@ impl Update {
         self.work.retain(|place, _| is_kept(place));
         for places in [&mut self.needed, &mut self.started, &mut self.failed] {
             places.retain(&is_kept);
+        }
+    }
+
+    /// Watches a task that runs already, for what is left of its time.
+    fn watch_found(&mut self, now: Now, task: &Task) {
+        if task.status.state() == TaskState::Running {
+            let left = heard_at(task).map(|since| now.remaining(since, self.pace.monitor));
+            let until = left.filter(|left| !left.is_zero()).map(|left| now.mono + left);
+            self.watched.entry(task.id.to_string()).or_insert(until);
         }
     }
 
@@ -293,9 +302,9 @@ impl Updates {
                 None => false,
                 Some(until) => until.is_none_or(|until| until < now),
             };
-            // Stopping a task that is not wanted any more is no failure of it.
-            let asked = !is_live(task) && task.status.state() == TaskState::Shutdown;
-            if !asked && !ran_for_long {
+            // However a task ends that is not wanted any more, it is no failure: in a rollback, those from before the
+            // update are as good as new ones, and may still be stopping.
+            if is_live(task) && !ran_for_long {
                 tracing::info!(
                     task.id = task.id.as_str(),
                     service.id = task.service_id.as_str(),
@@ -308,8 +317,8 @@ impl Updates {
         }
     }
 
-    /// Moves every update on that has news or is due. Returns services that went back to another spec and must be
-    /// looked at again.
+    /// Moves every update on that has news or is due. Returns services that must be looked at again: they go back to
+    /// another spec, or what is missing there is not this update's business any more.
     pub(crate) fn advance(
         &mut self,
         ctx: &mut Ctx<'_>,
@@ -331,7 +340,7 @@ impl Updates {
             match step(&mut update, ctx, &tables, service, restarter, plan) {
                 Step::GoesOn => drop(self.running.insert(id, update)),
                 Step::Over => (),
-                Step::RolledBack => drop(again.insert(id)),
+                Step::Halts => drop(again.insert(id)),
             }
         }
         again
@@ -347,7 +356,8 @@ impl Updates {
 enum Step {
     GoesOn,
     Over,
-    RolledBack,
+    /// It is paused, or goes back.
+    Halts,
 }
 
 /// One step of an update.
@@ -366,17 +376,20 @@ fn step(
         let action = if is_rolling_back(service) { FailureAction::Pause } else { update.pace.action };
         tracing::warn!(service.id = service.id, task.id = update.culprit, ?action, "update failed");
         if action == FailureAction::Rollback {
-            plan.push_service(&service.id, status::roll_back(service, &update.culprit));
-            return Step::RolledBack;
+            plan.push_service(&service.id, status::roll_back(service, &update.culprit, ctx.now.wall));
+            return Step::Halts;
         }
         plan.push_service(&service.id, status::pause(service, &update.culprit, update.pace.action));
-        return Step::Over;
+        return Step::Halts;
     }
     while update.pace.has_room(update.work.len() + update.resting.len()) {
         let Some(place) = update.todo.pop_front() else { break };
         match begin_place(update, ctx, tables, service, &place, restarter, plan) {
             Some(task) => {
                 update.started.insert(place.clone());
+                if let Some(there) = tables.tasks().get(&task) {
+                    update.watch_found(ctx.now, there);
+                }
                 update.work.insert(place, Work::new(now, task));
             }
             None if update.pace.delay.is_zero() => (),
@@ -464,9 +477,6 @@ fn begin_place(
         }
         return None;
     }
-    if live.is_empty() && tasks.is_empty() {
-        return None; // scaled away meanwhile
-    }
     let (id, create) = if start_first && !live.is_empty() {
         Recipe::new(tables, service).create(ctx, place, TaskState::Running)
     } else {
@@ -497,11 +507,7 @@ pub(crate) fn thin_out(tables: &Tables, service: &Service, place: &Place, plan: 
     if live.len() < 2 {
         return;
     }
-    let runs = |t: &&&Shared<Task>| {
-        t.status.state() == TaskState::Running
-            && t.desired_state == TaskState::Running as i32
-            && !is_dirty(tables, service, t)
-    };
+    let runs = |t: &&&Shared<Task>| t.status.state() == TaskState::Running && !is_dirty(tables, service, t);
     let Some(kept) = live.iter().filter(runs).min_by_key(|t| (created_at(t), t.id.clone())) else { return };
     for other in live.iter().filter(|t| t.id != kept.id) {
         tracing::info!(

@@ -8,7 +8,7 @@ use swarm_api::TaskState::{
     Assigned, Complete, Failed, New, Orphaned, Pending, Preparing, Rejected, Remove, Running, Shutdown,
 };
 use swarm_api::v1::restart_policy::RestartCondition::Any;
-use swarm_api::v1::{RestartPolicy, Task};
+use swarm_api::v1::{GlobalService, JobStatus, ReplicatedJob, RestartPolicy, Task, node_spec, service_spec};
 use swarm_api::{TaskState, Text};
 use swarm_orchestrator::Reaper;
 
@@ -91,6 +91,72 @@ fn as_many_are_kept_as_the_restart_policy_counts() {
         }
         assert_eq!(sim.tasks("web").len(), kept);
     }
+}
+
+/// Where tasks fail and are moved in turns, what is kept tells how often they failed.
+#[test]
+fn attempts_are_not_forgotten_where_tasks_are_moved_between_failures() {
+    let restart = RestartPolicy { max_attempts: 2, delay: wire(secs(1)), ..policy(Any) };
+    let mut sim = cluster(with_restart(service("web", 1), restart));
+    for _ in 0..2 {
+        fail(&mut sim, 1);
+        let node = sim.live("web")[0].node_id.to_string();
+        for availability in [node_spec::Availability::Drain, node_spec::Availability::Active] {
+            sim.edit_node(&node, |n| n.spec.availability = availability as i32);
+            sim.advance(secs(5));
+        }
+    }
+    assert_eq!(sim.live("web").len(), 1);
+    fail(&mut sim, 1);
+    sim.advance(secs(60));
+    assert_eq!(sim.live("web").len(), 0, "both attempts are used up");
+}
+
+/// Nothing happens in the place itself: its node is drained.
+#[test]
+fn a_spec_without_attempts_keeps_no_history_for_them() {
+    let restart = RestartPolicy { max_attempts: 3, delay: wire(secs(1)), ..policy(Any) };
+    let mut web = with_restart(service("web", 0), restart);
+    web.spec.mode = Some(service_spec::Mode::Global(GlobalService {}));
+    let mut sim = cluster(web);
+    set_limit(&mut sim, 1);
+    let on_n1 = |sim: &Sim| sim.tasks("web").iter().filter(|t| t.node_id == "n1").count();
+    for _ in 0..2 {
+        let task = sim.live("web").iter().find(|t| t.node_id == "n1").unwrap().id.clone();
+        sim.report(&task, Failed, "");
+        sim.advance(secs(5));
+    }
+    sim.edit_node("n1", |n| n.spec.availability = node_spec::Availability::Drain as i32);
+    sim.advance(secs(60));
+    assert_eq!(on_n1(&sim), 3);
+    sim.update_service("web", |spec| spec.task.restart = Some(policy(Any)));
+    sim.advance(secs(60));
+    assert_eq!(on_n1(&sim), 1);
+}
+
+/// Of an earlier run of a job nothing is wanted, even if that is what it was to come to.
+#[test]
+fn what_a_job_completed_in_earlier_runs_is_history() {
+    let mut job = service("web", 0);
+    let mode = ReplicatedJob { max_concurrent: 2, total_completions: 2 };
+    job.spec.mode = Some(service_spec::Mode::ReplicatedJob(mode));
+    job.job_status = Some(JobStatus::default());
+    let mut sim = cluster(job);
+    for _ in 0..3 {
+        let tasks: Vec<_> = sim.live("web").iter().map(|t| (t.id.clone(), Complete, "")).collect();
+        sim.report_all(&tasks);
+        sim.write(|tx| {
+            let mut job = tx.services().get("web").unwrap().clone();
+            job.job_status.get_or_insert_default().job_iteration.index += 1;
+            job.spec.mode =
+                Some(service_spec::Mode::ReplicatedJob(ReplicatedJob { max_concurrent: 1, ..mode }));
+            tx.update(job).unwrap();
+        });
+        sim.think();
+    }
+    set_limit(&mut sim, 0);
+    sim.settle();
+    assert_eq!(slots(&sim.tasks("web")), [0], "the other slot has its turn later");
 }
 
 #[test]

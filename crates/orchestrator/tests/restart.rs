@@ -474,3 +474,25 @@ fn a_held_task_is_let_go_even_if_the_store_refuses_once() {
     sim.advance(secs(60));
     assert_eq!(running(&sim), 1);
 }
+
+/// Nobody's node is lost for good because its task had failed before (decision 0115).
+#[test]
+fn a_task_that_loses_its_node_needs_no_attempt() {
+    let lose: [fn(&mut swarm_api::v1::Node); 2] = [
+        |n| n.status.state = node_status::State::Down as i32,
+        |n| n.spec.availability = node_spec::Availability::Drain as i32,
+    ];
+    for lose in lose {
+        let restart = RestartPolicy { max_attempts: 1, ..policy(Any) };
+        let mut sim = cluster(with_restart(service("web", 1), restart));
+        end_first(&mut sim, Failed);
+        sim.advance(secs(5));
+        let node = sim.live("web")[0].node_id.to_string();
+        sim.edit_node(&node, lose);
+        sim.advance(secs(60));
+        assert_eq!(running(&sim), 1, "the only attempt is used up, but this is none");
+        end_first(&mut sim, Failed);
+        sim.advance(secs(60));
+        assert_eq!(running(&sim), 0);
+    }
+}

@@ -270,6 +270,33 @@ impl Ledger {
         Some(claimed)
     }
 
+    /// Holds what a request is to get once it is free: all of its counts, even where that leaves less than nothing, and of
+    /// its names as many as are free now. Returns what is held.
+    pub fn set_aside(&mut self, request: &Request) -> Vec<GenericResource> {
+        let mut aside: Vec<GenericResource> = Vec::new();
+        for (kind, name) in &request.names {
+            if self.free_names(kind).any(|free| free == name) {
+                aside.push(named(kind.clone(), name.clone()));
+            }
+        }
+        for (kind, count) in &request.counts {
+            match self.described.get(kind) {
+                None => {}
+                Some(Described::Count(all)) => {
+                    let count = if *count == ALL { *all } else { *count };
+                    aside.push(discrete(kind.clone(), count));
+                }
+                Some(Described::Names(_)) => {
+                    let names = self.free_names(kind).filter(|name| !request.names(kind, name));
+                    let names = names.take(usize::try_from(*count).unwrap_or(usize::MAX));
+                    aside.extend(names.map(|name| named(kind.clone(), name.clone())));
+                }
+            }
+        }
+        self.hold(&aside);
+        aside
+    }
+
     /// Holds what a task was given.
     pub fn hold(&mut self, assigned: &[GenericResource]) {
         for resource in assigned.iter().filter_map(|r| r.resource.as_ref()) {

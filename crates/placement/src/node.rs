@@ -84,6 +84,16 @@ impl NodeInfo {
         self.generic.claim(&demand.generic)
     }
 
+    /// Holds what a task is to get of generic resources once they are free ([`Ledger::set_aside`]).
+    pub fn set_aside(&mut self, demand: &Demand) -> Vec<GenericResource> {
+        self.generic.set_aside(&demand.generic)
+    }
+
+    /// Gives back generic resources that are held.
+    pub fn release(&mut self, held: &[GenericResource]) {
+        self.generic.release(held);
+    }
+
     /// Enters a task.
     pub fn add(&mut self, holding: Holding<'_>) {
         self.generic.hold(holding.generic);

@@ -312,6 +312,7 @@ impl Guard {
             Guard::VolumeUsable(id) => (Kind::Volume, id),
             Guard::TaskState(id, _)
             | Guard::TaskBelow(id, _)
+            | Guard::TaskAbove(id, _)
             | Guard::DesiredAtMost(id, _)
             | Guard::DesiredAbove(id, _)
             | Guard::TaskOnNode(id, _) => (Kind::Task, id),

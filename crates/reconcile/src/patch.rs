@@ -29,6 +29,8 @@ pub enum Guard {
     TaskState(String, TaskState),
     /// The task was last seen below this state.
     TaskBelow(String, TaskState),
+    /// The task was last seen above this state.
+    TaskAbove(String, TaskState),
     /// The task is wanted at or below this state.
     DesiredAtMost(String, TaskState),
     /// The task is wanted above this state.
@@ -165,6 +167,9 @@ impl Guard {
                 v.spec.availability() == volume_spec::VolumeAvailability::Active && !v.pending_delete
             }),
             Guard::TaskState(id, state) => tables.tasks().get(id).is_some_and(|t| t.status.state() == *state),
+            Guard::TaskAbove(id, state) => {
+                tables.tasks().get(id).is_some_and(|t| t.status.state > *state as i32)
+            }
             Guard::TaskBelow(id, state) => tables.tasks().get(id).is_some_and(|t| !t.status.reached(*state)),
             Guard::DesiredAbove(id, state) => {
                 tables.tasks().get(id).is_some_and(|t| t.desired_state > *state as i32)

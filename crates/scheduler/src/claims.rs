@@ -2,21 +2,24 @@
 
 use std::time::Duration;
 
-use swarm_api::v1::Task;
+use swarm_api::v1::generic_resource::Resource;
+use swarm_api::v1::{GenericResource, Task};
 use swarm_api::{Shared, Text};
+use swarm_placement::NodeInfo;
 
 use crate::nodes::Slot;
 use crate::places::{At, Claim, Placed};
 use crate::track::State;
 
 impl State {
-    /// A task that waits claims room on a node, with its volumes. What it is to get of generic resources is not free yet.
+    /// A task that waits claims room on a node, with its volumes.
     pub(crate) fn claim(&mut self, id: Text, task: &Shared<Task>, claim: Claim) {
         self.forget(&id);
         let load = self.loads.of(&task.spec, task.endpoint.as_ref());
         let service = self.nodes.services.enter(&task.service_id);
-        let placed = Placed::new(&self.nodes, claim.slot, service, load, Vec::new(), 0);
-        self.nodes.enter(claim.slot, service, placed.holding(), false);
+        let generic = self.nodes.get_mut(claim.slot).info.set_aside(&claim.requirements.demand);
+        let placed = Placed::new(&self.nodes, claim.slot, service, load, generic, 0);
+        self.nodes.enter(claim.slot, service, placed.holding(), true);
         if !claim.requirements.volumes.is_empty() {
             let node = self.nodes.get(claim.slot);
             let volumes = self.nodes.volumes.choose(&claim.requirements.volumes, node.info.node());
@@ -25,6 +28,35 @@ impl State {
         }
         self.claimed.insert((claim.slot, id.clone()));
         self.places.insert(id, At::Claimed(Box::new((placed, task.clone(), claim))));
+    }
+
+    /// Sets aside for a claim what has come to be free of the generic resources that it lacks.
+    pub(crate) fn set_aside_more(&mut self, id: &str) {
+        let Some(At::Claimed(claimed)) = self.places.get_mut(id) else { return };
+        let (placed, _, claim) = &mut **claimed;
+        if placed.is_on(&self.nodes) {
+            let info = &mut self.nodes.get_mut(claim.slot).info;
+            info.release(&placed.generic);
+            placed.generic = info.set_aside(&claim.requirements.demand).into();
+        }
+    }
+
+    /// The account of a node as a claim on it sees it: without what this one and others have set aside there, but for the
+    /// names that others have. All of them were given what they lack when they were made, so whoever has it first takes it
+    /// from nobody.
+    pub(crate) fn seen_by_claim(&self, id: &str, slot: Slot) -> NodeInfo {
+        let mut info = self.nodes.get(slot).info.clone();
+        for (other, placed, _) in self.claims_on(slot).filter(|(_, placed, _)| placed.is_on(&self.nodes)) {
+            let mut holding = placed.holding();
+            let counted =
+                |r: &&GenericResource| matches!(r.resource, Some(Resource::DiscreteResourceSpec(_)));
+            let counts: Vec<GenericResource> = holding.generic.iter().filter(counted).cloned().collect();
+            if *other != *id {
+                holding.generic = &counts;
+            }
+            info.remove(holding);
+        }
+        info
     }
 
     /// Claims with their tasks.

@@ -172,6 +172,19 @@ fn leads_to(tables: &Tables, from: &str, to: &str) -> Option<Vec<String>> {
     None
 }
 
+/// The ids of all services that must be up before this one starts, and of those before them.
+pub(crate) fn before(tables: &Tables, service: &str) -> BTreeSet<String> {
+    let mut all = BTreeSet::new();
+    let mut open: Vec<&Service> = tables.services().get(service).map(|s| &**s).into_iter().collect();
+    while let Some(service) = open.pop() {
+        for dependency in StartOrder::of(service).0 {
+            let next = tables.services().by_name(&dependency.service);
+            open.extend(next.map(|s| &**s).filter(|s| all.insert(s.id.clone())));
+        }
+    }
+    all
+}
+
 impl<'a> Pass<'a> {
     /// The text of a task that waits for other services, and its own service; of most services a look at their labels
     /// tells that none does.

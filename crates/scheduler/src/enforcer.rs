@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use swarm_api::v1::{Node, Task, TaskState, node_spec};
-use swarm_api::{Kind, Shared};
+use swarm_api::v1::{Node, Service, Task, TaskState, node_spec};
+use swarm_api::{Kind, Object, Shared};
 use swarm_placement::{Demand, Holding, NodeInfo, all_hold, constraints_of};
 use swarm_reconcile::{
     Ctx, Decision, Group, Guard, Outcome, Patch, Reconciler, Settled, Write, same_for_placement,
@@ -20,13 +20,15 @@ const WHY: &str = "assigned node no longer meets constraints";
 ///
 /// What is wanted of a task is not touched: that is its orchestrator's, which sees the failure and replaces the
 /// task elsewhere. Nodes that drain are the orchestrators' business, and on paused ones tasks may stay. Changes of
-/// a service do nothing here: updates replace tasks at their own pace.
+/// a service do nothing here, as updates replace tasks at their own pace; but a rollback leaves those that it finds.
 #[derive(Debug, Default)]
 pub struct ConstraintEnforcer {
     /// Nodes as they were when they were last looked at.
     seen: BTreeMap<String, Shared<Node>>,
     /// Nodes to look at.
     look: BTreeSet<String>,
+    /// Services that may have gone back to a spec whose tasks had been left alone meanwhile.
+    back: BTreeSet<String>,
     /// Decisions under way, with their node.
     pending: BTreeMap<u64, String>,
     tag: u64,
@@ -77,7 +79,22 @@ impl Reconciler for ConstraintEnforcer {
     }
 
     fn observe(&mut self, _ctx: &mut Ctx<'_>, events: &[Event], tables: &Tables) {
-        for event in events.iter().filter(|e| e.kind() == Kind::Node) {
+        for event in events {
+            if let Event::Updated { old: Object::Task(old), new: Object::Task(new) } = event {
+                // That it was to stop was decided, and came to nothing.
+                if !is_wanted(old) && is_wanted(new) && !new.node_id.is_empty() {
+                    self.look.insert(new.node_id.to_string());
+                }
+            }
+            if let Event::Updated { old: Object::Service(old), new: Object::Service(new) } = event {
+                let constraints = |s: &Service| constraints_of(s.spec.task.placement.as_ref());
+                if old.spec_version != new.spec_version && constraints(old) != constraints(new) {
+                    self.back.insert(new.id.clone());
+                }
+            }
+            if event.kind() != Kind::Node {
+                continue;
+            }
             let Some(node) = tables.nodes().get(event.id()) else {
                 self.seen.remove(event.id());
                 continue;
@@ -97,6 +114,10 @@ impl Reconciler for ConstraintEnforcer {
                 groups.extend(misplaced(node, tables).into_iter().map(|task| self.reject(ctx, node, task)));
             }
         }
+        for id in std::mem::take(&mut self.back) {
+            let misplaced = left_behind(&id, tables);
+            groups.extend(misplaced.into_iter().map(|(node, task)| self.reject(ctx, node, task)));
+        }
         Decision { groups, wake_at: None }
     }
 
@@ -108,14 +129,34 @@ impl Reconciler for ConstraintEnforcer {
     }
 }
 
+/// The tasks of a service that were made for its constraints, as after a rollback those that the update had not come to, and
+/// are on nodes that do not satisfy them: while it had other ones nobody minded. No update replaces them.
+fn left_behind<'a>(service: &str, tables: &'a Tables) -> Vec<(&'a Shared<Node>, &'a Shared<Task>)> {
+    let Some(service) = tables.services().get(service) else { return Vec::new() };
+    let constraints = constraints_of(service.spec.task.placement.as_ref());
+    let tasks = tables.tasks().by_service(&service.id);
+    let tasks = tasks.filter(|t| {
+        t.spec.placement == service.spec.task.placement
+            && is_wanted(t)
+            && !t.status.reached(TaskState::Complete)
+    });
+    let placed = tasks.filter_map(|t| Some((tables.nodes().get(&t.node_id)?, t)));
+    let active = |node: &Node| node.spec.availability() == node_spec::Availability::Active;
+    placed.filter(|(node, _)| active(node) && !all_hold(&constraints, node)).collect()
+}
+
+/// The task is to be on a node.
+fn is_wanted(task: &Task) -> bool {
+    (TaskState::Assigned as i32..=TaskState::Complete as i32).contains(&task.desired_state)
+}
+
 /// The tasks on a node that can't stay. Room is given to small tasks first, so that as few as possible must go;
 /// among equals, to those that came first.
 fn misplaced<'a>(node: &Shared<Node>, tables: &'a Tables) -> Vec<&'a Shared<Task>> {
-    let kept = TaskState::Assigned as i32..=TaskState::Complete as i32;
     let mut tasks: Vec<(Demand, &Shared<Task>)> = tables
         .tasks()
         .by_node(&node.id)
-        .filter(|task| kept.contains(&task.desired_state) && !task.status.reached(TaskState::Complete))
+        .filter(|task| is_wanted(task) && !task.status.reached(TaskState::Complete))
         .map(|task| (Demand::of(task), task))
         .collect();
     tasks.sort_by_cached_key(|(demand, task)| {

@@ -35,7 +35,7 @@ pub(crate) struct Requirements {
     pub(crate) fixed: Fixed,
     pub(crate) demand: Demand,
     /// Most tasks of the service on one node; 0 is no limit.
-    max_replicas: u64,
+    pub(crate) max_replicas: u64,
     pub(crate) volumes: Vec<VolumeMount>,
     /// Labels to spread over, outermost first.
     pub(crate) spread: Vec<SpreadLabel>,

@@ -53,7 +53,7 @@ impl Pass<'_> {
             }
         }
         for (.., no) in ready {
-            if self.assigned.len() >= self.most {
+            if self.assigned.len() >= self.most || self.may_exceed_replicas(no) {
                 self.put_off(no);
             } else if let Some(group) = self.state.groups.take(no) {
                 self.place(no, group);
@@ -69,6 +69,15 @@ impl Pass<'_> {
     pub(crate) fn put_off(&mut self, no: GroupNo) {
         self.state.groups.note(no);
         self.again = true;
+    }
+
+    /// Tasks of the group's service were displaced in this pass, and it limits how many a node has: until that is written
+    /// they count.
+    fn may_exceed_replicas(&self, no: GroupNo) -> bool {
+        let group = self.state.groups.get(no);
+        group.is_some_and(|group| {
+            group.requirements.max_replicas > 0 && self.displaced.contains(group.key.service.as_str())
+        })
     }
 
     /// What nodes say to these groups, of those that were looked at, may be something else now.
@@ -136,7 +145,7 @@ impl Pass<'_> {
             };
             let mut chosen = None;
             chooser.place(nodes, &mut |nodes, slot| {
-                let generic = enter(nodes, slot, group.service, &place.1, &load, &requirements);
+                let generic = enter(nodes, slot, group.service, &place.1, &load, &requirements, None);
                 chosen = generic.map(|generic| (slot, generic));
             });
             let Some((slot, generic)) = chosen else {
@@ -248,10 +257,22 @@ impl Pass<'_> {
 
     /// Puts a task that waits nowhere on a node that fits. If it does not after all, the task waits again.
     pub(crate) fn put(&mut self, id: &Text, task: &Shared<Task>, requirements: &Requirements, slot: Slot) {
+        self.put_with(id, task, requirements, slot, None);
+    }
+
+    /// The same, perhaps with generic resources that were chosen already.
+    pub(crate) fn put_with(
+        &mut self,
+        id: &Text,
+        task: &Shared<Task>,
+        requirements: &Requirements,
+        slot: Slot,
+        chosen: Option<Vec<GenericResource>>,
+    ) {
         let state = &mut *self.state;
         let service = state.nodes.services.enter(&task.service_id);
         let load = state.loads.of(&task.spec, task.endpoint.as_ref());
-        let Some(generic) = enter(&mut state.nodes, slot, service, id, &load, requirements) else {
+        let Some(generic) = enter(&mut state.nodes, slot, service, id, &load, requirements, chosen) else {
             state.nodes.services.leave(service);
             return state.put_task(&self.now, task, self.tables);
         };
@@ -306,8 +327,8 @@ impl Pass<'_> {
     }
 }
 
-/// Enters a task in the account of a node that fits, and chooses its generic resources and volumes. `None`, and nothing is
-/// entered, if some of them can't be had: a task never goes without.
+/// Enters a task in the account of a node that fits, and chooses its generic resources, unless that was done, and volumes.
+/// `None`, and nothing is entered, if some of them can't be had: a task never goes without.
 fn enter(
     nodes: &mut Nodes,
     slot: Slot,
@@ -315,16 +336,21 @@ fn enter(
     id: &Text,
     load: &Load,
     requirements: &Requirements,
+    chosen: Option<Vec<GenericResource>>,
 ) -> Option<Vec<GenericResource>> {
     let volumes = match &requirements.volumes[..] {
         [] => Vec::new(),
         wanted => nodes.volumes.choose(wanted, nodes.get(slot).info.node())?,
     };
-    let generic = nodes.get_mut(slot).info.claim(&requirements.demand)?;
+    let is_held = chosen.is_none();
+    let generic = match chosen {
+        None => nodes.get_mut(slot).info.claim(&requirements.demand)?,
+        Some(generic) => generic,
+    };
     if !volumes.is_empty() {
         let node = nodes.get(slot).id.clone();
         nodes.volumes.enter(id, &node, load.spec(), &volumes);
     }
-    nodes.enter(slot, service, load.holding(&generic, true), true);
+    nodes.enter(slot, service, load.holding(&generic, true), is_held);
     Some(generic)
 }

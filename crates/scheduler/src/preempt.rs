@@ -5,26 +5,27 @@
 //! elsewhere or later. A task of its own node makes room there or nowhere. Until they have stopped the task has a claim: its part of the node is accounted for, so that
 //! nobody else gets it.
 //!
-//! That ends: a task only ever displaces others of strictly lower priority, has one claim at a time, and if that
-//! comes to nothing waits for a while before the next.
+//! That ends: a task only ever displaces others of strictly lower priority, and never those that it waits for before it
+//! starts; it has one claim at a time, and if that comes to nothing waits for a while before the next.
 
 use std::cmp::Reverse;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use swarm_api::extensions::{ClusterPolicy, PlacementPolicy};
 use swarm_api::v1::restart_policy::RestartCondition;
-use swarm_api::v1::{Cluster, RestartPolicy, Task, TaskState};
+use swarm_api::v1::{Cluster, GenericResource, RestartPolicy, Task, TaskState};
 use swarm_api::{Object, Shared, Text};
 use swarm_placement::{Demand, Holding, NodeInfo};
 use swarm_reconcile::{Group as Change, Guard, Patch, Write};
 use swarm_store::{Event, Tables};
 
+use crate::depends::before;
 use crate::ended::PREEMPTED;
 use crate::filter::Requirements;
 use crate::nodes::Slot;
-use crate::places::{At, Claim, Placed};
+use crate::places::{At, Claim};
 use crate::queue::GroupNo;
 use crate::scheduler::Pass;
 use crate::services::ServiceNo;
@@ -104,6 +105,8 @@ struct Asks<'a> {
     requirements: &'a Requirements,
     service: ServiceNo,
     priority: i32,
+    /// Ids of services that its own starts after: without them it could not start.
+    spared: &'a BTreeSet<String>,
 }
 
 impl Pass<'_> {
@@ -124,7 +127,8 @@ impl Pass<'_> {
         if tasks.is_empty() {
             return;
         }
-        let asks = Asks { requirements: &requirements, service, priority };
+        let spared = before(self.tables, &requirements.service);
+        let asks = Asks { requirements: &requirements, service, priority, spared: &spared };
         let mut offers = self.offers(asks);
         for (at, (id, task)) in tasks.into_iter().enumerate() {
             if at == MOST_TASKS {
@@ -164,7 +168,9 @@ impl Pass<'_> {
             self.again = true;
             return false;
         }
-        let Some(offer) = self.offer(slot, Asks { requirements, service, priority }) else {
+        let spared = before(self.tables, &requirements.service);
+        let asks = Asks { requirements, service, priority, spared: &spared };
+        let Some(offer) = self.offer(slot, asks) else {
             self.look_again_when_settled();
             return false;
         };
@@ -239,7 +245,10 @@ impl Pass<'_> {
             return None;
         }
         let tenants = self.tenants(slot);
-        let lower = tenants.may_go.iter().filter(|(priority, _)| *priority < asks.priority);
+        let may_go = |(priority, task): &&(i32, Shared<Task>)| {
+            *priority < asks.priority && !asks.spared.contains(&*task.service_id)
+        };
+        let lower = tenants.may_go.iter().filter(may_go);
         let lower: Vec<(i32, Shared<Task>)> = lower.cloned().collect();
         if lower.is_empty() && tenants.going.is_empty() {
             return None;
@@ -250,9 +259,12 @@ impl Pass<'_> {
                 info.remove(placed.holding());
             }
         }
-        // What others claim is theirs; of generic resources that is not in the account yet.
-        for (.., claim) in self.state.claims_on(slot) {
-            let _ = info.claim(&claim.requirements.demand);
+        // What others claim is theirs; of things with names they may not have all yet.
+        for (_, placed, claim) in self.state.claims_on(slot) {
+            info.release(&placed.generic);
+            if info.claim(&claim.requirements.demand).is_none() {
+                info.set_aside(&claim.requirements.demand);
+            }
         }
         let victims = fewest(info, &asks.requirements.demand, lower)?;
         Some(Offer { slot, victims })
@@ -313,6 +325,7 @@ impl Pass<'_> {
             status.message = PREEMPTED.into();
             status.timestamp = Some(self.now.wall.into());
             self.state.put_task(&self.now, &victim, self.tables);
+            self.displaced.insert(victim.service_id.clone());
         }
         let until = self.now.mono + grace + PATIENCE;
         self.state.claim(id, task, Claim { slot: offer.slot, until, requirements: requirements.clone() });
@@ -326,45 +339,44 @@ impl Pass<'_> {
         let look = |claim: &Claim| claim.until <= now || changed.binary_search(&claim.slot).is_ok();
         let look = self.state.claims().filter(|(.., claim)| look(claim)).map(|(id, ..)| id.clone());
         for id in look.collect::<Vec<Text>>() {
-            if self.still_waits(&id) {
+            let Some(At::Claimed(claimed)) = self.state.places.get(&id) else { continue };
+            let (placed, _, claim) = &**claimed;
+            let (slot, until, requirements) = (claim.slot, claim.until, claim.requirements.clone());
+            let is_there = placed.is_on(&self.state.nodes);
+            let room = is_there.then(|| self.room(&id, slot, &requirements)).flatten();
+            if room.is_none() && is_there && until > now && self.may_still_come(slot, &requirements) {
+                self.state.set_aside_more(&id);
                 continue;
             }
-            let is_there = |placed: &Placed| placed.is_on(&self.state.nodes);
-            let is_there = matches!(self.state.places.get(&id), Some(At::Claimed(c)) if is_there(&c.0));
-            let Some((task, claim)) = self.state.take_claim(&id) else { continue };
-            if is_there && self.fits(&claim.requirements, claim.slot) {
-                self.put(&id, &task, &claim.requirements, claim.slot);
-            } else {
-                self.state.gave_up.insert(id, now + PATIENCE);
-                self.state.put_task(&self.now, &task, self.tables);
-                // What it gives up is noticed by the next pass.
-                self.again = true;
+            let Some((task, _)) = self.state.take_claim(&id) else { continue };
+            // Whom its service waits for may have gone meanwhile.
+            match room.filter(|_| self.waits(&task).is_none()) {
+                Some(generic) => self.put_with(&id, &task, &requirements, slot, Some(generic)),
+                None => {
+                    self.state.gave_up.insert(id, now + PATIENCE);
+                    self.state.put_task(&self.now, &task, self.tables);
+                    // What it gives up is noticed by the next pass.
+                    self.again = true;
+                }
             }
         }
     }
 
-    fn fits(&mut self, requirements: &Requirements, slot: Slot) -> bool {
+    /// What a claim gets of generic resources, if all that it claims is there now.
+    fn room(&mut self, id: &str, slot: Slot, requirements: &Requirements) -> Option<Vec<GenericResource>> {
+        let mut info = self.state.seen_by_claim(id, slot);
         let state = &mut *self.state;
-        let service = state.nodes.services.enter(&requirements.service);
         let fixed = state.index.needs(&requirements.fixed, &state.nodes).verdicts[slot];
-        let verdict = requirements.verdict(fixed, &state.nodes, service, slot);
-        state.nodes.services.leave(service);
-        verdict == Verdict::Fits
+        // How many of its service there may be was counted when the claim was made.
+        let fits = requirements.verdict_without_volumes(fixed, &info, || 0) == Verdict::Fits;
+        fits.then(|| info.claim(&requirements.demand)).flatten()
     }
 
-    /// There is no room for a claim yet, and it is not time to give it up.
-    fn still_waits(&mut self, id: &Text) -> bool {
-        let State { nodes, index, places, .. } = &mut *self.state;
-        let Some(At::Claimed(claimed)) = places.get(id) else { return false };
-        let (placed, _, claim) = &**claimed;
-        let mut info = nodes.get(claim.slot).info.clone();
-        if claim.until <= self.now.mono || !placed.is_on(nodes) || !info.is_ready() {
-            return false;
-        }
-        info.remove(placed.holding());
-        let (requirements, demand) = (&claim.requirements, &claim.requirements.demand);
-        index.needs(&requirements.fixed, nodes).verdicts[claim.slot] == Verdict::Fits
-            && !(info.has_resources(demand) && info.has_ports(demand))
+    /// A claim lacks nothing but room.
+    fn may_still_come(&mut self, slot: Slot, requirements: &Requirements) -> bool {
+        let State { nodes, index, .. } = &mut *self.state;
+        nodes.get(slot).info.is_ready()
+            && index.needs(&requirements.fixed, nodes).verdicts[slot] == Verdict::Fits
     }
 }
 

@@ -1,12 +1,12 @@
 //! The scheduler as a reconciler.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use swarm_api::hash::FastMap;
 use swarm_api::v1::{Task, TaskState};
-use swarm_api::{Kind, Object};
+use swarm_api::{Kind, Object, Text};
 use swarm_reconcile::{
     Assignment, Assignments, Ctx, Decision, Group as Change, Guard, Now, Outcome, Patch, Reconciler, Refused,
     Settled, Write,
@@ -138,6 +138,7 @@ impl Reconciler for Scheduler {
             waits: FastMap::default(),
             tenants: FastMap::default(),
             claims: 0,
+            displaced: BTreeSet::new(),
         };
         pass.forgive();
         pass.end_outdated();
@@ -164,7 +165,9 @@ impl Reconciler for Scheduler {
 
     fn settled(&mut self, ctx: &mut Ctx<'_>, settled: &Settled, tables: &Tables) {
         let Some(list) = self.in_flight.remove(&settled.tag) else { return };
-        let mut refused = |assignment: &Assignment| self.state.refused(&ctx.now, &assignment.task, tables);
+        let pass = (settled.tag >> 32) as u32;
+        let mut refused =
+            |assignment: &Assignment| self.state.refused(&ctx.now, &assignment.task, pass, tables);
         match &settled.outcome {
             Outcome::Committed(_) => {}
             Outcome::Refused(Refused::Assignments(places)) => {
@@ -175,7 +178,6 @@ impl Reconciler for Scheduler {
         if self.state.node_went {
             list.iter().for_each(|assignment| self.state.written(&ctx.now, &assignment.task, tables));
         }
-        let pass = (settled.tag >> 32) as u32;
         let of_pass = settled.tag >> 32 << 32..=settled.tag | u64::from(u32::MAX);
         if self.in_flight.range(of_pass).next().is_none() {
             self.state.pass_settled(&ctx.now, pass, tables);
@@ -238,6 +240,8 @@ pub(crate) struct Pass<'a> {
     pub(crate) waits: FastMap<(String, Option<u64>), Option<String>>,
     /// Who is on nodes and may have to go, as far as that was asked.
     pub(crate) tenants: FastMap<Slot, Arc<Tenants>>,
+    /// Services of which tasks were displaced. That is written after the assignments of this pass.
+    pub(crate) displaced: BTreeSet<Text>,
     /// Claims of tasks of nodes of their own.
     pub(crate) claims: usize,
 }

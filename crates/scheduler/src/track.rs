@@ -215,10 +215,12 @@ impl State {
         }
     }
 
-    /// An assignment came to nothing.
-    pub(crate) fn refused(&mut self, now: &Now, id: &str, tables: &Tables) {
-        if let Some(At::Placed(placed)) = self.places.get_mut(id) {
-            placed.pass = 0;
+    /// An assignment of a pass came to nothing. If another one of the same task is under way, that one counts.
+    pub(crate) fn refused(&mut self, now: &Now, id: &str, pass: u32, tables: &Tables) {
+        match self.places.get_mut(id) {
+            Some(At::Placed(placed)) if placed.pass == pass => placed.pass = 0,
+            Some(At::Placed(placed)) if placed.pass != 0 => return,
+            _ => {}
         }
         self.sync_task(now, id, tables);
     }

@@ -3,7 +3,7 @@
 
 mod world;
 
-use swarm_api::extensions::DEPENDS_ON;
+use swarm_api::extensions::{DEPENDS_ON, PRIORITY};
 use swarm_api::v1::service_spec::Mode;
 use swarm_api::v1::{
     ContainerStatus, GlobalService, JobStatus, ReplicatedJob, ReplicatedService, Service, Task, TaskState,
@@ -323,4 +323,29 @@ fn a_task_waits_for_one_that_takes_the_place_of_another_in_its_slot() {
     world.waits("w1", "waiting for service db (1 of 2 tasks healthy)");
     world.report("d3", TaskState::Running);
     world.runs_on("w1", "n1");
+}
+
+/// It could not start without them, and they would come back and be displaced again for ever.
+#[test]
+fn nobody_displaces_tasks_that_it_waits_for() {
+    let mut world = World::new();
+    world.node("n1", |n| has(n, 10, 0, vec![]));
+    world.allow_preemption();
+    for (id, order) in [("db", ""), ("cache", "db:healthy"), ("web", "cache:healthy"), ("other", "")] {
+        service(&mut world, id, replicated(1));
+        if !order.is_empty() {
+            depend(&mut world, id, order);
+        }
+    }
+    edit(&mut world, "web", |s| drop(s.spec.annotations.labels.insert(PRIORITY.into(), "5".into())));
+    for (service, id, size) in [("db", "d", 6), ("other", "o", 2), ("cache", "c", 2)] {
+        world.task(service, id, |t| wants(t, size, 0, vec![]));
+        world.report(id, TaskState::Running);
+    }
+    world.task("web", "w", |t| wants(t, 3, 0, vec![]));
+    world.waits("w", "no suitable node (insufficient resources on 1 node)");
+    world.remove_task("w");
+    world.task("web", "w", |t| wants(t, 2, 0, vec![]));
+    let states = ["d", "c", "o"].map(|id| world.state(id));
+    assert_eq!(states, [TaskState::Running, TaskState::Running, TaskState::Rejected]);
 }

@@ -185,3 +185,20 @@ fn completed_tasks_of_a_job_count_for_nothing() {
     world.edit_node("n1", |n| has(n, 5, 0, vec![]));
     assert_eq!((world.state("a"), world.state("b")), (TaskState::Complete, TaskState::Rejected));
 }
+
+/// While the service asked for something else its tasks were judged by that; no update replaces them.
+#[test]
+fn a_rollback_leaves_no_task_where_its_constraints_do_not_hold() {
+    let mut world = running(|n| label(n, "zone", "a"), |t| constrain(t, "node.labels.zone==a"));
+    let ask = |world: &mut World, constraints: &[&str]| {
+        let constraints: Vec<String> = constraints.iter().map(|c| (*c).to_owned()).collect();
+        world.sim.update_service("s", |spec| placement(&mut spec.task).constraints = constraints.clone());
+        world.sim.think();
+    };
+    ask(&mut world, &["node.labels.zone==a"]);
+    ask(&mut world, &[]);
+    world.edit_node("n1", |n| label(n, "zone", "b"));
+    stays(&world, "a");
+    ask(&mut world, &["node.labels.zone==a"]);
+    rejected(&world, "a");
+}

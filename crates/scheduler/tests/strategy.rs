@@ -414,3 +414,47 @@ fn of_tasks_of_one_node_the_higher_priority_comes_first() {
     world.runs_on("b", "n1");
     world.waits("a", "insufficient resources on 1 node");
 }
+
+#[test]
+fn each_of_two_claims_has_its_room_as_soon_as_it_is_there() {
+    let mut world = World::new();
+    world.node("n1", |n| has(n, 10, 0, vec![]));
+    for (id, grace) in [("a", 0), ("b", 30)] {
+        world.task("low", id, |t| {
+            wants(t, 5, 0, vec![]);
+            let grace = swarm_api::duration::from_std(Duration::from_secs(grace));
+            container(t).stop_grace_period = Some(grace);
+        });
+        world.report(id, TaskState::Running);
+    }
+    world.allow_preemption();
+    world.labelled_service("high", PRIORITY, "5");
+    world.tasks("high", &["t", "u"], |t| wants(t, 5, 0, vec![]));
+    let assigned =
+        |world: &World| ["t", "u"].iter().filter(|id| world.state(id) == TaskState::Assigned).count();
+    assert_eq!(assigned(&world), 0);
+    world.pass(Duration::from_secs(11));
+    assert_eq!(assigned(&world), 1, "the other one waits for somebody else");
+    world.pass(Duration::from_secs(30));
+    assert_eq!(assigned(&world), 2);
+}
+
+/// Of what a claim needs a part is free already, and is what the displaced task would be given again.
+#[test]
+fn what_is_free_is_set_aside_for_a_claim() {
+    let mut world = World::new();
+    world.node("n1", |n| has(n, 10, 0, vec![named("gpu", "x"), named("gpu", "y"), named("gpu", "z")]));
+    world.tasks("low", &["a", "b"], |t| wants(t, 1, 0, vec![discrete("gpu", 1)]));
+    for id in ["a", "b"] {
+        world.report(id, TaskState::Running);
+    }
+    world.allow_preemption();
+    world.labelled_service("high", PRIORITY, "5");
+    world.task("high", "t", |t| wants(t, 1, 0, vec![discrete("gpu", 2)]));
+    world.task("low", "again", |t| wants(t, 1, 0, vec![discrete("gpu", 1)]));
+    world.waits("again", NO_ROOM);
+    world.pass(Duration::from_secs(20));
+    world.runs_on("t", "n1");
+    assert_eq!(world.get("t").assigned_generic_resources.len(), 2);
+    world.waits("again", NO_ROOM);
+}

@@ -33,16 +33,17 @@ impl Update {
             }
             self.needed.insert(place.clone());
             self.started.insert(place.clone());
-            for task in ours.iter().filter(|t| is_live(t) && !has_ended(t)) {
-                if task.status.reached(TaskState::Running) {
-                    let left = heard_at(task).map(|since| now.remaining(since, self.pace.monitor));
-                    let until = left.filter(|left| !left.is_zero()).map(|left| now.mono + left);
-                    self.watched.insert(task.id.to_string(), until);
-                } else if ours.len() == 1 {
-                    // The first attempt. Those after it may be restarts, which no update waits for.
-                    self.todo.retain(|p| p != place);
-                    self.work.insert(place.clone(), Work::new(now.mono, task.id.to_string()));
-                }
+            let goes_on = |t: &&&Shared<Task>| is_live(t) && !has_ended(t) && !is_dirty(tables, service, t);
+            for task in all.iter().filter(goes_on) {
+                self.watch_found(now, task);
+            }
+            // The first attempt. Those after it may be restarts, which no update waits for.
+            if let [task] = ours[..]
+                && goes_on(&&task)
+                && !task.status.reached(TaskState::Running)
+            {
+                self.todo.retain(|p| p != place);
+                self.work.insert(place.clone(), Work::new(now.mono, task.id.to_string()));
             }
             if let Some(task) = ours.iter().find(|t| failed_early(t, &all, self.pace.monitor)) {
                 self.failed.insert(place.clone());

@@ -142,3 +142,27 @@ fn nodes_that_left_an_update_have_no_share_in_its_failures() {
     sim.advance(secs(10));
     assert_eq!(state(&sim), UpdateState::Paused, "one of two");
 }
+
+#[test]
+fn an_update_that_goes_back_brings_tasks_back_where_only_the_new_spec_had_none() {
+    use swarm_api::v1::update_config::FailureAction;
+    let mut web = global("g");
+    let action = FailureAction::Rollback as i32;
+    web.spec.update = Some(UpdateConfig { parallelism: 1, failure_action: action, ..Default::default() });
+    let mut sim = cluster(&web, &["n1", "n2"]);
+    label(&mut sim, "n1", "b");
+    sim.settle();
+    sim.behaviour = Box::new(|task| {
+        let (state, err) = swarm_reconcile::sim::healthy(task)?;
+        let fails = task.spec.force_update == 1 && state == Running;
+        Some(if fails { (Failed, "broken") } else { (state, err) })
+    });
+    sim.update_service("g", |spec| {
+        spec.task.force_update = 1;
+        let constraints = vec!["node.labels.a==b".to_owned()];
+        spec.task.placement = Some(Placement { constraints, ..Default::default() });
+    });
+    sim.advance(secs(60));
+    assert_eq!(state(&sim), UpdateState::RollbackCompleted);
+    assert_eq!(running(&sim, "g"), on(&["n1", "n2"]));
+}

@@ -9,7 +9,7 @@ use swarm_store::Tables;
 
 use crate::broken::{Held, broken};
 use crate::checks::{is_current, may_run, of_place, place, summary};
-use crate::history::{RULE, most_kept};
+use crate::history::{RULE, kept};
 
 const OWNERS: &str = "each transition has its owner";
 
@@ -96,9 +96,9 @@ fn history_is_kept(
     let gone = removed.entry((service.id.clone(), at.clone())).or_default();
     *gone += 1;
     let all = of_place(tables, &service.id, &at).len();
-    match most_kept(tables, service) {
-        Some(most) if all >= *gone + most => Ok(()),
-        most => broken(RULE, format!("{} of {all} tasks go, limit {most:?}: {}", gone, summary(task))),
+    match kept(tables, service) {
+        Some(least) if all >= *gone + least => Ok(()),
+        least => broken(RULE, format!("{} of {all} tasks go, limit {least:?}: {}", gone, summary(task))),
     }
 }
 

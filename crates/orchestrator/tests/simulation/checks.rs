@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use swarm_api::extensions::REBALANCE;
 use swarm_api::v1::update_status::UpdateState;
-use swarm_api::v1::{Service, Task, TaskState, service_spec, task_spec};
+use swarm_api::v1::{Node, Service, ServiceSpec, Task, TaskState, node_spec, service_spec, task_spec};
 use swarm_api::{Object, Shared};
 use swarm_store::{Commit, Event, Received, Subscription, Tables};
 
@@ -86,6 +86,8 @@ pub(crate) struct Checks {
     moving: BTreeMap<String, Duration>,
     /// Nodes that have less than they had when tasks were put there.
     resized: BTreeSet<String>,
+    /// Until when nodes were paused or drained.
+    idle: BTreeMap<String, Duration>,
     history: History,
     looked: u64,
     clock_changed: Option<Duration>,
@@ -98,6 +100,7 @@ impl Checks {
             asked: BTreeMap::new(),
             moving: BTreeMap::new(),
             resized: BTreeSet::new(),
+            idle: BTreeMap::new(),
             history: History::default(),
             looked: 0,
             clock_changed: None,
@@ -111,7 +114,7 @@ impl Checks {
         }
         if self.clock_changed != world.clock_changed {
             self.clock_changed = world.clock_changed;
-            log.clock_changed();
+            log.clock_changed(world.clock_changed);
             let view = world.sim.view();
             let held = view.tasks().iter().filter(|t| held_until(t).is_some());
             log.forgiven = held.map(|t| t.id.to_string()).collect();
@@ -145,6 +148,12 @@ impl Checks {
                     if old.is_none() {
                         log.saw(new, now);
                     }
+                    // It was never there.
+                    if new.status.state().is_terminal()
+                        && old.is_some_and(|old| !old.status.reached(TaskState::Assigned))
+                    {
+                        log.forgiven.insert(new.id.to_string());
+                    }
                     if new.status.state() == TaskState::Running && may_ever_have_two(&new.service_id) {
                         self.moving.insert(new.service_id.to_string(), now);
                     }
@@ -166,8 +175,13 @@ impl Checks {
                     }
                     self.moving.insert(new.id.clone(), now);
                 }
-                (Some(Object::Node(old)), Some(Object::Node(new))) if old.description != new.description => {
-                    self.resized.insert(new.id.clone());
+                (Some(Object::Node(old)), Some(Object::Node(new))) => {
+                    if old.description != new.description {
+                        self.resized.insert(new.id.clone());
+                    }
+                    if is_idle(old) {
+                        self.idle.insert(new.id.clone(), now);
+                    }
                 }
                 _ => (),
             }
@@ -252,6 +266,11 @@ impl Checks {
         may_ever_have_two(service) && (amid || lately)
     }
 
+    /// The node took no new tasks a little while ago.
+    fn lately_idle(&self, node: &str, now: Duration) -> bool {
+        self.idle.get(node).is_some_and(|until| now < *until + STOP_TIMEOUT)
+    }
+
     /// One task of a place is wanted on, and one runs. A start-first update makes it two, beside those that are
     /// about to stop.
     fn place_is_sound(
@@ -271,10 +290,11 @@ impl Checks {
         let mut tasks = of_place(tables, service, at);
         tasks.retain(|t| current(t));
         let list = || tasks.iter().map(|t| summary(t)).collect::<Vec<_>>().join("\n  ");
-        // Where the new task never came to run, the old one stays for good.
-        let newest = tasks.iter().filter(|t| is_live(t)).max_by_key(|t| &t.id);
-        let in_vain =
-            newest.is_some_and(|t| !t.status.reached(TaskState::Running)) && may_ever_have_two(service);
+        // Where the new task never came to run, the old one stays for good; on nodes that are paused, both.
+        let waits = tasks.iter().any(|t| is_live(t) && t.status.state() != TaskState::Running);
+        let is_paused = service.starts_with("global")
+            && (tables.nodes().get(at).is_some_and(|n| is_idle(n)) || self.lately_idle(at, now));
+        let in_vain = may_ever_have_two(service) && (waits || is_paused);
         let most = if in_vain || self.may_have_two(service, known.map(|k| &**k), now) { 2 } else { 1 };
         let live = tasks.iter().filter(|t| is_live(t) && t.status.state() != TaskState::Complete).count();
         if live > most {
@@ -296,16 +316,41 @@ impl Checks {
     }
 }
 
-fn may_ever_have_two(service: &str) -> bool {
+fn is_idle(node: &Node) -> bool {
+    node.spec.availability() != node_spec::Availability::Active
+}
+
+pub(crate) fn may_ever_have_two(service: &str) -> bool {
     service.ends_with("start-first") && !service.contains("job")
+}
+
+/// What a spec asks for, for who reads a history.
+fn asked(spec: &ServiceSpec) -> String {
+    let task = &spec.task;
+    let reserved = task.resources.as_ref().and_then(|r| r.reservations.as_ref());
+    let wants = reserved.map(|r| (r.nano_cpus, r.memory_bytes, &r.generic));
+    let ports = spec.endpoint.iter().flat_map(|e| &e.ports);
+    let ports: Vec<_> =
+        ports.map(|p| (p.publish_mode().as_str_name(), p.protocol, p.published_port)).collect();
+    let limits = task.placement.as_ref().map(|p| (&p.constraints, p.max_replicas, &p.platforms));
+    let update = (spec.update.as_ref(), spec.rollback.as_ref());
+    format!(
+        "{:?} labels {:?} wants {wants:?} ports {ports:?} limits {limits:?} restart {:?} updates {update:?}",
+        spec.mode, spec.annotations.labels, task.restart
+    )
 }
 
 fn written(event: &Event) -> String {
     match (event.old(), event.new()) {
         (_, Some(Object::Task(task))) => format!("      task {} {}", place(task), summary(task)),
         (Some(Object::Task(task)), None) => format!("      without task {}", summary(task)),
-        (_, Some(Object::Service(service))) => {
-            format!("      service {} {:?} {:?}", service.id, service.spec_version, service.update_status)
+        (old, Some(Object::Service(service))) => {
+            let is_new = !matches!(old, Some(Object::Service(old)) if old.spec == service.spec);
+            let line = format!(
+                "      service {} {:?} {:?}",
+                service.id, service.spec_version, service.update_status
+            );
+            if is_new { format!("{line}\n        {}", asked(&service.spec)) } else { line }
         }
         (_, Some(Object::Node(node))) => format!(
             "      node {} {} {}",

@@ -191,8 +191,9 @@ impl End<'_> {
         for task in live {
             let what = self.runs_or_waits(Some(service), task);
             what.or_else(|b| self.told(b.rule, service, &format!("{}: {}", b.text, summary(task))))?;
-            // An old one stays where the new one found no room, or ended.
-            let tried = tasks.iter().any(|t| is_up_to_date(service, t));
+            // An old one stays where the new one found no room, or ended, and perhaps nothing is left of it.
+            let mut tried = self.log.tried.get(&(service.id.clone(), place(task))).into_iter().flatten();
+            let tried = tried.any(|(_, t)| is_up_to_date(service, t));
             if !is_paused(service) && !is_up_to_date(service, task) && !tried {
                 return self.told(SERVED, service, &format!("it is of another version: {}", summary(task)));
             }
@@ -205,9 +206,25 @@ impl End<'_> {
         let kept = tasks.iter().filter(|t| t.desired_state() < TaskState::Remove);
         let kept = kept.filter(|t| !is_job(service) || is_current(service, t));
         let kept: Vec<_> = kept.copied().collect();
-        // The last one made, or the last one heard of: where they differ both are as good.
-        let last = [kept.iter().max_by_key(|t| &t.id), kept.iter().max_by_key(|t| (at(t), &t.id))];
-        last.into_iter().flatten().any(|newest| stays_ended(newest, tasks))
+        // The last one made, the one made last by the clock, or the last one heard of: where they differ all are as good.
+        let made = |t: &Task| t.meta.created_at.as_ref().map(to_system_time);
+        let last = [
+            kept.iter().max_by_key(|t| &t.id),
+            kept.iter().max_by_key(|t| (made(t), &t.id)),
+            kept.iter().max_by_key(|t| (at(t), &t.id)),
+        ];
+        // Beside one of the present spec that ended by itself, one of another spec says nothing, nor one that stopped late.
+        let by_itself =
+            |t: &&&Shared<Task>| t.status.state() != TaskState::Shutdown && is_up_to_date(service, t);
+        let own = kept.iter().filter(by_itself).max_by_key(|t| (at(t), &t.id));
+        let stopped = |t: &&&Shared<Task>| t.status.state() == TaskState::Shutdown;
+        let others = last.iter().flatten().all(|t| stopped(t) || !is_up_to_date(service, t));
+        let last = last.into_iter().chain([own.filter(|_| others)]);
+        // Where a clock was set, nobody can count.
+        let unsure = |t: &Task| {
+            self.log.clock_set.is_some() && t.spec.restart.is_some_and(|policy| policy.max_attempts > 0)
+        };
+        last.flatten().any(|newest| unsure(newest) || stays_ended(newest, tasks))
     }
 
     /// A wanted task runs; or there is no place for it, and it says so.

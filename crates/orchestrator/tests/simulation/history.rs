@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use swarm_api::Shared;
 use swarm_api::v1::update_status::UpdateState;
-use swarm_api::v1::{Service, Task, TaskState};
+use swarm_api::v1::{Service, Task, TaskSpec, TaskState};
 use swarm_store::Tables;
 
 use crate::broken::{Held, broken};
@@ -16,10 +16,14 @@ pub(crate) const RULE: &str = "history is kept as asked";
 /// A place may have too long a history for so many transactions of the brain, and for so many steps.
 const PATIENCE: (usize, usize) = (8, 25);
 
-/// How many tasks of a place are kept; none: all.
-pub(crate) fn most_kept(tables: &Tables, service: &Service) -> Option<usize> {
-    let attempts = service.spec.task.restart.as_ref().map_or(0, |r| r.max_attempts) as usize;
+fn attempts(spec: &TaskSpec) -> usize {
+    spec.restart.as_ref().map_or(0, |r| r.max_attempts) as usize
+}
+
+/// How many tasks of a place are kept at least; none: all.
+pub(crate) fn kept(tables: &Tables, service: &Service) -> Option<usize> {
     let limit = tables.cluster()?.spec.orchestration.task_history_retention_limit;
+    let attempts = attempts(&service.spec.task);
     if attempts > 0 { Some(attempts + 1) } else { usize::try_from(limit).ok() }
 }
 
@@ -29,11 +33,18 @@ fn is_dead(task: &Task) -> bool {
 
 /// Of these tasks some more must go. Of a job, two may tell how far it is; of others one.
 fn is_too_long(tables: &Tables, service: &Service, tasks: &[&Shared<Task>]) -> bool {
-    let Some(most) = most_kept(tables, service) else { return false };
+    let Some(most) = kept(tables, service) else { return false };
     let state = service.update_status.as_ref().map(|s| s.state());
     let is_updated = matches!(state, Some(UpdateState::Updating | UpdateState::RollbackStarted));
     let alive = tasks.iter().filter(|t| !is_dead(t)).count();
     let records = if service.id.contains("job") { 2 } else { 1 };
+    // And each that was restarted, with what took its place; mostly one is both.
+    let attempts = if attempts(&service.spec.task) > 0 {
+        tasks.iter().map(|t| attempts(&t.spec)).max().unwrap_or_default()
+    } else {
+        0
+    };
+    let records = records + 2 * attempts;
     !is_updated && tasks.len() > most.max(alive + records)
 }
 

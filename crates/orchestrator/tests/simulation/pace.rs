@@ -7,8 +7,9 @@ use swarm_api::duration::to_std;
 use swarm_api::v1::service_spec::Mode;
 use swarm_api::v1::update_config::FailureAction;
 use swarm_api::v1::update_status::UpdateState;
-use swarm_api::v1::{Service, Task, TaskState, UpdateConfig, node_spec, node_status};
+use swarm_api::v1::{Node, Service, Task, TaskState, UpdateConfig, node_spec, node_status};
 use swarm_api::{Object, Shared};
+use swarm_placement::{all_hold, constraints_of};
 use swarm_reconcile::{Effect, Group, Write};
 use swarm_store::Tables;
 
@@ -82,6 +83,12 @@ impl Log {
         groups: &[Group],
         came: &BTreeSet<String>,
     ) -> Held {
+        // An update passes by nodes that are no place for its tasks, and forgets what was there.
+        for (id, update) in &mut self.updates {
+            if let Some(service) = tables.services().get(id).filter(|s| s.id.starts_with("global")) {
+                update.made.retain(|_, (at, _)| tables.nodes().get(at).is_some_and(|n| serves(service, n)));
+            }
+        }
         // With what comes before it in the same decision.
         let mut staged = tables.clone();
         for group in groups {
@@ -136,12 +143,14 @@ impl Log {
         let (ran, delay) = (&self.ran, to_std(&config.delay));
         let (resting, made) = (&mut update.resting, &update.made);
         update.work.retain(|_, (id, since)| {
-            // A node that gets no tasks now is not waited for.
-            let waits = |t: &Task| {
-                t.node_id.is_empty() || tables.nodes().get(&t.node_id).is_some_and(|n| n.is_usable())
-            };
+            // A node that gets no tasks now, or not this one, is not waited for.
+            let suits = |n: &Node| n.is_usable() && serves(service, n);
+            let waits =
+                |t: &Task| t.node_id.is_empty() || tables.nodes().get(&t.node_id).is_some_and(|n| suits(n));
             let open = |t: &Shared<Task>| !t.status.reached(TaskState::Running) && is_live(t) && waits(t);
-            let goes_on = tables.tasks().get(id).is_some_and(open) && now < *since + PLACEMENT_LIMIT;
+            // By a clock that was set since then it may have been waited for long enough.
+            let late = now >= *since + PLACEMENT_LIMIT || self.clock_set.is_some_and(|at| *since <= at);
+            let goes_on = tables.tasks().get(id).is_some_and(open) && !late;
             // Who rests is not handed over.
             let known = tables.tasks().get(id).is_some_and(|t| waits(t));
             if !goes_on
@@ -234,9 +243,14 @@ impl Log {
         let config = config_of(service);
         let monitor = config.monitor.as_ref().map_or(MONITOR, to_std);
         let text = || tables.tasks().get(id).map_or(id.to_owned(), |t| summary(t));
+        let has_ended = || tables.tasks().get(id).is_some_and(|t| t.status.state().is_terminal());
         match (self.made.get(id), self.ran.get(id), self.ended.get(id)) {
             // Of what happened during a turn nobody knows the time.
             (None, ..) | (Some(_), None, Some(_)) => Ok(()),
+            // Nor of what happened while nobody led.
+            (Some(made), _, None) if *made <= self.leads_since && has_ended() => Ok(()),
+            // Times that another clock had set can't be compared.
+            (Some(made), ..) if self.clock_set.is_some_and(|at| *made <= at) => Ok(()),
             // A new leader does not know for how long it has been running.
             (Some(_), Some(ran), Some(ended)) if *ended <= (*ran).max(self.leads_since) + monitor => Ok(()),
             // It was made a little before it was written.
@@ -247,6 +261,13 @@ impl Log {
             ),
         }
     }
+}
+
+/// The node is to have tasks of the service.
+fn serves(service: &Service, node: &Node) -> bool {
+    node.status.state() != node_status::State::Down
+        && node.spec.availability() == node_spec::Availability::Active
+        && all_hold(&constraints_of(service.spec.task.placement.as_ref()), node)
 }
 
 /// The place has a task that would go on but for an update.

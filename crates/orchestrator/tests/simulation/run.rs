@@ -1,5 +1,6 @@
 //! One history from beginning to end.
 
+use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -10,7 +11,7 @@ use swarm_reconcile::Reconciler;
 
 use crate::acts::{Act, Plan};
 use crate::broken::{Broken, Held, PANIC, broken};
-use crate::checks::Checks;
+use crate::checks::{Checks, is_live, may_ever_have_two, place};
 use crate::common::{Sim, leader, secs};
 use crate::ends::{converged, satisfied};
 use crate::history::History;
@@ -111,11 +112,18 @@ impl Running<'_> {
         self.look()
     }
 
+    /// An update goes on, perhaps one that a new leader begins anew, which does not say so.
     fn is_updating(&self) -> bool {
         use UpdateState::{RollbackStarted, Updating};
         let state = |s: &Service| s.update_status.as_ref().map(|s| s.state());
         let view = self.world.sim.view();
-        view.services().iter().any(|s| !is_job(s) && matches!(state(s), Some(Updating | RollbackStarted)))
+        let updates = |s: &Service| matches!(state(s), Some(Updating | RollbackStarted));
+        let two = |s: &Service| {
+            let mut places = BTreeSet::new();
+            may_ever_have_two(&s.id)
+                && view.tasks().by_service(&s.id).any(|t| is_live(t) && !places.insert(place(t)))
+        };
+        view.services().iter().any(|s| !is_job(s) && (updates(s) || two(s)))
     }
 
     /// A day in which no agent says anything.

@@ -11,6 +11,7 @@ use swarm_store::{Event, Tables};
 
 use crate::authors::{keeps_to_its_own, nothing_done_twice};
 use crate::broken::Broken;
+use crate::checks::place;
 use crate::pace::Update;
 use crate::placing::placements;
 
@@ -33,6 +34,10 @@ pub(crate) struct Log {
     pub(crate) unwanted: BTreeSet<String>,
     /// When tasks were made.
     pub(crate) made: BTreeMap<String, Duration>,
+    /// What places of services were given: a task of each spec's version.
+    pub(crate) tried: BTreeMap<(String, String), BTreeMap<u64, Task>>,
+    /// When a clock was set.
+    pub(crate) clock_set: Option<Duration>,
     /// When this leader began.
     pub(crate) leads_since: Duration,
     /// What was put on nodes: of which service, of which run, and as what.
@@ -51,6 +56,9 @@ impl Log {
     /// A task was made.
     pub(crate) fn saw(&mut self, new: &Task, now: Duration) {
         self.made.insert(new.id.to_string(), now);
+        let version = new.spec_version.map_or(0, |v| v.index);
+        let tried = self.tried.entry((new.service_id.to_string(), place(new))).or_default();
+        tried.entry(version).or_insert_with(|| new.clone());
     }
 
     /// An orchestrator was told of this.
@@ -67,7 +75,8 @@ impl Log {
     }
 
     /// What was measured by the wall clock before is not comparable any more.
-    pub(crate) fn clock_changed(&mut self) {
+    pub(crate) fn clock_changed(&mut self, at: Option<Duration>) {
+        self.clock_set = at;
         self.updates.values_mut().for_each(Update::forget_failures);
     }
 }

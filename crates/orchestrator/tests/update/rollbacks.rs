@@ -146,3 +146,61 @@ fn a_rollback_by_hand_ends_an_update_under_way() {
     assert_eq!((count(&sim, "old", Running), sim.live("web").len()), (4, 4));
     assert_eq!(status(&sim), Some(UpdateState::RollbackCompleted));
 }
+
+/// They were asked to stop, and are as good as new ones now.
+#[test]
+fn tasks_from_before_that_stop_only_now_fail_no_rollback() {
+    for end in [Complete, Failed] {
+        let mut sim = cluster(web(2, config(0)));
+        let old: Vec<_> = sim.tasks("web").iter().map(|t| (t.id.clone(), end, "")).collect();
+        sim.agents_stop_tasks = false;
+        set_image(&mut sim, "new");
+        sim.settle();
+        roll_back(&mut sim);
+        sim.settle();
+        sim.report_all(&old);
+        sim.agents_stop_tasks = true;
+        sim.advance(secs(60));
+        assert_eq!((status(&sim), count(&sim, "old", Running)), (Some(UpdateState::RollbackCompleted), 2));
+    }
+}
+
+/// The tasks that failed are what the rollback goes back to.
+#[test]
+fn what_failed_before_a_rollback_began_does_not_fail_it() {
+    let mut sim = cluster(web(2, UpdateConfig { parallelism: 0, ..acting(FailureAction::Rollback, 0.0) }));
+    set_image(&mut sim, "new");
+    sim.settle();
+    sim.scale("web", 3);
+    sim.settle();
+    sim.advance(secs(1));
+    let began = sim.now().wall;
+    let new = sim.live("web")[0].id.clone();
+    sim.report(&new, Failed, "broken");
+    sim.think();
+    let view = sim.view();
+    let told = view.services().get("web").unwrap().update_status.as_ref().unwrap();
+    assert_eq!((told.state(), sim.live("web").len()), (UpdateState::RollbackCompleted, 2));
+    let since = swarm_api::duration::to_system_time(&told.started_at.unwrap());
+    assert!(since >= began, "it says when it went back");
+}
+
+/// Back and back again the spec is the one for which the pause was decided; the update is another one.
+#[test]
+fn a_pause_that_was_decided_for_an_update_halts_no_rollback() {
+    let mut sim = cluster(web(2, acting(FailureAction::Pause, 0.0)));
+    broken(&mut sim, "new");
+    set_image(&mut sim, "new");
+    sim.think();
+    while count(&sim, "new", Failed) == 0 {
+        assert!(sim.agents());
+        if count(&sim, "new", Failed) == 0 {
+            sim.think();
+        }
+    }
+    let decided = sim.decide();
+    roll_back(&mut sim);
+    roll_back(&mut sim);
+    decided.into_iter().for_each(|batch| sim.commit(batch));
+    assert_eq!(status(&sim), Some(UpdateState::RollbackStarted));
+}
