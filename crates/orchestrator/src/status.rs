@@ -28,6 +28,15 @@ fn edit(
     Patch::new(write).guard(Guard::spec_of(service))
 }
 
+/// What stands before the id of the task that failed.
+const BECAUSE: &str = "due to failure or early termination of task ";
+
+/// The task because of which the update was paused or goes back, as its message tells.
+pub(crate) fn culprit(service: &Service) -> Option<&str> {
+    let (_, rest) = service.update_status.as_ref()?.message.split_once(BECAUSE)?;
+    rest.split([';', ' ']).next()
+}
+
 /// What tells an update from others, and what it had come to.
 type Known = Option<(UpdateState, Option<prost_types::Timestamp>)>;
 
@@ -74,7 +83,7 @@ pub(crate) fn pause(service: &Service, task: &str, action: FailureAction) -> Pat
         (true, _) => (UpdateState::RollbackPaused, "rollback"),
         (false, _) => (UpdateState::Paused, "update"),
     };
-    let message = format!("{what} paused due to failure or early termination of task {task}");
+    let message = format!("{what} paused {BECAUSE}{task}");
     set(service, state, message)
 }
 
@@ -102,14 +111,12 @@ pub(crate) fn rebalanced(service: &Service) -> Patch {
 
 /// Back to the spec before. Without one there is nothing to go back to: the update is paused and says why, where
 /// the original would stay in UPDATING for good (`orchestration.md` §20.15).
-///
-/// It is a beginning: what a new leader finds of it is what was done since then (decision 0116).
-pub(crate) fn roll_back(service: &Service, task: &str, now: SystemTime) -> Patch {
+pub(crate) fn roll_back(service: &Service, task: &str) -> Patch {
     if service.previous_spec.is_none() {
-        let why = "update paused due to failure or early termination of task";
-        return set(service, UpdateState::Paused, format!("{why} {task}; no previous spec to roll back to"));
+        let message = format!("update paused {BECAUSE}{task}; no previous spec to roll back to");
+        return set(service, UpdateState::Paused, message);
     }
-    let message = format!("update rolled back due to failure or early termination of task {task}");
+    let message = format!("update rolled back {BECAUSE}{task}");
     let before = known(service);
     edit(service, "roll back", move |service| {
         if known(service) != before {
@@ -125,7 +132,6 @@ pub(crate) fn roll_back(service: &Service, task: &str, now: SystemTime) -> Patch
         service.spec_version = service.previous_spec_version.take();
         let status = service.update_status.get_or_insert_default();
         status.state = UpdateState::RollbackStarted as i32;
-        status.started_at = Some(now.into());
         status.message.clone_from(&message);
     })
 }

@@ -84,9 +84,9 @@ struct Update {
 }
 
 impl Update {
-    fn new(service: &Service, now: SystemTime) -> Update {
+    fn new(tables: &Tables, service: &Service, now: SystemTime) -> Update {
         Update {
-            began: began(service).unwrap_or(now),
+            began: began(tables, service).unwrap_or(now),
             spec: service.spec.clone(),
             version: version(service),
             pace: Pace::of(service),
@@ -148,17 +148,24 @@ impl Update {
     }
 }
 
-/// When the service's update or rollback began that is under way; the epoch if nobody knows.
-fn began(service: &Service) -> Option<SystemTime> {
+/// When the service's update or rollback began that is under way; the epoch if nobody knows. An update that went back by
+/// itself says when it began; the rollback began when the task had ended because of which it did.
+fn began(tables: &Tables, service: &Service) -> Option<SystemTime> {
+    let status = service.update_status.as_ref().filter(|_| is_under_way(service))?;
+    let began = status.started_at.as_ref().map_or(SystemTime::UNIX_EPOCH, duration::to_system_time);
+    let culprit = status::culprit(service).and_then(|id| tables.tasks().get(id));
+    Some(culprit.filter(|t| has_ended(t)).and_then(|t| heard_at(t)).map_or(began, |ended| began.max(ended)))
+}
+
+fn is_under_way(service: &Service) -> bool {
     use UpdateState::{RollbackStarted, Updating};
-    let status = service.update_status.as_ref();
-    let status = status.filter(|s| matches!(s.state(), Updating | RollbackStarted))?;
-    Some(status.started_at.as_ref().map_or(SystemTime::UNIX_EPOCH, duration::to_system_time))
+    let state = service.update_status.as_ref().map(|s| s.state());
+    matches!(state, Some(Updating | RollbackStarted))
 }
 
 /// The service is being updated or goes back, or waits for an operator amid that.
 pub(crate) fn is_updated(service: &Service) -> bool {
-    is_paused(service) || began(service).is_some()
+    is_paused(service) || is_under_way(service)
 }
 
 /// The service waits for an operator.
@@ -207,7 +214,7 @@ impl Updates {
                 Some(update)
             }
             None => {
-                let mut update = Update::new(service, ctx.now.wall);
+                let mut update = Update::new(tables, service, ctx.now.wall);
                 update.add(todo);
                 if matches!(state, Some(Updating | RollbackStarted)) {
                     update.inherit(ctx.now, tables, service, places);
@@ -376,7 +383,7 @@ fn step(
         let action = if is_rolling_back(service) { FailureAction::Pause } else { update.pace.action };
         tracing::warn!(service.id = service.id, task.id = update.culprit, ?action, "update failed");
         if action == FailureAction::Rollback {
-            plan.push_service(&service.id, status::roll_back(service, &update.culprit, ctx.now.wall));
+            plan.push_service(&service.id, status::roll_back(service, &update.culprit));
             return Step::Halts;
         }
         plan.push_service(&service.id, status::pause(service, &update.culprit, update.pace.action));

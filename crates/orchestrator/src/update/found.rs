@@ -9,7 +9,7 @@ use swarm_reconcile::Now;
 use swarm_scheduler::ended_by_manager;
 use swarm_store::Tables;
 
-use super::{Pace, Update, Work, began};
+use super::{Pace, Update, Work, began, is_under_way};
 use crate::dirty::is_dirty;
 use crate::place::{Place, is_rolling_back, newest};
 use crate::spec::{self, created_at, has_ended, heard_at, is_live, iteration};
@@ -146,7 +146,7 @@ fn predecessor<'a>(task: &Task, place: &[&'a Shared<Task>]) -> Option<(SystemTim
 /// An update runs, and the tasks of the service that ended tell how it goes. Jobs have no updates, whatever their status
 /// says.
 pub(crate) fn has_evidence(service: &Service) -> bool {
-    began(service).is_some() && iteration(service).is_none()
+    is_under_way(service) && iteration(service).is_none()
 }
 
 /// What the next leader must find of a place's ended tasks to know how the update went there: one that failed early, with
@@ -156,7 +156,7 @@ pub(crate) fn evidence<'a>(
     service: &Service,
     place: &[&'a Shared<Task>],
 ) -> Vec<&'a Shared<Task>> {
-    let Some(began) = began(service).filter(|_| has_evidence(service)) else { return Vec::new() };
+    let Some(began) = began(tables, service).filter(|_| has_evidence(service)) else { return Vec::new() };
     let monitor = Pace::of(service).monitor;
     let mut ended = place.to_vec();
     ended.retain(|t| has_ended(t) && is_of_update(tables, service, t, began));

@@ -150,7 +150,7 @@ impl Checks {
                     }
                     // It was never there.
                     if new.status.state().is_terminal()
-                        && old.is_some_and(|old| !old.status.reached(TaskState::Assigned))
+                        && old.is_none_or(|old| !old.status.reached(TaskState::Assigned))
                     {
                         log.forgiven.insert(new.id.to_string());
                     }
@@ -373,7 +373,8 @@ fn is_not_lost(world: &World<'_>, task: &Task) -> Held {
 /// States only move forward, and what a task is never changes.
 fn goes_forward(old: Option<&Shared<Task>>, new: &Task) -> Held {
     let Some(old) = old else {
-        return match new.status.state() <= TaskState::Assigned {
+        // What is made and what comes of that may be one commit: it is put on a node, or a manager finds it out of place.
+        return match new.status.state() <= TaskState::Assigned || held_until(new).is_some() {
             true => Ok(()),
             false => broken("states only move forward", format!("it begins as {}", summary(new))),
         };
