@@ -8,7 +8,7 @@ use swarm_store::Tables;
 
 use crate::dirty::is_dirty;
 use crate::restart::{ended_by_itself, should_restart};
-use crate::spec::{Mode, created_at, heard_at, is_live, mode};
+use crate::spec::{Mode, created_at, has_ended, heard_at, is_live, mode};
 
 /// A virtual slot. It exists because tasks name it; several tasks in one are one that is live, and history.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -81,8 +81,8 @@ pub(crate) fn ended_for_good<'a>(
 }
 
 /// Of the tasks of a place, the one whose end decides what becomes of it: the newest. One of another spec says nothing, if
-/// one of the present spec has ended by itself: as in a start-first rollback, where the old task ends while the new one
-/// stops.
+/// one of the present spec has ended by itself beside it: as in a start-first rollback, where the old task ends while the
+/// new one stops. One that had ended before says nothing of today, even if its spec is the present one again.
 pub(crate) fn last<'a>(
     tables: &Tables,
     service: &Service,
@@ -94,23 +94,30 @@ pub(crate) fn last<'a>(
     if !is_dirty(tables, service, last) {
         return Some(last);
     }
-    kept.retain(|t| ended_by_itself(t) && !is_dirty(tables, service, t));
+    // Of one that was given up later nobody knows when it ended.
+    let beside = |t: &Task| {
+        t.status.state() != TaskState::Orphaned && heard_at(t).is_some_and(|end| end > created_at(last))
+    };
+    kept.retain(|t| ended_by_itself(t) && beside(t) && !is_dirty(tables, service, t));
     Some(newest(&kept).unwrap_or(last))
 }
 
 /// The last of a place's tasks: one that is wanted on, else the one that something became of last. Versions tell that,
-/// whatever clocks say. A task that was given up, and is heard of when all is over, is not newer for that than those
-/// that were made after it.
+/// whatever clocks say. A task that was given up, or is stopping still, and is heard of when all is over, is not newer for
+/// that than those that were made after it.
 pub(crate) fn newest<'a>(tasks: &[&'a Shared<Task>]) -> Option<&'a Shared<Task>> {
-    let last = |tasks: &mut dyn Iterator<Item = &&'a Shared<Task>>| {
-        tasks.max_by_key(|t| (is_live(t), t.meta.version.index, heard_at(t), t.id.clone())).copied()
-    };
-    let found = last(&mut tasks.iter())?;
-    if !matches!(found.status.state(), TaskState::Shutdown | TaskState::Orphaned) {
-        return Some(found);
+    let last = |t: &&&'a Shared<Task>| (is_live(t), t.meta.version.index, heard_at(t), t.id.clone());
+    let mut left = tasks.to_vec();
+    loop {
+        let found = left.iter().max_by_key(last).copied()?;
+        let still_stops = !is_live(found) && !has_ended(found);
+        let is_late =
+            still_stops || matches!(found.status.state(), TaskState::Shutdown | TaskState::Orphaned);
+        left.retain(|t| created_at(t) > created_at(found));
+        if !is_late || left.is_empty() {
+            return Some(found);
+        }
     }
-    let later = last(&mut tasks.iter().filter(|t| created_at(t) > created_at(found)));
-    Some(later.unwrap_or(found))
 }
 
 pub(crate) fn is_rolling_back(service: &Service) -> bool {

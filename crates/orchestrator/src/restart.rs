@@ -25,7 +25,7 @@ pub(crate) fn should_restart(tables: &Tables, service: &Service, task: &Task) ->
         RestartCondition::OnFailure => !completed,
         RestartCondition::Any => !(completed && task.job_iteration.is_some()),
     };
-    if !wanted || policy.max_attempts == 0 || !ended_by_itself(task) {
+    if !wanted || policy.max_attempts == 0 || needs_no_attempt(task) {
         return wanted;
     }
     let restarts = restarts(tables, service, task);
@@ -75,6 +75,12 @@ fn run_of<'a>(place: &[&'a Shared<Task>], task: &Task) -> Vec<&'a Shared<Task>> 
     };
     let mut runs = tasks.chunk_by(is_same);
     runs.find(|run| run.iter().any(|t| t.id == task.id)).unwrap_or_default().to_vec()
+}
+
+/// The task can't stay, as its node is lost, gone or to be emptied; or it was asked to stop.
+fn needs_no_attempt(task: &Task) -> bool {
+    let state = task.status.state();
+    !has_ended(task) || state == TaskState::Shutdown || (is_live(task) && state == TaskState::Orphaned)
 }
 
 /// Nobody had asked the task to end. It may have been lost with its node.

@@ -19,7 +19,7 @@ use crate::create::Recipe;
 use crate::dirty::is_dirty;
 use crate::place::{Place, is_rolling_back};
 use crate::plan::Plan;
-use crate::restart::{Restarter, shut_down};
+use crate::restart::{Restarter, ended_by_itself, shut_down};
 use crate::spec::{created_at, has_ended, heard_at, is_live, version};
 use crate::status;
 
@@ -149,12 +149,14 @@ impl Update {
 }
 
 /// When the service's update or rollback began that is under way; the epoch if nobody knows. An update that went back by
-/// itself says when it began; the rollback began when the task had ended because of which it did.
+/// itself says when it began; the rollback began when the task had ended because of which it did, unless that one had only
+/// found no node, and was stopped later.
 fn began(tables: &Tables, service: &Service) -> Option<SystemTime> {
     let status = service.update_status.as_ref().filter(|_| is_under_way(service))?;
     let began = status.started_at.as_ref().map_or(SystemTime::UNIX_EPOCH, duration::to_system_time);
     let culprit = status::culprit(service).and_then(|id| tables.tasks().get(id));
-    Some(culprit.filter(|t| has_ended(t)).and_then(|t| heard_at(t)).map_or(began, |ended| began.max(ended)))
+    let ended = culprit.filter(|t| ended_by_itself(t)).and_then(|t| heard_at(t));
+    Some(ended.map_or(began, |ended| began.max(ended)))
 }
 
 fn is_under_way(service: &Service) -> bool {

@@ -496,3 +496,38 @@ fn a_task_that_loses_its_node_needs_no_attempt() {
         assert_eq!(running(&sim), 0);
     }
 }
+
+/// An older task that is heard of late says nothing of a place that has ended for good.
+#[test]
+fn a_task_that_still_stops_brings_no_place_back() {
+    let restart = RestartPolicy { max_attempts: 1, delay: wire(secs(1)), ..policy(Any) };
+    let mut sim = cluster(with_restart(service("web", 1), restart));
+    let old = sim.live("web")[0].clone();
+    sim.agents_stop_tasks = false;
+    sim.silent.push(old.node_id.to_string());
+    sim.advance(secs(1));
+    sim.edit_node(&old.node_id, |n| n.status.state = node_status::State::Down as i32);
+    sim.advance(secs(2));
+    for _ in 0..2 {
+        end_first(&mut sim, Failed);
+        sim.advance(secs(2));
+    }
+    assert_eq!(sim.live("web").len(), 0, "the only attempt is used up");
+    sim.edit_node(&old.node_id, |n| n.status.state = node_status::State::Ready as i32);
+    sim.report(&old.id, Running, "still here");
+    sim.lead(everything());
+    sim.advance(secs(2));
+    assert_eq!(sim.live("web").len(), 0);
+}
+
+#[test]
+fn a_task_whose_node_is_removed_needs_no_attempt() {
+    let restart = RestartPolicy { max_attempts: 1, ..policy(Any) };
+    let mut sim = cluster(with_restart(service("web", 1), restart));
+    end_first(&mut sim, Failed);
+    sim.advance(secs(5));
+    let task = sim.live("web")[0].clone();
+    sim.report(&task.id, swarm_api::TaskState::Orphaned, "");
+    sim.advance(secs(60));
+    assert_eq!(running(&sim), 1);
+}

@@ -6,9 +6,12 @@ use swarm_api::v1::generic_resource::Resource;
 use swarm_api::v1::{GenericResource, Task};
 use swarm_api::{Shared, Text};
 use swarm_placement::NodeInfo;
+use swarm_reconcile::{Now, Outcome, Refused, Settled};
+use swarm_store::Tables;
 
 use crate::nodes::Slot;
 use crate::places::{At, Claim, Placed};
+use crate::preempt::PATIENCE;
 use crate::track::State;
 
 impl State {
@@ -28,6 +31,28 @@ impl State {
         }
         self.claimed.insert((claim.slot, id.clone()));
         self.places.insert(id, At::Claimed(Box::new((placed, task.clone(), claim))));
+    }
+
+    /// The mark of the change that displaces others for this task.
+    pub(crate) fn displaces(&mut self, id: &Text) -> u64 {
+        // Never that of a list of assignments, nor 0.
+        self.displacements = self.displacements.wrapping_add(1).max(1);
+        let tag = u64::from(self.displacements);
+        self.displacing.insert(tag, id.clone());
+        tag
+    }
+
+    /// What displaces others for a task is settled. If it came to nothing, so does the claim; and if that is for no change of
+    /// theirs, it is not tried again at once.
+    pub(crate) fn displacement_settled(&mut self, now: &Now, settled: &Settled, tables: &Tables) {
+        let Some(id) = self.displacing.remove(&settled.tag) else { return };
+        if matches!(settled.outcome, Outcome::Committed(_)) || self.take_claim(&id).is_none() {
+            return;
+        }
+        if !matches!(settled.outcome, Outcome::Refused(Refused::Guard(_) | Refused::Gone(..))) {
+            self.gave_up.insert(id.clone(), now.mono + PATIENCE);
+        }
+        self.sync_task(now, &id, tables);
     }
 
     /// Sets aside for a claim what has come to be free of the generic resources that it lacks.

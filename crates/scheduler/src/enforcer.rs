@@ -29,6 +29,8 @@ pub struct ConstraintEnforcer {
     look: BTreeSet<String>,
     /// Services that may have gone back to a spec whose tasks had been left alone meanwhile.
     back: BTreeSet<String>,
+    /// Tasks that are wanted on after all.
+    undone: BTreeSet<String>,
     /// Decisions under way, with their node.
     pending: BTreeMap<u64, String>,
     tag: u64,
@@ -83,7 +85,7 @@ impl Reconciler for ConstraintEnforcer {
             if let Event::Updated { old: Object::Task(old), new: Object::Task(new) } = event {
                 // That it was to stop was decided, and came to nothing.
                 if !is_wanted(old) && is_wanted(new) && !new.node_id.is_empty() {
-                    self.look.insert(new.node_id.to_string());
+                    self.undone.insert(new.id.to_string());
                 }
             }
             if let Event::Updated { old: Object::Service(old), new: Object::Service(new) } = event {
@@ -107,17 +109,23 @@ impl Reconciler for ConstraintEnforcer {
     }
 
     fn decide(&mut self, ctx: &mut Ctx<'_>, tables: &Tables) -> Decision {
-        let mut groups = Vec::new();
+        let mut gone = BTreeMap::new();
         for id in std::mem::take(&mut self.look) {
             let Some(node) = tables.nodes().get(&id) else { continue };
             if node.spec.availability() == node_spec::Availability::Active {
-                groups.extend(misplaced(node, tables).into_iter().map(|task| self.reject(ctx, node, task)));
+                gone.extend(misplaced(node, tables).into_iter().map(|task| (&task.id, (node, task))));
             }
         }
-        for id in std::mem::take(&mut self.back) {
-            let misplaced = left_behind(&id, tables);
-            groups.extend(misplaced.into_iter().map(|(node, task)| self.reject(ctx, node, task)));
+        let back = std::mem::take(&mut self.back);
+        let of_services = back.iter().flat_map(|id| tables.tasks().by_service(id));
+        let undone = std::mem::take(&mut self.undone);
+        let undone = undone.iter().filter_map(|id| tables.tasks().get(id));
+        for task in of_services.chain(undone) {
+            if let Some(node) = left_behind(task, tables) {
+                gone.insert(&task.id, (node, task));
+            }
         }
+        let groups = gone.into_values().map(|(node, task)| self.reject(ctx, node, task)).collect();
         Decision { groups, wake_at: None }
     }
 
@@ -129,20 +137,20 @@ impl Reconciler for ConstraintEnforcer {
     }
 }
 
-/// The tasks of a service that were made for its constraints, as after a rollback those that the update had not come to, and
-/// are on nodes that do not satisfy them: while it had other ones nobody minded. No update replaces them.
-fn left_behind<'a>(service: &str, tables: &'a Tables) -> Vec<(&'a Shared<Node>, &'a Shared<Task>)> {
-    let Some(service) = tables.services().get(service) else { return Vec::new() };
-    let constraints = constraints_of(service.spec.task.placement.as_ref());
-    let tasks = tables.tasks().by_service(&service.id);
-    let tasks = tasks.filter(|t| {
-        t.spec.placement == service.spec.task.placement
-            && is_wanted(t)
-            && !t.status.reached(TaskState::Complete)
-    });
-    let placed = tasks.filter_map(|t| Some((tables.nodes().get(&t.node_id)?, t)));
-    let active = |node: &Node| node.spec.availability() == node_spec::Availability::Active;
-    placed.filter(|(node, _)| active(node) && !all_hold(&constraints, node)).collect()
+/// The node of a task that was made for the constraints that its service has, if they do not hold there: while the service
+/// had other ones, or the task was to stop, nobody minded. No update replaces it.
+fn left_behind<'a>(task: &Task, tables: &'a Tables) -> Option<&'a Shared<Node>> {
+    let service = tables.services().get(&task.service_id)?;
+    let placement = service.spec.task.placement.as_ref();
+    if task.spec.placement.as_ref() != placement
+        || !is_wanted(task)
+        || task.status.reached(TaskState::Complete)
+    {
+        return None;
+    }
+    let node = tables.nodes().get(&task.node_id)?;
+    let active = node.spec.availability() == node_spec::Availability::Active;
+    (active && !all_hold(&constraints_of(placement), node)).then_some(node)
 }
 
 /// The task is to be on a node.

@@ -31,7 +31,7 @@ impl Pass<'_> {
         if !changed.is_empty() {
             self.ask_again(changed, |_| true);
         }
-        let (mut ready, mut stuck, mut held) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut look, mut held) = (Vec::new(), Vec::new());
         for no in self.state.groups.take_noted() {
             let task = self.state.groups.get(no).and_then(|group| group.any_task(self.tables));
             let Some(task) = task.cloned() else { continue };
@@ -41,22 +41,18 @@ impl Pass<'_> {
             }
             let Some(group) = self.state.groups.get(no) else { continue };
             let priority = policy_of(self.tables, &group.key.service).priority;
-            let list = if group.is_stuck() { &mut stuck } else { &mut ready };
-            list.push((Reverse(priority), group.since, group.key.clone(), no));
+            look.push((Reverse(priority), !group.is_stuck(), group.since, group.key.clone(), no));
         }
-        // Of one priority, who has waited longest goes first.
-        stuck.sort_unstable();
-        ready.sort_unstable();
-        for (.., no) in stuck {
-            if let Some(group) = self.state.groups.take(no) {
-                self.leave_waiting(no, group);
-            }
-        }
-        for (.., no) in ready {
-            if self.assigned.len() >= self.most || self.may_exceed_replicas(no) {
+        // Of one priority, those who make room for themselves go first; then who has waited longest.
+        look.sort_unstable();
+        for (_, is_ready, .., no) in look {
+            if is_ready && (self.assigned.len() >= self.most || self.may_exceed_replicas(no)) {
                 self.put_off(no);
             } else if let Some(group) = self.state.groups.take(no) {
-                self.place(no, group);
+                match is_ready {
+                    true => self.place(no, group),
+                    false => self.leave_waiting(no, group),
+                }
             }
         }
         // Nobody has to wait for what is only told.
@@ -98,7 +94,9 @@ impl Pass<'_> {
                 let verdict = group.requirements.verdict(fixed, &state.nodes, group.service, *slot);
                 news |= group.set_verdict(*slot, verdict);
                 // Who is there may be others now, of lower priorities.
-                news |= displaces && matches!(verdict, Verdict::Resources | Verdict::Ports);
+                news |= displaces
+                    && fixed == Verdict::Fits
+                    && matches!(verdict, Verdict::Resources | Verdict::Ports);
             }
             if news {
                 state.groups.note(no);

@@ -32,7 +32,7 @@ use crate::services::ServiceNo;
 use crate::track::State;
 use crate::verdict::Verdict;
 
-/// Nodes that are looked at for one task.
+/// Nodes that are looked at for a group in one pass, and tasks of nodes of their own.
 const MOST_NODES: usize = 512;
 /// Tasks of a group that get room in one pass.
 const MOST_TASKS: usize = 16;
@@ -80,22 +80,24 @@ pub(crate) fn changes_priority(event: &Event) -> bool {
 pub(crate) struct Tenants {
     /// Who may be displaced, with the priority of each.
     may_go: Vec<(i32, Shared<Task>)>,
-    /// Who is going anyway, perhaps by what this very pass decided.
-    going: Vec<Text>,
+    /// Who is going anyway, perhaps by what this very pass decided, and by when they must be gone.
+    going: Vec<(Text, Duration)>,
 }
 
 /// Who would have to go from a node.
 struct Offer {
     slot: Slot,
     victims: Vec<(i32, Shared<Task>)>,
+    /// By when all must be gone, those who are going anyway included.
+    until: Duration,
 }
 
 impl Offer {
-    /// Fewer are better; then the lower the highest priority among them is, and all together.
-    fn cost(&self) -> (usize, i32, i64, Slot) {
+    /// Fewer are better; then the lower the highest priority among them is, and all together; then who is gone sooner.
+    fn cost(&self) -> (usize, i32, i64, Duration, Slot) {
         let priorities = self.victims.iter().map(|(priority, _)| *priority);
         let highest = priorities.clone().max().unwrap_or(i32::MIN);
-        (self.victims.len(), highest, priorities.map(i64::from).sum(), self.slot)
+        (self.victims.len(), highest, priorities.map(i64::from).sum(), self.until, self.slot)
     }
 }
 
@@ -112,7 +114,15 @@ struct Asks<'a> {
 impl Pass<'_> {
     /// Makes room for tasks of a group that found none.
     pub(crate) fn preempt(&mut self, no: GroupNo) {
-        let Some(group) = self.state.groups.get(no).filter(|_| is_allowed(self.tables)) else { return };
+        let allowed = is_allowed(self.tables);
+        let Some(group) = self.state.groups.get_mut(no) else { return };
+        let from = std::mem::take(&mut group.asked_from);
+        if from == 0 {
+            group.news = false;
+        }
+        if !allowed {
+            return;
+        }
         let (requirements, service) = (group.requirements.clone(), group.service);
         let priority = policy_of(self.tables, &requirements.service).priority;
         if !self.is_above_others(priority) {
@@ -129,21 +139,34 @@ impl Pass<'_> {
         }
         let spared = before(self.tables, &requirements.service);
         let asks = Asks { requirements: &requirements, service, priority, spared: &spared };
-        let mut offers = self.offers(asks);
+        let (mut offers, rest) = self.offers(asks, from);
         for (at, (id, task)) in tasks.into_iter().enumerate() {
             if at == MOST_TASKS {
-                // Another pass goes on.
-                self.state.groups.note(no);
-                self.again = true;
-                return;
+                return self.ask_on(no, from);
             }
             let Some(offer) = self.take_best(&mut offers, asks) else {
-                return self.look_again_when_settled();
+                self.look_again_when_settled();
+                let news = self.state.groups.get(no).is_some_and(|group| group.news);
+                return match rest {
+                    Some(rest) => self.ask_on(no, rest),
+                    // Perhaps of one of the first.
+                    None if from > 0 && news => self.ask_on(no, 0),
+                    None => {}
+                };
             };
             let slot = offer.slot;
             self.claim(id, &task, &requirements, offer);
             // With the claim there, the node has less to offer to the next.
             offers.extend(self.offer(slot, asks));
+        }
+    }
+
+    /// Another pass goes on with a group, from this node.
+    fn ask_on(&mut self, no: GroupNo, from: Slot) {
+        if let Some(group) = self.state.groups.get_mut(no) {
+            group.asked_from = from;
+            self.state.groups.note_again(no);
+            self.again = true;
         }
     }
 
@@ -164,12 +187,15 @@ impl Pass<'_> {
             return false;
         }
         if self.claims == MOST_NODES {
-            self.state.fresh_bound.insert((task.node_id.clone(), id.clone()));
+            self.state.later_bound.insert((task.node_id.clone(), id.clone()));
             self.again = true;
             return false;
         }
         let spared = before(self.tables, &requirements.service);
         let asks = Asks { requirements, service, priority, spared: &spared };
+        if !self.lacks_only_room(slot, asks) {
+            return false;
+        }
         let Some(offer) = self.offer(slot, asks) else {
             self.look_again_when_settled();
             return false;
@@ -192,7 +218,7 @@ impl Pass<'_> {
 
     /// Nobody could be displaced: but of those who are on their way the tables do not tell yet.
     fn look_again_when_settled(&mut self) {
-        self.state.look_again |= !self.state.in_flight.is_empty();
+        self.state.look_again |= !self.state.in_flight.is_empty() || !self.assigned.is_empty();
     }
 
     /// Tasks whose claims came to nothing some time ago may have others.
@@ -210,15 +236,19 @@ impl Pass<'_> {
         }
     }
 
-    /// What each of the first nodes that lack only room has to offer.
-    fn offers(&mut self, asks: Asks<'_>) -> Vec<Offer> {
+    /// What some nodes that lack only room have to offer, of those from this one on; and the first that was not looked at.
+    fn offers(&mut self, asks: Asks<'_>, from: Slot) -> (Vec<Offer>, Option<Slot>) {
         let state = &mut *self.state;
         let needs = state.index.needs(&asks.requirements.fixed, &state.nodes);
         let lacks_only_room = |slot: &Slot| {
-            asks.requirements.lacks_only_room(needs.verdicts[*slot], &state.nodes, asks.service, *slot)
+            let fixed = needs.verdicts[*slot];
+            fixed == Verdict::Fits
+                && asks.requirements.lacks_only_room(fixed, &state.nodes, asks.service, *slot)
         };
-        let slots: Vec<Slot> = (0..needs.verdicts.len()).filter(lacks_only_room).take(MOST_NODES).collect();
-        slots.into_iter().filter_map(|slot| self.offer(slot, asks)).collect()
+        let slots = (from..needs.verdicts.len()).filter(lacks_only_room).take(MOST_NODES + 1);
+        let mut slots: Vec<Slot> = slots.collect();
+        let rest = if slots.len() > MOST_NODES { slots.pop() } else { None };
+        (slots.into_iter().filter_map(|slot| self.offer(slot, asks)).collect(), rest)
     }
 
     /// Takes the best of these offers that still holds: what was claimed of a volume meanwhile, others can't have.
@@ -254,7 +284,9 @@ impl Pass<'_> {
             return None;
         }
         let mut info = self.state.nodes.get(slot).info.clone();
-        for id in &tenants.going {
+        let mut until = self.now.mono;
+        for (id, end) in &tenants.going {
+            until = until.max(*end);
             if let Some(At::Placed(placed)) = self.state.places.get(id) {
                 info.remove(placed.holding());
             }
@@ -267,7 +299,8 @@ impl Pass<'_> {
             }
         }
         let victims = fewest(info, &asks.requirements.demand, lower)?;
-        Some(Offer { slot, victims })
+        let grace = victims.iter().map(|(_, t)| t.spec.stop_grace_period()).max().unwrap_or_default();
+        Some(Offer { slot, victims, until: until.max(self.now.mono + grace) })
     }
 
     fn tenants(&mut self, slot: Slot) -> Arc<Tenants> {
@@ -279,7 +312,19 @@ impl Pass<'_> {
             #[cfg(test)]
             crate::effort::count();
             match self.state.places.entry(&task.id) {
-                Some((id, At::Placed(placed))) if placed.is_held() => tenants.going.push(id.clone()),
+                Some((id, At::Placed(placed))) if placed.is_held() => {
+                    let until = self.state.until.get(id).copied();
+                    tenants.going.push((id.clone(), until.unwrap_or(self.now.mono)));
+                }
+                // It was asked to stop. Where that takes too long it may never come to an end.
+                Some((id, At::Placed(placed))) if !placed.active => {
+                    let now = self.now.mono;
+                    let seen = *self.state.seen_stopping.entry(id.clone()).or_insert(now);
+                    let until = seen + task.spec.stop_grace_period();
+                    if now < until + PATIENCE {
+                        tenants.going.push((id.clone(), until));
+                    }
+                }
                 _ if may_go(task) => {
                     tenants.may_go.push((policy_of(self.tables, &task.service_id).priority, task.clone()));
                 }
@@ -298,9 +343,11 @@ impl Pass<'_> {
             task.id = %id, node.id = %node, victims = offer.victims.len(),
             "a task takes the place of others with a lower priority"
         );
-        let grace = offer.victims.iter().map(|(_, t)| t.spec.stop_grace_period()).max().unwrap_or_default();
         let patches = offer.victims.iter().map(|(_, victim)| Patch {
             guards: vec![
+                // Nobody goes for one that waits no more.
+                Guard::TaskState(id.to_string(), TaskState::Pending),
+                Guard::DesiredAtMost(id.to_string(), TaskState::Complete),
                 Guard::TaskOnNode(victim.id.to_string(), node.clone()),
                 Guard::DesiredAtMost(victim.id.to_string(), TaskState::Complete),
                 Guard::TaskBelow(victim.id.to_string(), TaskState::Complete),
@@ -314,8 +361,10 @@ impl Pass<'_> {
             },
         });
         let patches: Vec<Patch> = patches.collect();
-        if !patches.is_empty() {
-            self.out.push(Change { tag: 0, patches });
+        let displaces = !patches.is_empty();
+        if displaces {
+            let tag = self.state.displaces(&id);
+            self.out.push(Change { tag, patches });
         }
         // What is decided here is not told to who decided it.
         self.tenants.remove(&offer.slot);
@@ -327,9 +376,10 @@ impl Pass<'_> {
             self.state.put_task(&self.now, &victim, self.tables);
             self.displaced.insert(victim.service_id.clone());
         }
-        let until = self.now.mono + grace + PATIENCE;
+        let until = offer.until + PATIENCE;
         self.state.claim(id, task, Claim { slot: offer.slot, until, requirements: requirements.clone() });
-        self.explain(task, &format!("waits for tasks with a lower priority to stop on node {node}"));
+        let whom = if displaces { "tasks with a lower priority" } else { "tasks" };
+        self.explain(task, &format!("waits for {whom} to stop on node {node}"));
     }
 
     /// Looks at claims on nodes that changed, and at old ones: those whose room is there are redeemed, those that come to
@@ -342,8 +392,8 @@ impl Pass<'_> {
             let Some(At::Claimed(claimed)) = self.state.places.get(&id) else { continue };
             let (placed, _, claim) = &**claimed;
             let (slot, until, requirements) = (claim.slot, claim.until, claim.requirements.clone());
-            let is_there = placed.is_on(&self.state.nodes);
-            let room = is_there.then(|| self.room(&id, slot, &requirements)).flatten();
+            let (is_there, service) = (placed.is_on(&self.state.nodes), placed.service);
+            let room = is_there.then(|| self.room(&id, service, slot, &requirements)).flatten();
             if room.is_none() && is_there && until > now && self.may_still_come(slot, &requirements) {
                 self.state.set_aside_more(&id);
                 continue;
@@ -363,12 +413,23 @@ impl Pass<'_> {
     }
 
     /// What a claim gets of generic resources, if all that it claims is there now.
-    fn room(&mut self, id: &str, slot: Slot, requirements: &Requirements) -> Option<Vec<GenericResource>> {
+    fn room(
+        &mut self,
+        id: &str,
+        service: ServiceNo,
+        slot: Slot,
+        requirements: &Requirements,
+    ) -> Option<Vec<GenericResource>> {
         let mut info = self.state.seen_by_claim(id, slot);
+        let claims = self
+            .state
+            .claims_on(slot)
+            .filter(|(_, placed, _)| placed.service == service && placed.is_on(&self.state.nodes));
+        let claims = claims.count() as u32;
         let state = &mut *self.state;
         let fixed = state.index.needs(&requirements.fixed, &state.nodes).verdicts[slot];
-        // How many of its service there may be was counted when the claim was made.
-        let fits = requirements.verdict_without_volumes(fixed, &info, || 0) == Verdict::Fits;
+        let of_service = || state.nodes.services.on(service, slot).saturating_sub(claims);
+        let fits = requirements.verdict_without_volumes(fixed, &info, of_service) == Verdict::Fits;
         fits.then(|| info.claim(&requirements.demand)).flatten()
     }
 

@@ -85,6 +85,10 @@ pub(crate) struct Group {
     behind: Option<Place>,
     /// They may say something else than they did when they were seen last.
     retold: bool,
+    /// Nodes from this one on are to be asked who may be displaced.
+    pub(crate) asked_from: Slot,
+    /// Something has changed since the first of them was asked.
+    pub(crate) news: bool,
 }
 
 impl Group {
@@ -347,6 +351,8 @@ impl Groups {
                     told: String::new(),
                     behind: None,
                     retold: false,
+                    asked_from: 0,
+                    news: false,
                 };
                 let no = self.unused.pop().unwrap_or_else(|| {
                     self.all.push(None);
@@ -409,6 +415,14 @@ impl Groups {
 
     /// A group is to be looked at.
     pub(crate) fn note(&mut self, no: GroupNo) {
+        self.note_again(no);
+        if let Some(Some(group)) = self.all.get_mut(no as usize) {
+            group.news = true;
+        }
+    }
+
+    /// A group has its turn again, although nothing has changed.
+    pub(crate) fn note_again(&mut self, no: GroupNo) {
         if let Some(Some(group)) = self.all.get_mut(no as usize)
             && !std::mem::replace(&mut group.noted, true)
         {

@@ -164,6 +164,7 @@ impl Reconciler for Scheduler {
     }
 
     fn settled(&mut self, ctx: &mut Ctx<'_>, settled: &Settled, tables: &Tables) {
+        self.state.displacement_settled(&ctx.now, settled, tables);
         let Some(list) = self.in_flight.remove(&settled.tag) else { return };
         let pass = (settled.tag >> 32) as u32;
         let mut refused =

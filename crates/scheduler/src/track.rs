@@ -55,13 +55,20 @@ pub(crate) struct State {
     pub(crate) bound: BTreeMap<Text, BTreeMap<Text, Shared<Task>>>,
     /// Those of them that were not looked at: node and task.
     pub(crate) fresh_bound: BTreeSet<(Text, Text)>,
+    /// Those of them that have their turn in later passes.
+    pub(crate) later_bound: BTreeSet<(Text, Text)>,
     /// Tasks that are to stop and were never on a node, by service.
     stopping: BTreeMap<Text, BTreeSet<Text>>,
     /// Those of them that no agent will ever stop, since their service has moved on.
     pub(crate) outdated: BTreeSet<Text>,
     /// When which task leaves its node.
     pub(crate) holds: BTreeSet<(Duration, Text)>,
-    until: BTreeMap<Text, Duration>,
+    pub(crate) until: BTreeMap<Text, Duration>,
+    /// Since when tasks are known to stop, of those whose room somebody has asked for.
+    pub(crate) seen_stopping: BTreeMap<Text, Duration>,
+    /// For whom others are displaced, as long as it is not known whether that is written; by the mark of the change.
+    pub(crate) displacing: BTreeMap<u64, Text>,
+    pub(crate) displacements: u32,
     /// Tasks with claims, by the slot of the node.
     pub(crate) claimed: BTreeSet<(Slot, Text)>,
     /// Tasks whose claims came to nothing, and until when they get no other.
@@ -381,6 +388,7 @@ impl State {
             return;
         }
         let Some((id, at)) = self.places.remove(id) else { return };
+        self.seen_stopping.remove(&id);
         match at {
             At::Claimed(_) => {}
             At::Waiting(no, slot) => {

@@ -458,3 +458,128 @@ fn what_is_free_is_set_aside_for_a_claim() {
     assert_eq!(world.get("t").assigned_generic_resources.len(), 2);
     world.waits("again", NO_ROOM);
 }
+
+/// Nodes are asked some hundreds at a time, and all of them.
+#[test]
+fn who_may_go_is_found_on_the_last_node_too() {
+    let mut world = World::new();
+    let ids: Vec<String> = (0..1_100).map(|n| format!("n{n:04}")).collect();
+    for id in &ids {
+        world.sim.write(|tx| {
+            let mut node = swarm_reconcile::sim::node(id);
+            has(&mut node, 10, 0, vec![]);
+            drop(tx.create(node).unwrap());
+        });
+    }
+    world.labelled_service("peer", PRIORITY, "5");
+    world.replicas("peer", ids.len() - 1, |t| wants(t, 10, 0, vec![]));
+    world.task("low", "a", |t| wants(t, 10, 0, vec![]));
+    world.report("a", TaskState::Running);
+    let last = world.on("a");
+    world.allow_preemption();
+    important(&mut world, "t", 10);
+    assert_eq!(world.state("a"), TaskState::Rejected);
+    world.pass(Duration::from_secs(20));
+    world.runs_on("t", &last);
+}
+
+/// As in an update that stops the old task first.
+#[test]
+fn nobody_goes_for_a_task_where_another_one_is_stopping() {
+    let mut world = World::new();
+    world.node("n1", |n| has(n, 10, 0, vec![]));
+    world.labelled_service("high", PRIORITY, "5");
+    for (service, id) in [("high", "old"), ("low", "a")] {
+        world.task(service, id, |t| wants(t, 5, 0, vec![]));
+        world.report(id, TaskState::Running);
+    }
+    world.allow_preemption();
+    world.edit_task("old", |t| t.desired_state = TaskState::Shutdown as i32);
+    world.task("high", "new", |t| wants(t, 5, 0, vec![]));
+    world.waits("new", "waits for tasks to stop on node n1");
+    world.report("old", TaskState::Shutdown);
+    world.runs_on("new", "n1");
+    world.runs("a");
+}
+
+/// One of those who were to go ends before that is written, so none of them goes.
+#[test]
+fn a_claim_whose_displacement_came_to_nothing_is_made_anew_at_once() {
+    let mut world = full_node(&[("a", 5), ("b", 5)]);
+    world.allow_preemption();
+    world.labelled_service("high", PRIORITY, "5");
+    world.sim.write(|tx| {
+        let mut task = world::task("high", "t", 1);
+        wants(&mut task, 10, 0, vec![]);
+        drop(tx.create(task).unwrap());
+    });
+    let decided = world.sim.decide();
+    world.sim.report("a", TaskState::Complete, "");
+    decided.into_iter().for_each(|batch| world.sim.commit(batch));
+    assert_eq!(world.state("b"), TaskState::Running);
+    world.sim.think();
+    assert_eq!(world.state("b"), TaskState::Rejected);
+    world.pass(Duration::from_secs(20));
+    world.runs_on("t", "n1");
+}
+
+#[test]
+fn what_was_put_on_a_node_in_the_same_pass_may_go_again() {
+    let mut world = World::new();
+    world.allow_preemption();
+    important(&mut world, "t", 10);
+    world.service("low", &Default::default());
+    world.sim.write(|tx| {
+        let mut node = swarm_reconcile::sim::node("n1");
+        has(&mut node, 10, 0, vec![]);
+        drop(tx.create(node).unwrap());
+        let mut task = world::task("low", "a", 0);
+        wants(&mut task, 5, 0, vec![]);
+        task.node_id = "n1".into();
+        drop(tx.create(task).unwrap());
+    });
+    world.sim.think();
+    assert_eq!(world.state("a"), TaskState::Rejected);
+    world.waits("t", "waits for tasks with a lower priority to stop on node n1");
+}
+
+#[test]
+fn a_higher_priority_comes_before_one_that_waits_already() {
+    let mut world = full_node(&[("a", 10)]);
+    world.labelled_service("middle", PRIORITY, "3");
+    world.task("middle", "m", |t| wants(t, 10, 0, vec![]));
+    world.labelled_service("high", PRIORITY, "5");
+    world.sim.write(|tx| {
+        let mut cluster = tx.cluster().unwrap().clone();
+        cluster.spec.annotations.labels.insert(swarm_api::extensions::PREEMPTION.into(), "on".into());
+        drop(tx.update(cluster).unwrap());
+        let mut task = world::task("high", "t", 1);
+        wants(&mut task, 10, 0, vec![]);
+        drop(tx.create(task).unwrap());
+    });
+    world.sim.think();
+    world.waits("t", "waits for tasks with a lower priority to stop on node n1");
+    world.waits("m", NO_ROOM);
+}
+
+/// Of a longer stop of somebody else that it counts on.
+#[test]
+fn a_claim_lasts_until_all_that_it_counts_on_are_gone() {
+    let mut world = World::new();
+    world.node("n1", |n| has(n, 10, 0, vec![]));
+    world.labelled_service("high", PRIORITY, "5");
+    world.task("low", "slow", |t| {
+        wants(t, 10, 0, vec![]);
+        container(t).stop_grace_period = Some(swarm_api::duration::from_std(Duration::from_secs(600)));
+    });
+    world.report("slow", TaskState::Running);
+    world.allow_preemption();
+    important(&mut world, "t", 10);
+    assert_eq!(world.state("slow"), TaskState::Rejected);
+    world.lead();
+    world.waits("t", "waits for tasks to stop on node n1");
+    world.pass(Duration::from_secs(400));
+    world.waits("t", "waits for tasks to stop on node n1");
+    world.pass(Duration::from_secs(210));
+    world.runs_on("t", "n1");
+}

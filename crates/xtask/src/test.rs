@@ -26,6 +26,18 @@ const DOCKER_TESTS: &str = "(test(/docker/) or (package(swarm-executor-docker) a
 /// The profile knows the long suite's tests by their name.
 const LONG_SUITE: [&str; 4] = ["--profile", "long", "--run-ignored", "only"];
 
+/// The long simulations, which do nothing but calculate: optimised they take minutes, and an hour otherwise.
+const LONG_SIMULATIONS: [&str; 8] = [
+    "--cargo-profile",
+    "bench",
+    "--test",
+    "simulation",
+    "--profile",
+    "long-simulations",
+    "--run-ignored",
+    "only",
+];
+
 fn run_tests(args: &Args) -> Result<()> {
     // Tests of whole clusters run the programs themselves. Built without the tests, all they depend on would be built
     // twice: the tests want more features of it.
@@ -41,6 +53,8 @@ fn run_tests(args: &Args) -> Result<()> {
     // nextest does not run examples in documentation.
     run(cargo().args(["test", "--workspace", "--doc", "--quiet"]))?;
     if args.long {
+        println!("running the long simulations");
+        run(nextest(args).args(LONG_SIMULATIONS))?;
         println!("running the long suite, two tests at a time");
         run(nextest(args).args(LONG_SUITE))?;
         println!("fuzzing");

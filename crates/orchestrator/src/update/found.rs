@@ -13,6 +13,7 @@ use super::{Pace, Update, Work, began, is_under_way};
 use crate::dirty::is_dirty;
 use crate::place::{Place, is_rolling_back, newest};
 use crate::spec::{self, created_at, has_ended, heard_at, is_live, iteration};
+use crate::status;
 
 impl Update {
     /// Takes over what a predecessor's update had achieved: the places it had finished, those where it had failed, and
@@ -108,20 +109,20 @@ fn is_of_update(tables: &Tables, service: &Service, task: &Task, began: SystemTi
 /// The task ended before it can have run for longer than the monitor period. When it came to run its record does not
 /// tell any more; so what is in doubt has failed.
 fn failed_early(task: &Task, place: &[&Shared<Task>], monitor: Duration) -> bool {
-    let by_manager = ended_by_manager(task);
-    match task.status.state() {
-        _ if !has_ended(task) => false,
-        // It was asked to.
-        TaskState::Shutdown => false,
-        // It never ran.
-        TaskState::Rejected if !by_manager => true,
-        _ => {
-            let managers = task.status.timestamp.as_ref().map(duration::to_system_time);
-            let Some(end) = (if by_manager { managers } else { heard_at(task) }) else { return true };
-            let begin = may_begin(task, place);
-            end.duration_since(begin).map_or(true, |ran| ran <= monitor)
-        }
+    // It goes on, or was asked to end.
+    if !has_ended(task) || task.status.state() == TaskState::Shutdown {
+        return false;
     }
+    let by_manager = ended_by_manager(task);
+    let managers = task.status.timestamp.as_ref().map(duration::to_system_time);
+    let Some(end) = (if by_manager { managers } else { heard_at(task) }) else { return true };
+    // Another one was made while it went on: it was to stop, however it ended.
+    if place.iter().any(|t| created_at(t) > created_at(task) && created_at(t) < end) {
+        return false;
+    }
+    // One that its agent rejected never ran.
+    let never_ran = task.status.state() == TaskState::Rejected && !by_manager;
+    never_ran || end.duration_since(may_begin(task, place)).map_or(true, |ran| ran <= monitor)
 }
 
 /// From when on the task may have run: not before those in its place had ended, nor before the delay of a restart.
@@ -163,5 +164,7 @@ pub(crate) fn evidence<'a>(
     ended.sort_by_cached_key(|t| (created_at(t), t.id.clone()));
     let failed = ended.iter().copied().find(|t| failed_early(t, place, monitor));
     let before = failed.and_then(|t| predecessor(t, place)).map(|(_, t)| t);
-    failed.into_iter().chain(before).chain(newest(&ended)).collect()
+    // When a rollback began, the end of this one tells.
+    let culprit = place.iter().copied().filter(|t| status::culprit(service) == Some(t.id.as_str()));
+    failed.into_iter().chain(before).chain(newest(&ended)).chain(culprit).collect()
 }

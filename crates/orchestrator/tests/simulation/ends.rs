@@ -219,7 +219,13 @@ impl End<'_> {
         let own = kept.iter().filter(by_itself).max_by_key(|t| (at(t), &t.id));
         let stopped = |t: &&&Shared<Task>| t.status.state() == TaskState::Shutdown;
         let others = last.iter().flatten().all(|t| stopped(t) || !is_up_to_date(service, t));
-        let last = last.into_iter().chain([own.filter(|_| others)]);
+        // Unless it had ended before they were made.
+        let beside = |own: &&&Shared<Task>| {
+            self.log.clock_set.is_some()
+                || last.iter().flatten().all(|t| t.id == own.id || at(own) >= made(t))
+        };
+        let own = own.filter(|own| others && beside(own));
+        let last = last.into_iter().chain([own]);
         // Where a clock was set, nobody can count.
         let unsure = |t: &Task| {
             self.log.clock_set.is_some() && t.spec.restart.is_some_and(|policy| policy.max_attempts > 0)

@@ -199,3 +199,22 @@ fn a_pause_that_was_decided_for_an_update_halts_no_rollback() {
     decided.into_iter().for_each(|batch| sim.commit(batch));
     assert_eq!(status(&sim), Some(UpdateState::RollbackStarted));
 }
+
+/// Its record says that it failed; but that was another task's business then.
+#[test]
+fn a_spec_that_comes_back_runs_again_whatever_became_of_its_tasks_long_ago() {
+    let restart = RestartPolicy { max_attempts: 1, delay: wire(secs(1)), ..policy(Any) };
+    let mut a = web(1, acting(FailureAction::Pause, 0.0));
+    a.spec.task.restart = Some(restart);
+    let mut sim = cluster(a);
+    let first = sim.live("web")[0].id.clone();
+    sim.report(&first, Failed, "");
+    sim.advance(secs(60));
+    broken(&mut sim, "new");
+    set_image(&mut sim, "new");
+    sim.advance(secs(60));
+    assert_eq!((status(&sim), sim.live("web").len()), (Some(UpdateState::Paused), 0));
+    set_image(&mut sim, "old");
+    sim.advance(secs(60));
+    assert_eq!((status(&sim), count(&sim, "old", Running)), (Some(UpdateState::Completed), 1));
+}
