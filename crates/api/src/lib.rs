@@ -35,6 +35,7 @@ mod shared;
 mod task_spec;
 mod task_state;
 mod text;
+mod update_status;
 
 #[allow(missing_docs, clippy::all, clippy::pedantic, unreachable_pub, rustdoc::all)]
 #[rustfmt::skip]
@@ -54,4 +55,5 @@ pub mod swarmd;
 pub use object::{Kind, Object, StoreObject};
 pub use shared::{Shared, SharedMessage};
 pub use text::{Text, text};
+pub use update_status::BECAUSE_OF_TASK;
 pub use v1::TaskState;

@@ -8,7 +8,7 @@ use std::time::SystemTime;
 use swarm_api::v1::update_config::FailureAction;
 use swarm_api::v1::update_status::UpdateState;
 use swarm_api::v1::{Service, UpdateStatus};
-use swarm_api::{Kind, Object, extensions};
+use swarm_api::{BECAUSE_OF_TASK, Kind, Object, extensions};
 use swarm_reconcile::{Guard, Patch, Write};
 
 use crate::place::is_rolling_back;
@@ -28,20 +28,19 @@ fn edit(
     Patch::new(write).guard(Guard::spec_of(service))
 }
 
-/// What stands before the id of the task that failed.
-const BECAUSE: &str = "due to failure or early termination of task ";
-
-/// The task because of which the update was paused or goes back, as its message tells.
-pub(crate) fn culprit(service: &Service) -> Option<&str> {
-    let (_, rest) = service.update_status.as_ref()?.message.split_once(BECAUSE)?;
-    rest.split([';', ' ']).next()
-}
-
-/// What tells an update from others, and what it had come to.
-type Known = Option<(UpdateState, Option<prost_types::Timestamp>)>;
-
-fn known(service: &Service) -> Known {
-    service.update_status.as_ref().map(|status| (status.state(), status.started_at))
+/// The same, as long as the service's update is the one that is known here, and has come to what is known.
+fn edit_of_update(
+    service: &Service,
+    what: &'static str,
+    change: impl Fn(&mut Service) + Send + Sync + 'static,
+) -> Patch {
+    let update = |s: &Service| s.update_status.as_ref().map(|status| (status.state(), status.started_at));
+    let known = update(service);
+    edit(service, what, move |service| {
+        if update(service) == known {
+            change(service);
+        }
+    })
 }
 
 /// The update has begun.
@@ -58,18 +57,12 @@ pub(crate) fn begin(service: &Service, now: SystemTime) -> Patch {
 
 /// The update, or the rollback, is done. It may have had the status of one that was done before.
 pub(crate) fn complete(service: &Service, now: SystemTime) -> Patch {
-    let before = known(service);
-    let (state, message) = match before {
-        Some((UpdateState::RollbackStarted, _)) => (UpdateState::RollbackCompleted, "rollback completed"),
-        _ => (UpdateState::Completed, "update completed"),
+    let (state, message) = match is_rolling_back(service) {
+        true => (UpdateState::RollbackCompleted, "rollback completed"),
+        false => (UpdateState::Completed, "update completed"),
     };
-    edit(service, "complete update of", move |service| {
-        let now_known = known(service);
+    edit_of_update(service, "complete update of", move |service| {
         let Some(status) = &mut service.update_status else { return };
-        // Done already, or something else has happened to it.
-        if now_known != before && status.state() != state {
-            return;
-        }
         status.state = state as i32;
         status.message = message.into();
         status.completed_at = Some(now.into());
@@ -83,16 +76,12 @@ pub(crate) fn pause(service: &Service, task: &str, action: FailureAction) -> Pat
         (true, _) => (UpdateState::RollbackPaused, "rollback"),
         (false, _) => (UpdateState::Paused, "update"),
     };
-    let message = format!("{what} paused {BECAUSE}{task}");
+    let message = format!("{what} paused {BECAUSE_OF_TASK}{task}");
     set(service, state, message)
 }
 
 fn set(service: &Service, state: UpdateState, message: String) -> Patch {
-    let before = known(service);
-    edit(service, "pause update of", move |service| {
-        if known(service) != before {
-            return;
-        }
+    edit_of_update(service, "pause update of", move |service| {
         if let Some(status) = &mut service.update_status {
             status.state = state as i32;
             status.message.clone_from(&message);
@@ -113,15 +102,11 @@ pub(crate) fn rebalanced(service: &Service) -> Patch {
 /// the original would stay in UPDATING for good (`orchestration.md` §20.15).
 pub(crate) fn roll_back(service: &Service, task: &str) -> Patch {
     if service.previous_spec.is_none() {
-        let message = format!("update paused {BECAUSE}{task}; no previous spec to roll back to");
+        let message = format!("update paused {BECAUSE_OF_TASK}{task}; no previous spec to roll back to");
         return set(service, UpdateState::Paused, message);
     }
-    let message = format!("update rolled back {BECAUSE}{task}");
-    let before = known(service);
-    edit(service, "roll back", move |service| {
-        if known(service) != before {
-            return;
-        }
+    let message = format!("update rolled back {BECAUSE_OF_TASK}{task}");
+    edit_of_update(service, "roll back", move |service| {
         let Some(mut spec) = service.previous_spec.take() else { return };
         // A request is of the service, not of a spec.
         extensions::take_request(&mut spec);

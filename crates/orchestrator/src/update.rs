@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime};
 use swarm_api::v1::update_config::FailureAction;
 use swarm_api::v1::update_status::UpdateState;
 use swarm_api::v1::{Service, ServiceSpec, Task, TaskState};
-use swarm_api::{Object, Shared, duration};
+use swarm_api::{Object, Shared};
 use swarm_reconcile::{Ctx, Guard, Now, Patch, Write};
 use swarm_store::{Event, Tables};
 
@@ -19,10 +19,11 @@ use crate::create::Recipe;
 use crate::dirty::is_dirty;
 use crate::place::{Place, is_rolling_back};
 use crate::plan::Plan;
-use crate::restart::{Restarter, ended_by_itself, shut_down};
-use crate::spec::{created_at, has_ended, heard_at, is_live, version};
+use crate::restart::{Restarter, shut_down};
+use crate::spec::{created_at, has_ended, is_live, version};
 use crate::status;
 
+use found::{began, is_under_way};
 pub(crate) use found::{evidence, has_evidence};
 pub(crate) use pace::{Pace, config_of};
 
@@ -129,15 +130,6 @@ impl Update {
         }
     }
 
-    /// Watches a task that runs already, for what is left of its time.
-    fn watch_found(&mut self, now: Now, task: &Task) {
-        if task.status.state() == TaskState::Running {
-            let left = heard_at(task).map(|since| now.remaining(since, self.pace.monitor));
-            let until = left.filter(|left| !left.is_zero()).map(|left| now.mono + left);
-            self.watched.entry(task.id.to_string()).or_insert(until);
-        }
-    }
-
     fn is_over_ratio(&self) -> bool {
         self.pace.is_exceeded(self.failed.len(), self.needed.len())
     }
@@ -146,23 +138,6 @@ impl Update {
         let limits = self.work.values().filter_map(|w| w.limit);
         limits.chain(self.resting.iter().copied()).chain(self.finish).min()
     }
-}
-
-/// When the service's update or rollback began that is under way; the epoch if nobody knows. An update that went back by
-/// itself says when it began; the rollback began when the task had ended because of which it did, unless that one had only
-/// found no node, and was stopped later.
-fn began(tables: &Tables, service: &Service) -> Option<SystemTime> {
-    let status = service.update_status.as_ref().filter(|_| is_under_way(service))?;
-    let began = status.started_at.as_ref().map_or(SystemTime::UNIX_EPOCH, duration::to_system_time);
-    let culprit = status::culprit(service).and_then(|id| tables.tasks().get(id));
-    let ended = culprit.filter(|t| ended_by_itself(t)).and_then(|t| heard_at(t));
-    Some(ended.map_or(began, |ended| began.max(ended)))
-}
-
-fn is_under_way(service: &Service) -> bool {
-    use UpdateState::{RollbackStarted, Updating};
-    let state = service.update_status.as_ref().map(|s| s.state());
-    matches!(state, Some(Updating | RollbackStarted))
 }
 
 /// The service is being updated or goes back, or waits for an operator amid that.

@@ -248,26 +248,7 @@ impl Ledger {
     /// Chooses what a request gets, and holds it: a count for a counted kind, for a named one the names that were asked for,
     /// and the first free ones in the order of the description. `None`, and nothing is held, where there is not enough.
     pub fn claim(&mut self, request: &Request) -> Option<Vec<GenericResource>> {
-        if !self.satisfies(request) {
-            return None;
-        }
-        let mut claimed: Vec<GenericResource> =
-            request.names.iter().map(|(kind, name)| named(kind.clone(), name.clone())).collect();
-        for (kind, count) in &request.counts {
-            match &self.described[kind] {
-                Described::Count(all) => {
-                    let count = if *count == ALL { *all } else { *count };
-                    claimed.push(discrete(kind.clone(), count));
-                }
-                Described::Names(_) => {
-                    let names = self.free_names(kind).filter(|name| !request.names(kind, name));
-                    let names = names.take(usize::try_from(*count).unwrap_or(usize::MAX));
-                    claimed.extend(names.map(|name| named(kind.clone(), name.clone())));
-                }
-            }
-        }
-        self.hold(&claimed);
-        Some(claimed)
+        self.satisfies(request).then(|| self.set_aside(request))
     }
 
     /// Holds what a request is to get once it is free: all of its counts, even where that leaves less than nothing, and of

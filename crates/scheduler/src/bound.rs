@@ -9,12 +9,9 @@ use swarm_api::{Shared, Text};
 
 use crate::filter::Requirements;
 use crate::nodes::Slot;
-use crate::preempt::policy_of;
+use crate::preempt::{MOST_NODES, policy_of};
 use crate::scheduler::Pass;
 use crate::verdict::{Tally, Verdict};
-
-/// So many of those that had to wait for their turn are looked at in one pass.
-const MOST_LATER: usize = 512;
 
 impl Pass<'_> {
     /// Looks at the tasks that wait for nodes of their own: new ones, and those of nodes that changed. Those with a higher
@@ -49,7 +46,7 @@ impl Pass<'_> {
     fn bound_to_look_at(&mut self, changed: &[Slot]) -> BTreeSet<(Text, Text)> {
         let state = &mut *self.state;
         let mut look = std::mem::take(&mut state.fresh_bound);
-        let later = MOST_LATER.saturating_sub(look.len());
+        let later = MOST_NODES.saturating_sub(look.len());
         look.extend(std::iter::from_fn(|| state.later_bound.pop_first()).take(later));
         self.again |= !state.later_bound.is_empty();
         let all = |(node, tasks): (&Text, _)| {

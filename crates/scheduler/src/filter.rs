@@ -121,8 +121,8 @@ impl Requirements {
         service: ServiceNo,
         slot: Slot,
     ) -> bool {
-        matches!(self.verdict(fixed, nodes, service, slot), Verdict::Resources | Verdict::Ports)
-            && fixed == Verdict::Fits
+        fixed == Verdict::Fits
+            && matches!(self.verdict(fixed, nodes, service, slot), Verdict::Resources | Verdict::Ports)
             && !self.has_its_replicas(|| nodes.services.on(service, slot))
             && (self.volumes.is_empty()
                 || nodes.volumes.choose(&self.volumes, nodes.get(slot).info.node()).is_some())

@@ -33,7 +33,7 @@ use crate::track::State;
 use crate::verdict::Verdict;
 
 /// Nodes that are looked at for a group in one pass, and tasks of nodes of their own.
-const MOST_NODES: usize = 512;
+pub(crate) const MOST_NODES: usize = 512;
 /// Tasks of a group that get room in one pass.
 const MOST_TASKS: usize = 16;
 /// How long after its victims must have stopped a claim is given up, and how long it is until the next.
@@ -241,9 +241,7 @@ impl Pass<'_> {
         let state = &mut *self.state;
         let needs = state.index.needs(&asks.requirements.fixed, &state.nodes);
         let lacks_only_room = |slot: &Slot| {
-            let fixed = needs.verdicts[*slot];
-            fixed == Verdict::Fits
-                && asks.requirements.lacks_only_room(fixed, &state.nodes, asks.service, *slot)
+            asks.requirements.lacks_only_room(needs.verdicts[*slot], &state.nodes, asks.service, *slot)
         };
         let slots = (from..needs.verdicts.len()).filter(lacks_only_room).take(MOST_NODES + 1);
         let mut slots: Vec<Slot> = slots.collect();
@@ -269,11 +267,8 @@ impl Pass<'_> {
         asks.requirements.lacks_only_room(fixed, &state.nodes, asks.service, slot)
     }
 
-    /// What a node has to offer, if anything.
+    /// What a node that lacks only room has to offer, if anything.
     fn offer(&mut self, slot: Slot, asks: Asks<'_>) -> Option<Offer> {
-        if !self.lacks_only_room(slot, asks) {
-            return None;
-        }
         let tenants = self.tenants(slot);
         let may_go = |(priority, task): &&(i32, Shared<Task>)| {
             *priority < asks.priority && !asks.spared.contains(&*task.service_id)

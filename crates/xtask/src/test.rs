@@ -12,7 +12,7 @@ pub(crate) struct Args {
     /// Leave out the tests that need a Docker Engine.
     #[arg(long)]
     no_docker: bool,
-    /// After them, run the long suite too: the wide versions of what is tested in short otherwise. Takes hours.
+    /// After them, run the long suite too: the wide versions of what is tested in short otherwise. Takes an hour and a half.
     #[arg(long)]
     long: bool,
     /// Passed on to nextest, after `--`.

@@ -10,9 +10,6 @@ use swarm_api::v1::{Service, Task, TaskState};
 use super::task_view;
 use crate::output::{Names, Table, time};
 
-/// What stands before a task's id in the messages of updates that failed.
-const BEFORE_TASK: &str = "due to failure or early termination of task ";
-
 /// The task because of which an update was paused or rolled back.
 #[derive(Debug, PartialEq)]
 struct Cause<'a> {
@@ -36,8 +33,7 @@ fn ended(task: &Task) -> Option<i128> {
 /// update began and are of another version than what the service went back to.
 fn cause<'a>(service: &'a Service, tasks: &'a [Shared<Task>]) -> Option<Cause<'a>> {
     let status = service.update_status.as_ref()?;
-    if let Some((_, rest)) = status.message.split_once(BEFORE_TASK) {
-        let id = rest.split([';', ' ']).next().filter(|id| !id.is_empty())?;
+    if let Some(id) = status.culprit() {
         let task = tasks.iter().find(|task| task.id == id).map(|task| &**task);
         return Some(Cause { id, task, of: 1 });
     }

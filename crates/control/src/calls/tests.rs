@@ -6,10 +6,12 @@ mod network;
 mod node;
 mod order;
 mod other;
+mod rebalance;
 mod refusals;
 mod rollback;
 mod secret;
 mod service;
+mod services_listed;
 mod task;
 
 use swarm_api::id;
@@ -71,6 +73,12 @@ async fn update_service(
         rollback: rollback as i32,
     };
     Ok(control.rpc().update_service(Request::new(request)).await?.into_inner().service.unwrap())
+}
+
+#[track_caller]
+fn error<T: fmt::Debug>(answer: Result<T, Status>, code: Code, text: &str) {
+    let status = answer.expect_err(text);
+    assert_eq!((status.code(), status.message()), (code, text));
 }
 
 fn container(spec: &mut ServiceSpec) -> &mut ContainerSpec {

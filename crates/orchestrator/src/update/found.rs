@@ -3,17 +3,18 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
+use swarm_api::v1::update_status::UpdateState;
 use swarm_api::v1::{Service, Task, TaskState};
 use swarm_api::{Shared, duration};
 use swarm_reconcile::Now;
 use swarm_scheduler::ended_by_manager;
 use swarm_store::Tables;
 
-use super::{Pace, Update, Work, began, is_under_way};
+use super::{Pace, Update, Work};
 use crate::dirty::is_dirty;
 use crate::place::{Place, is_rolling_back, newest};
+use crate::restart::ended_by_itself;
 use crate::spec::{self, created_at, has_ended, heard_at, is_live, iteration};
-use crate::status;
 
 impl Update {
     /// Takes over what a predecessor's update had achieved: the places it had finished, those where it had failed, and
@@ -87,6 +88,15 @@ impl Update {
         self.todo.make_contiguous().sort_by_key(|place| !has_new(place));
     }
 
+    /// Watches a task that runs already, for what is left of its time.
+    pub(super) fn watch_found(&mut self, now: Now, task: &Task) {
+        if task.status.state() == TaskState::Running {
+            let left = heard_at(task).map(|since| now.remaining(since, self.pace.monitor));
+            let until = left.filter(|left| !left.is_zero()).map(|left| now.mono + left);
+            self.watched.entry(task.id.to_string()).or_insert(until);
+        }
+    }
+
     /// Whether something is left of it: something to do, failures that end it, or new tasks that must be watched.
     pub(super) fn is_to_go_on(&mut self, now: Duration) -> bool {
         if !self.todo.is_empty() || self.work.keys().any(|place| self.started.contains(place)) {
@@ -96,6 +106,23 @@ impl Update {
         self.finish = self.watched.values().flatten().copied().max().filter(|until| *until > now);
         self.finish.is_some() || self.is_over_ratio()
     }
+}
+
+/// When the service's update or rollback began that is under way; the epoch if nobody knows. An update that went back by
+/// itself says when it began; the rollback began when the task had ended because of which it did, unless that one had only
+/// found no node, and was stopped later.
+pub(super) fn began(tables: &Tables, service: &Service) -> Option<SystemTime> {
+    let status = service.update_status.as_ref().filter(|_| is_under_way(service))?;
+    let began = status.started_at.as_ref().map_or(SystemTime::UNIX_EPOCH, duration::to_system_time);
+    let culprit = status.culprit().and_then(|id| tables.tasks().get(id));
+    let ended = culprit.filter(|t| ended_by_itself(t)).and_then(|t| heard_at(t));
+    Some(ended.map_or(began, |ended| began.max(ended)))
+}
+
+pub(super) fn is_under_way(service: &Service) -> bool {
+    use UpdateState::{RollbackStarted, Updating};
+    let state = service.update_status.as_ref().map(|s| s.state());
+    matches!(state, Some(Updating | RollbackStarted))
 }
 
 /// The service's update made the task. Where the specs have numbers, the new one's tells that; not that of a rollback,
@@ -165,6 +192,7 @@ pub(crate) fn evidence<'a>(
     let failed = ended.iter().copied().find(|t| failed_early(t, place, monitor));
     let before = failed.and_then(|t| predecessor(t, place)).map(|(_, t)| t);
     // When a rollback began, the end of this one tells.
-    let culprit = place.iter().copied().filter(|t| status::culprit(service) == Some(t.id.as_str()));
+    let culprit = service.update_status.as_ref().and_then(|status| status.culprit());
+    let culprit = place.iter().copied().filter(|t| culprit == Some(t.id.as_str()));
     failed.into_iter().chain(before).chain(newest(&ended)).chain(culprit).collect()
 }
