@@ -83,19 +83,44 @@ resolver!(
     list_tasks ListTasksRequest list_tasks_request, task, tasks
 );
 /// A task by id, full name or the beginning of its id, else the one in a slot that is to run: `web.1`, as lists have it.
+/// Only jobs have a slot 0, and every task of a global service is listed there.
 pub(crate) async fn task(control: &mut ControlClient<Channel>, given: &str) -> Result<Shared<Task>> {
     let not_found = match task_itself(control, given).await {
         Err(error @ Error::NotFound { .. }) => error,
         result => return result,
     };
-    let in_slot = given.rsplit_once('.').and_then(|(_, slot)| slot.parse::<u64>().ok());
-    let Some(slot) = in_slot else { return Err(not_found) };
+    let place = given.rsplit_once('.').and_then(|(service, slot)| Some((service, slot.parse::<u64>().ok()?)));
+    let Some((service, slot)) = place else { return Err(not_found) };
     let filters =
         list_tasks_request::Filters { name_prefixes: vec![format!("{given}.")], ..Default::default() };
-    let mut tasks = control.list_tasks(ListTasksRequest { filters: Some(filters) }).await?.into_inner().tasks;
-    tasks.retain(|task| task.slot == slot && task.desired_state <= TaskState::Complete as i32);
+    let mut tasks = in_slot(control, filters, slot).await?;
+    if tasks.is_empty() && slot == 0 {
+        // Full names have the node's ID in its place.
+        let filters =
+            list_services_request::Filters { names: vec![service.to_owned()], ..Default::default() };
+        let request = ListServicesRequest { filters: Some(filters) };
+        let services = control.list_services(request).await?.into_inner().services;
+        if let Some(service) = single("service", service, "name", services, |service| &service.id)? {
+            let service_ids = vec![service.id.clone()];
+            let filters = list_tasks_request::Filters { service_ids, ..Default::default() };
+            tasks = in_slot(control, filters, slot).await?;
+        }
+    }
     single("task", given, "slot", tasks, |task| &task.id)?.ok_or(not_found)
 }
+
+/// Those of the tasks that are to run in a slot.
+async fn in_slot(
+    control: &mut ControlClient<Channel>,
+    filters: list_tasks_request::Filters,
+    slot: u64,
+) -> Result<Vec<Shared<Task>>> {
+    let request = ListTasksRequest { filters: Some(filters) };
+    let mut tasks = control.list_tasks(request).await?.into_inner().tasks;
+    tasks.retain(|task| task.slot == slot && task.desired_state <= TaskState::Complete as i32);
+    Ok(tasks)
+}
+
 resolver!(
     /// A cluster by id, name or the beginning of its id.
     cluster: Cluster, "cluster", get_cluster |cluster_id| GetClusterRequest { cluster_id },

@@ -11,7 +11,9 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE;
 use swarm_api::swarmd::services_server::ServicesServer;
 use swarm_api::v1::control_server::ControlServer;
-use swarm_api::v1::{Cluster, Node, NodeDescription, NodeRole, Task, TaskState, node_spec, node_status};
+use swarm_api::v1::{
+    Cluster, Network, Node, NodeDescription, NodeRole, Task, TaskState, node_spec, node_status,
+};
 use swarm_control::{Alone, Control};
 use swarm_store::{Indexed, Store};
 use tokio::net::UnixListener;
@@ -388,6 +390,38 @@ fn a_native_process_is_a_service_too() {
     assert!(page.contains("engine.labels.swarmd.runtime.process==1"), "{page}");
     swarm.ok(&["service", "update", "n", "--env", "A=1", "--user", "nobody"]);
     assert!(swarm.ok(&["service", "ls"]).contains("sleep"));
+    // The manager puts its constraint back.
+    swarm.fails(&["service", "update", "n", "--constraint", ""], 1, "no changes detected");
+    let worker = ["service", "update", "n", "--constraint", "node.role==worker"];
+    swarm.ok(&worker);
+    swarm.fails(&worker, 1, "no changes detected");
+    swarm.fails(&[&worker[..], &["--dry-run"]].concat(), 1, "no changes detected");
+    assert!(swarm.ok(&["service", "inspect", "n"]).contains("engine.labels.swarmd.runtime.process==1"));
+}
+
+#[test]
+fn the_routing_mesh_is_warned_of_when_a_port_comes_to_need_it() {
+    let swarm = Swarm::start();
+    let create = ["service", "create", "--name", "web", "--image", "redis", "--publish"];
+    let create = [&create[..], &["published=8080,target=80,mode=ingress"]].concat();
+    swarm.fails(&create, 1, "Error: service needs ingress network");
+    let mut mesh = Network { id: "mesh".into(), ..Default::default() };
+    mesh.spec.annotations.name = "ingress".into();
+    mesh.spec.ingress = true;
+    swarm.put(mesh);
+    let warned = |words: &[&str]| {
+        let output = swarm.run(words);
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let warning = "Warning: port 8080 is published through the routing mesh, which only nodes of Docker Engine serve: \
+                   publish it with mode=host to reach it on nodes of swarmd\n";
+    assert_eq!(warned(&create), warning);
+    swarm.ok(&["service", "update", "web", "--replicas", "2"]);
+    swarm.ok(&["service", "update", "web", "--publish-add", "9000:90"]);
+    let more = warned(&["service", "update", "web", "--publish-add", "published=53,target=53,mode=ingress"]);
+    assert!(more.starts_with("Warning: port 53 is ") && more.lines().count() == 1, "{more}");
+    swarm.ok(&["service", "rollback", "web"]);
 }
 
 #[test]
@@ -447,6 +481,32 @@ fn tasks_that_wait_say_why() {
     assert!(!swarm.ok(&["task", "ls", "-n"]).contains("web.1"));
     assert_eq!(swarm.ok(&["task", "rm", "t1"]), "t1\n");
     swarm.fails(&["task", "rm", "t1"], 1, "task \"t1\" not found");
+}
+
+#[test]
+fn the_first_task_of_a_job_is_found_by_its_slot() {
+    let swarm = Swarm::start();
+    let mode = ["--mode", "replicated-job", "--total-completions", "2"];
+    let job = swarm.ok(&[&["service", "create", "--name", "job", "--image", "redis"], &mode[..]].concat());
+    let task = |id: &str, slot, desired: TaskState| {
+        let mut task = Task { id: id.into(), service_id: job.trim().into(), slot, ..Default::default() };
+        task.node_id = "n1".into();
+        task.service_annotations.name = "job".into();
+        task.desired_state = desired as i32;
+        task.status.state = TaskState::Running as i32;
+        swarm.put(task);
+    };
+    task("t0", 0, TaskState::Shutdown);
+    task("t1", 0, TaskState::Complete);
+    task("t2", 1, TaskState::Complete);
+    assert!(swarm.ok(&["task", "ls"]).contains("job.0"));
+    assert!(swarm.ok(&["task", "inspect", "job.0"]).contains(": t1\n"));
+    assert!(swarm.ok(&["task", "inspect", "job.1"]).contains(": t2\n"));
+    swarm.fails(&["task", "inspect", "job.2"], 1, "task \"job.2\" not found");
+    swarm.fails(&["task", "inspect", "other.0"], 1, "task \"other.0\" not found");
+    task("t3", 0, TaskState::Complete);
+    let text = "task \"job.0\" is ambiguous: 2 of them have this slot";
+    swarm.fails(&["task", "inspect", "job.0"], 1, text);
 }
 
 /// As those of another make.

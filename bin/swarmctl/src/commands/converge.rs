@@ -19,7 +19,7 @@ use super::logs::is_change_of_leaders;
 use super::service_view::Count;
 use super::{Answer, Context, task_view};
 use crate::error::{Error, Result};
-use crate::output::Names;
+use crate::output::{Names, is_global};
 use crate::values::boolean;
 
 /// Pauses between two looks.
@@ -151,7 +151,8 @@ impl Progress {
         let count = Count::of(service, tasks, |_| true);
         let (done, wanted, what) = count.progress(service, tasks);
         let failed = self.failed(service, tasks);
-        let culprit = failed.last().map(|task| format!(": {}", told(task, names))).unwrap_or_default();
+        let culprit = failed.last().map(|task| format!(": {}", told(service, task, names)));
+        let culprit = culprit.unwrap_or_default();
         let state = service.update_status.as_ref().map(|status| status.state());
         let message = service.update_status.as_ref().map_or("", |status| status.message.as_str());
         let doing = match state {
@@ -194,7 +195,7 @@ impl Progress {
         let waiting = tasks.iter().filter(|task| task_view::is_current(task));
         let mut waiting = waiting.filter(|task| task.status.state() != TaskState::Running);
         if let Some(task) = waiting.clone().find(|t| !t.status.err.is_empty()).or_else(|| waiting.next()) {
-            line = format!("{line}; {}", told(task, names));
+            line = format!("{line}; {}", told(service, task, names));
         }
         Step::Going(line)
     }
@@ -233,11 +234,11 @@ fn too_many(failed: usize, wanted: u64, config: &UpdateConfig) -> bool {
         && failed as f64 > f64::from(config.max_failure_ratio) * wanted as f64
 }
 
-/// A task, its state, and what it has to say.
-fn told(task: &Task, names: &Names) -> String {
-    let mut text = match task.slot {
-        0 => names.service(&task.service_id).to_owned(),
-        _ => names.task(task),
+/// A task of the service, its state, and what it has to say.
+fn told(service: &Service, task: &Task, names: &Names) -> String {
+    let mut text = match is_global(&service.spec) {
+        true => names.service(&task.service_id).to_owned(),
+        false => names.task(task),
     };
     if !task.node_id.is_empty() {
         text = format!("{text} on {}", names.node(&task.node_id));
@@ -389,5 +390,13 @@ mod tests {
         assert_eq!(looks.after(5000, &service, &tasks), Step::Failed(text.into()));
         let tasks = [first, of_job(2, TaskState::Complete)];
         assert_eq!(looks.after(0, &service, &tasks), Step::Done("web: 2/2 completed, done".into()));
+    }
+
+    #[test]
+    fn the_first_slot_of_a_job_is_named() {
+        let service = service(Mode::ReplicatedJob(ReplicatedJob { max_concurrent: 1, total_completions: 1 }));
+        let preparing = task(0, TaskState::Preparing, 100, "");
+        let line = Looks::at(&service, false).after(0, &service, &[preparing]);
+        assert_eq!(line, going("web: 0/1 completed; web.0 PREPARING"));
     }
 }

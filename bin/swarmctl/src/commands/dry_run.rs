@@ -10,14 +10,14 @@ use tonic::{Code, Status};
 
 use super::{Answer, Context, leader};
 use crate::error::Result;
-use crate::output::{Names, Table};
+use crate::output::{Names, Table, is_global};
 use crate::values::duration;
 
 /// Exit code if not everything would find its place, or it can't be told.
 const NOT_ALL: u8 = 3;
 
-/// Most ranges of slots that are written out.
-const RANGES: usize = 8;
+/// Most ranges of slots, and most nodes, that are written out.
+const SHOWN: usize = 8;
 
 /// Asks what the call would come to.
 pub(super) async fn ask(context: &mut Context, call: Call) -> Result<DryRunResponse, Status> {
@@ -61,7 +61,7 @@ fn page(spec: &ServiceSpec, answer: &DryRunResponse, names: &Names) -> String {
     part(differences(&answer.differences, is_job));
     part(reasons("Waits", &answer.waits, names));
     part(nodes(answer, names));
-    part(replacements(answer, names));
+    part(replacements(answer, is_global(spec), names));
     part(reasons("Refused", &answer.refusals, names));
     part(preemptions(answer, names));
     part(summary(answer));
@@ -99,14 +99,14 @@ fn nodes(answer: &DryRunResponse, names: &Names) -> String {
     if answer.nodes.is_empty() { String::new() } else { table.finish() }
 }
 
-fn replacements(answer: &DryRunResponse, names: &Names) -> String {
+fn replacements(answer: &DryRunResponse, is_global: bool, names: &Names) -> String {
     if answer.replacements.is_empty() {
         return String::new();
     }
     let mut table = Table::list();
     table.header(&["Replaced", "Slot", "Node", "New Node", "After"]);
     for Replacement { task_id, slot, node_id, new_node_id, at } in &answer.replacements {
-        let slot = if *slot == 0 { String::new() } else { slot.to_string() };
+        let slot = if is_global { String::new() } else { slot.to_string() };
         let after = at.as_ref().map(duration::format).unwrap_or_default();
         let (old, new) = (names.node(node_id), names.node(new_node_id));
         table.line(format!("{task_id}\t{slot}\t{old}\t{new}\t{after}"));
@@ -149,11 +149,8 @@ fn reasons(what: &str, all: &[Refusal], names: &Names) -> String {
     let mut table = Table::list();
     table.header(&[what, "Slots or nodes", "Why"]);
     for refusal in all {
-        let mut places: Vec<&str> = refusal.node_ids.iter().map(|id| names.node(id)).collect();
-        let slots = ranges(&refusal.slots);
-        if !slots.is_empty() {
-            places.push(&slots);
-        }
+        let mut places = vec![some_nodes(&refusal.node_ids, names), ranges(&refusal.slots)];
+        places.retain(|place| !place.is_empty());
         table.line(format!("{}\t{}\t{}", tasks(refusal.tasks), places.join(","), refusal.reason));
     }
     if all.is_empty() { String::new() } else { table.finish() }
@@ -164,7 +161,7 @@ fn preemptions(answer: &DryRunResponse, names: &Names) -> String {
     table.header(&["Makes room", "Task", "Node", "Goes to"]);
     for Preemption { task_id, service_id, slot, node_id, new_node_id } in &answer.preemptions {
         let service = names.service(service_id);
-        let name = if *slot == 0 { service.to_owned() } else { format!("{service}.{slot}") };
+        let name = if names.is_global(service_id) { service.to_owned() } else { format!("{service}.{slot}") };
         let new = if new_node_id.is_empty() { "(no node)" } else { names.node(new_node_id) };
         table.line(format!("{name}\t{task_id}\t{}\t{new}", names.node(node_id)));
     }
@@ -201,9 +198,18 @@ fn tasks(n: u64) -> String {
     if n == 1 { "1 task".to_owned() } else { format!("{n} tasks") }
 }
 
+/// `a,b`; of many, the first, and how many more: `a,b,c,d,e,f,g,h and 92 more`.
+fn some_nodes(ids: &[String], names: &Names) -> String {
+    let shown: Vec<&str> = ids.iter().take(SHOWN).map(|id| names.node(id)).collect();
+    match ids.len() - shown.len() {
+        0 => shown.join(","),
+        more => format!("{} and {more} more", shown.join(",")),
+    }
+}
+
 /// `1-3,7`; of many, how many of which: `34 of 0-99`. Slots of one node often lie between those of others.
 fn ranges(ranges: &[Range]) -> String {
-    if let ([first, .., last], true) = (ranges, ranges.len() > RANGES) {
+    if let ([first, .., last], true) = (ranges, ranges.len() > SHOWN) {
         let count: u64 = ranges.iter().map(|range| range.last - range.first + 1).sum();
         return format!("{count} of {}-{}", first.first, last.last);
     }
@@ -216,7 +222,9 @@ fn ranges(ranges: &[Range]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use swarm_api::Shared;
     use swarm_api::swarmd::dry_run_response::OnNode;
+    use swarm_api::v1::Service;
 
     use super::*;
 
@@ -393,6 +401,61 @@ arguments  begins a new run, replaces 1 task
 Tasks: 2 placed.
 ";
         assert_eq!(page(&spec, &answer, &Names::default()), expected);
+    }
+
+    #[test]
+    fn the_first_slot_of_a_job_is_shown_and_global_services_have_none() {
+        let replacement = Replacement { task_id: "t1".into(), node_id: "n1".into(), ..Default::default() };
+        let preempted = |service: &str| Preemption {
+            task_id: "t9".into(),
+            service_id: service.into(),
+            node_id: "n1".into(),
+            new_node_id: "n2".into(),
+            ..Default::default()
+        };
+        let answer = DryRunResponse {
+            replacements: vec![replacement],
+            replaced: 1,
+            preemptions: vec![preempted("job"), preempted("all")],
+            ..Default::default()
+        };
+        let service = |id: &str, mode| {
+            let mut service = Service { id: id.into(), ..Default::default() };
+            service.spec.mode = Some(mode);
+            Shared::new(service)
+        };
+        let services = [
+            service("job", Mode::ReplicatedJob(Default::default())),
+            service("all", Mode::Global(Default::default())),
+        ];
+        let names = Names::new(&[], &services);
+        let job = ServiceSpec { mode: Some(Mode::ReplicatedJob(Default::default())), ..web() };
+        let text = page(&job, &answer, &names);
+        assert!(text.contains("\nt1        0     n1 "), "{text}");
+        assert!(text.contains("\njob.0 ") && text.contains("\nall "), "{text}");
+        let global = ServiceSpec { mode: Some(Mode::Global(Default::default())), ..web() };
+        let text = page(&global, &answer, &names);
+        assert!(text.contains("\nt1              n1 "), "{text}");
+    }
+
+    #[test]
+    fn many_nodes_are_told_by_the_first_and_their_number() {
+        let ids = |n: usize| (1..=n).map(|n| format!("n{n}")).collect::<Vec<_>>();
+        let names = Names::default();
+        assert_eq!(some_nodes(&[], &names), "");
+        assert_eq!(some_nodes(&ids(8), &names), "n1,n2,n3,n4,n5,n6,n7,n8");
+        let refused = Refusal {
+            reason: "no suitable node".into(),
+            tasks: 100,
+            node_ids: ids(100),
+            ..Default::default()
+        };
+        let answer = DryRunResponse { refusals: vec![refused], refused: 100, ..Default::default() };
+        let text = page(&web(), &answer, &names);
+        assert!(
+            text.contains("\n100 tasks  n1,n2,n3,n4,n5,n6,n7,n8 and 92 more  no suitable node\n"),
+            "{text}"
+        );
     }
 
     #[test]

@@ -192,7 +192,7 @@ fn list(networks: &[Shared<Network>]) -> String {
     table.finish()
 }
 
-/// The page of `network inspect`.
+/// The page of `network inspect`. What managers have not allocated, or leave to the nodes, is shown as it was asked for.
 fn summary(network: &Network) -> String {
     let mut page = Table::summary();
     let spec = &network.spec;
@@ -205,21 +205,32 @@ fn summary(network: &Network) -> String {
     }
     page.pair("  IPv6Enabled", spec.ipv6_enabled);
     page.pair("  Internal", spec.internal);
-    if let Some(driver) = &network.driver_state {
-        page.line("Driver:\t");
-        page.pair("  Name", &driver.name);
-        page.line("  Options:\t");
-        options(&mut page, "    ", &driver.options);
+    if let Some(ConfigFrom::Network(name)) = &spec.config_from {
+        page.pair("  Config From", name);
     }
-    let Some(ipam) = &network.ipam else { return page.finish() };
-    page.line("IPAM:\t");
-    if let Some(driver) = &ipam.driver {
+    let (state, asked) = (network.driver_state.as_ref(), spec.driver_config.as_ref());
+    if state.is_some() || asked.is_some() {
+        page.line("Driver:\t");
+        page.pair("  Name", driver(network));
+        page.line("  Options:\t");
+        let mut drivers = [state, asked].into_iter().flatten();
+        if let Some(driver) = drivers.find(|driver| !driver.options.is_empty()) {
+            options(&mut page, "    ", &driver.options);
+        }
+    }
+    let ipams = || network.ipam.iter().chain(&spec.ipam);
+    let driver = ipams().filter_map(|ipam| ipam.driver.as_ref()).find(|driver| **driver != Driver::default());
+    let configs = ipams().map(|ipam| &ipam.configs[..]).find(|configs| !configs.is_empty());
+    if driver.is_some() || configs.is_some() {
+        page.line("IPAM:\t");
+    }
+    if let Some(driver) = driver {
         page.line("  Driver:\t");
         page.pair("    Name", &driver.name);
         page.line("    Options:\t");
         options(&mut page, "      ", &driver.options);
     }
-    for config in &ipam.configs {
+    for config in configs.unwrap_or_default() {
         page.line("  IPAM Config:\t");
         let family = match config.family() {
             AddressFamily::Unknown => "UNKNOWN",
@@ -231,7 +242,9 @@ fn summary(network: &Network) -> String {
         if !config.range.is_empty() {
             page.pair("    Range", &config.range);
         }
-        page.pair("    Gateway", &config.gateway);
+        if !config.gateway.is_empty() {
+            page.pair("    Gateway", &config.gateway);
+        }
         page.line("    Reserved:\t");
         options(&mut page, "      ", &config.reserved);
     }
@@ -287,6 +300,80 @@ mod tests {
         let mut network = Network { id: "n1".into(), ..Default::default() };
         network.spec.annotations.name = "ingress".into();
         assert_eq!(list(&[network.into()]), "ID  Name     Driver\n--  ----     ------\nn1  ingress  \n");
+    }
+
+    /// The page without its padding.
+    fn page(network: &Network) -> Vec<String> {
+        let words = |line: &str| line.split_whitespace().collect::<Vec<_>>().join(" ");
+        summary(network).lines().skip(2).map(words).collect()
+    }
+
+    /// As the manager has it once the network is allocated: it leaves everything to the nodes.
+    fn node_local(spec: NetworkSpec) -> Network {
+        let name = spec.driver_name().to_owned();
+        Network {
+            driver_state: Some(Driver { name, ..Default::default() }),
+            ipam: Some(IpamOptions { driver: Some(Driver::default()), ..Default::default() }),
+            spec,
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn what_was_asked_of_a_network_of_the_nodes_is_shown() {
+        let list = |text: &str| Some(vec![text.parse::<List>().unwrap()]);
+        let flags = Flags {
+            driver: Some("macvlan".into()),
+            opts: list("parent=eth0"),
+            ..flags("10.1.0.0/24", "10.1.0.1", "10.1.0.128/25")
+        };
+        let network = node_local(spec(&flags).unwrap());
+        let expected = [
+            "Spec:",
+            "IPv6Enabled : false",
+            "Internal : false",
+            "Driver:",
+            "Name : macvlan",
+            "Options:",
+            "parent = eth0",
+            "IPAM:",
+            "IPAM Config:",
+            "Family : IPV4",
+            "Subnet : 10.1.0.0/24",
+            "Range : 10.1.0.128/25",
+            "Gateway : 10.1.0.1",
+            "Reserved:",
+        ];
+        assert_eq!(page(&network), expected);
+
+        let flags =
+            Flags { driver: Some("bridge".into()), config_from: Some("setup".into()), ..Flags::default() };
+        let bare = page(&node_local(spec(&flags).unwrap()));
+        assert_eq!(bare[3..], ["Config From : setup", "Driver:", "Name : bridge", "Options:"]);
+    }
+
+    #[test]
+    fn what_is_allocated_is_shown_before_what_was_asked_for() {
+        let mut network = node_local(spec(&flags("10.1.0.0/24", "", "")).unwrap());
+        let driver = |name: &str, value: &str| Driver {
+            name: name.into(),
+            options: [("id".to_owned(), value.to_owned())].into(),
+        };
+        network.spec.driver_config = Some(driver("overlay", "asked"));
+        network.driver_state = Some(driver("overlay", "given"));
+        let config = IpamConfig { subnet: "10.9.0.0/24".into(), ..Default::default() };
+        let name = "default".to_owned();
+        network.ipam =
+            Some(IpamOptions { driver: Some(Driver { name, ..Default::default() }), configs: vec![config] });
+        let page = page(&network);
+        assert!(
+            page.contains(&"id = given".to_owned()) && !page.contains(&"id = asked".to_owned()),
+            "{page:?}"
+        );
+        let at = page.iter().position(|line| line == "IPAM:").unwrap();
+        assert_eq!(page[at + 1..at + 3], ["Driver:", "Name : default"]);
+        let subnets: Vec<&String> = page.iter().filter(|line| line.starts_with("Subnet")).collect();
+        assert_eq!(subnets, ["Subnet : 10.9.0.0/24"]);
     }
 
     #[test]

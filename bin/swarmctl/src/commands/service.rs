@@ -4,11 +4,12 @@ use clap::{Args, Subcommand};
 use swarm_api::Shared;
 use swarm_api::swarmd::dry_run_request::Call;
 use swarm_api::swarmd::{DryRunResponse, RebalanceRequest, RebalanceResponse};
+use swarm_api::v1::port_config::{Protocol, PublishMode};
 use swarm_api::v1::update_service_request::Rollback;
 use swarm_api::v1::{
-    CreateServiceRequest, ListConfigsRequest, ListNodesRequest, ListSecretsRequest, ListServicesRequest,
-    ListTasksRequest, RemoveServiceRequest, Service, ServiceSpec, UpdateServiceRequest, list_configs_request,
-    list_secrets_request, list_tasks_request,
+    CreateServiceRequest, EndpointSpec, ListConfigsRequest, ListNodesRequest, ListSecretsRequest,
+    ListServicesRequest, ListTasksRequest, PortConfig, RemoveServiceRequest, Service, ServiceSpec,
+    UpdateServiceRequest, list_configs_request, list_secrets_request, list_tasks_request,
 };
 
 use super::converge::{self, Wait};
@@ -17,7 +18,8 @@ use crate::error::{Error, Result};
 use crate::output::Names;
 use crate::resolve;
 use crate::spec::{
-    Changes, CreateFlags, Found, ServiceFlags, UpdateFlags, apply, dependency, lost_credentials, new_spec,
+    Changes, CreateFlags, Found, ServiceFlags, UpdateFlags, apply, changed, dependency, lost_credentials,
+    new_spec,
 };
 
 /// How often an update is tried on a service that somebody else changes at the same time.
@@ -132,9 +134,13 @@ pub(crate) async fn run(context: &mut Context, command: Command) -> Result<Answe
                 let answer = dry_run::ask(context, call).await?;
                 return dry_run::show(context, &spec, answer).await;
             }
+            let warning = mesh_warning(None, spec.endpoint.as_ref());
             let request = CreateServiceRequest { spec: Some(spec) };
             let service = context.control.create_service(request).await?.into_inner().service;
             let service = service.ok_or(Error::Incomplete("service"))?;
+            if let Some(warning) = warning {
+                eprintln!("{warning}");
+            }
             return converge::finish(context, &service, false, &wait).await;
         }
         Command::Update { service, update, flags, wait } => {
@@ -189,7 +195,7 @@ async fn update(
             spec.task.force_update += 1;
         }
         apply(&mut spec, flags, &changes, &found)?;
-        if spec == service.spec { Err(Error::plain("no changes detected")) } else { Ok(spec) }
+        changed(spec, &service.spec).ok_or_else(|| Error::plain("no changes detected"))
     })
     .await
 }
@@ -248,6 +254,7 @@ async fn write(
         let service = resolve::service(&mut context.control, given).await?;
         let spec = change(&service)?;
         let lost = lost_credentials(&service.spec, &spec).map(str::to_owned);
+        let warning = mesh_warning(service.spec.endpoint.as_ref(), spec.endpoint.as_ref());
         let request = UpdateServiceRequest {
             service_id: service.id.clone(),
             service_version: Some(service.meta.version),
@@ -274,12 +281,42 @@ async fn write(
                          another registry now; --with-registry-auth sends those for that one"
                     );
                 }
+                if let Some(warning) = warning {
+                    eprintln!("{warning}");
+                }
                 return converge::finish(context, &written, rollback == Rollback::Previous, wait).await;
             }
             Err(status) if tries > 0 && status.message().contains("update out of sequence") => {}
             Err(status) => return Err(status.into()),
         }
     }
+}
+
+/// What is to be said of ports that come to be published through the routing mesh: nodes of ours do not serve it.
+fn mesh_warning(before: Option<&EndpointSpec>, now: Option<&EndpointSpec>) -> Option<String> {
+    let there = before.map_or(&[][..], |endpoint| &endpoint.ports);
+    let new = now.into_iter().flat_map(|endpoint| &endpoint.ports);
+    let new = new.filter(|port| port.publish_mode() == PublishMode::Ingress && !there.contains(port));
+    // The manager chooses those that have no number.
+    let number = |port: &PortConfig| match port.published_port {
+        0 => port.target_port,
+        published => published,
+    };
+    let ports: Vec<String> = new
+        .map(|port| match port.protocol() {
+            Protocol::Tcp => number(port).to_string(),
+            other => format!("{}/{}", number(port), other.as_str_name().to_lowercase()),
+        })
+        .collect();
+    let (what, them) = match ports.len() {
+        0 => return None,
+        1 => (format!("port {} is", ports[0]), "it"),
+        _ => (format!("ports {} are", ports.join(", ")), "them"),
+    };
+    Some(format!(
+        "Warning: {what} published through the routing mesh, which only nodes of Docker Engine serve: publish {them} with \
+         mode=host to reach {them} on nodes of swarmd"
+    ))
 }
 
 /// Looks up what the flags name.
@@ -316,6 +353,42 @@ async fn find(context: &mut Context, changes: &Changes, flags: &ServiceFlags) ->
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ports_that_come_to_be_published_through_the_mesh_are_warned_of() {
+        let port = |published_port, protocol: Protocol, mode: PublishMode| PortConfig {
+            target_port: 80,
+            published_port,
+            protocol: protocol as i32,
+            publish_mode: mode as i32,
+            ..Default::default()
+        };
+        let (host, mesh) =
+            (port(80, Protocol::Tcp, PublishMode::Host), port(8080, Protocol::Tcp, PublishMode::Ingress));
+        let endpoint = |ports: &[PortConfig]| EndpointSpec { ports: ports.to_vec(), ..Default::default() };
+        let before = endpoint(&[host.clone(), mesh.clone()]);
+        let warning = mesh_warning(None, Some(&before)).unwrap();
+        assert_eq!(
+            warning,
+            "Warning: port 8080 is published through the routing mesh, which only nodes of Docker Engine serve: publish it \
+             with mode=host to reach it on nodes of swarmd"
+        );
+        assert_eq!(mesh_warning(None, None), None);
+        assert_eq!(mesh_warning(None, Some(&endpoint(&[host]))), None);
+        assert_eq!(mesh_warning(Some(&before), Some(&before)), None, "it was there");
+        assert_eq!(mesh_warning(Some(&before), None), None);
+        let more = [
+            mesh,
+            port(53, Protocol::Udp, PublishMode::Ingress),
+            port(0, Protocol::Tcp, PublishMode::Ingress),
+        ];
+        let warning = mesh_warning(Some(&before), Some(&endpoint(&more))).unwrap();
+        assert!(warning.starts_with("Warning: ports 53/udp, 80 are published through"), "{warning}");
+        assert!(
+            warning.ends_with("publish them with mode=host to reach them on nodes of swarmd"),
+            "{warning}"
+        );
+    }
 
     #[test]
     fn what_can_not_move_yet_is_told_from_what_need_not() {

@@ -8,5 +8,5 @@ pub(crate) mod table;
 pub(crate) mod time;
 pub(crate) mod window;
 
-pub(crate) use names::Names;
+pub(crate) use names::{Names, is_global};
 pub(crate) use table::Table;

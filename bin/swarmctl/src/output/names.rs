@@ -1,15 +1,18 @@
 //! Names for ids.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use swarm_api::Shared;
-use swarm_api::v1::{Node, Service, Task};
+use swarm_api::v1::service_spec::Mode;
+use swarm_api::v1::{Node, Service, ServiceSpec, Task};
 
 /// What ids are called. Objects are fetched once for a whole listing; what is not there is shown by its id.
 #[derive(Debug, Default)]
 pub(crate) struct Names {
     nodes: BTreeMap<String, String>,
     services: BTreeMap<String, String>,
+    /// Those whose tasks have no slots.
+    global: BTreeSet<String>,
 }
 
 impl Names {
@@ -19,6 +22,7 @@ impl Names {
         Names {
             nodes: nodes.iter().map(|node| (node.id.clone(), node_name(node).to_owned())).collect(),
             services: services.iter().map(service).collect(),
+            global: services.iter().filter(|s| is_global(&s.spec)).map(|s| s.id.clone()).collect(),
         }
     }
 
@@ -37,6 +41,11 @@ impl Names {
         self.services.get(id).filter(|name| !name.is_empty()).map_or(id, String::as_str)
     }
 
+    /// Whether the service was there when names were looked up, and its tasks have no slots.
+    pub(crate) fn is_global(&self, id: &str) -> bool {
+        self.global.contains(id)
+    }
+
     /// The task by its service and slot.
     pub(crate) fn task(&self, task: &Task) -> String {
         if task.service_id.is_empty() {
@@ -44,6 +53,11 @@ impl Names {
         }
         format!("{}.{}", self.service(&task.service_id), task.slot)
     }
+}
+
+/// The service has a task on each node, and those have no slots: in others the slot 0 is one, the first of a job.
+pub(crate) fn is_global(spec: &ServiceSpec) -> bool {
+    matches!(spec.mode, Some(Mode::Global(_) | Mode::GlobalJob(_)))
 }
 
 /// What a node is called: as it was named, else its hostname.
@@ -67,5 +81,24 @@ mod tests {
         let task = |service: &str| Task { service_id: service.into(), slot: 2, ..Default::default() };
         assert_eq!(names.task(&task("s")), "web.2");
         assert_eq!(names.task(&task("gone")), "gone.2");
+    }
+
+    #[test]
+    fn only_services_with_a_task_on_each_node_have_no_slots() {
+        let service = |id: &str, mode| {
+            let mut service = Service { id: id.into(), ..Default::default() };
+            service.spec.mode = Some(mode);
+            Shared::new(service)
+        };
+        let services = [
+            service("global", Mode::Global(Default::default())),
+            service("global-job", Mode::GlobalJob(Default::default())),
+            service("replicated", Mode::Replicated(Default::default())),
+            service("replicated-job", Mode::ReplicatedJob(Default::default())),
+        ];
+        let names = Names::new(&[], &services);
+        let global =
+            ["global", "global-job", "replicated", "replicated-job", "gone"].map(|id| names.is_global(id));
+        assert_eq!(global, [true, true, false, false, false]);
     }
 }

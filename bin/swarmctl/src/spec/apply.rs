@@ -7,7 +7,7 @@ use swarm_api::v1::service_spec;
 use swarm_api::v1::update_config::{FailureAction, UpdateOrder};
 use swarm_api::v1::{
     ContainerSpec, Driver, GlobalJob, GlobalService, Placement, ReplicatedJob, ReplicatedService,
-    ResourceRequirements, RestartPolicy, ServiceSpec, TaskSpec, UpdateConfig, task_spec,
+    RestartPolicy, ServiceSpec, TaskSpec, UpdateConfig, task_spec,
 };
 use swarm_placement::{Constraint, generic};
 
@@ -56,6 +56,17 @@ pub(crate) fn new_spec(create: &CreateFlags, flags: &ServiceFlags) -> Result<Ser
     };
     let task = TaskSpec { runtime: Some(runtime), restart: Some(any()), ..Default::default() };
     Ok(ServiceSpec { task: task.into(), mode: Some(mode), ..Default::default() })
+}
+
+/// The spec to send in place of the one before, with the constraints that the manager would put there itself; `None` if that
+/// is no change.
+pub(crate) fn changed(mut spec: ServiceSpec, before: &ServiceSpec) -> Option<ServiceSpec> {
+    // What another make stored without them is not changed by those who ask for nothing.
+    if spec == *before {
+        return None;
+    }
+    extensions::guard(&mut spec.task);
+    (spec != *before).then_some(spec)
 }
 
 fn any() -> RestartPolicy {
@@ -114,18 +125,23 @@ pub(crate) fn apply(
     }
     if let Some(name) = &flags.log_driver {
         let options = pair::options(&join(flags.log_opt.as_ref()).unwrap_or_default());
-        spec.task.log_driver = Some(Driver { name: name.clone(), options });
+        spec.task.log_driver = (!name.is_empty()).then(|| Driver { name: name.clone(), options });
     }
     Ok(())
 }
 
-/// The placement to write to; `None` if there is none and what is to be written is nothing. An empty one is not the
+/// The section to write to; `None` if there is none and what is to be written is nothing. An empty one is not the
 /// same as none: tasks would be replaced.
-pub(super) fn placement(spec: &mut ServiceSpec, is_empty: bool) -> Option<&mut Placement> {
+fn section<T: Default>(present: &mut Option<T>, is_empty: bool) -> Option<&mut T> {
     match is_empty {
-        true => spec.task.placement.as_mut(),
-        false => Some(spec.task.placement.get_or_insert_default()),
+        true => present.as_mut(),
+        false => Some(present.get_or_insert_default()),
     }
+}
+
+/// The placement to write to, if there is one or something is to be written.
+pub(super) fn placement(spec: &mut ServiceSpec, is_empty: bool) -> Option<&mut Placement> {
+    section(&mut spec.task.placement, is_empty)
 }
 
 /// What is published, and how.
@@ -135,8 +151,10 @@ fn endpoint(spec: &mut ServiceSpec, flags: &ServiceFlags) -> Result<()> {
     let ports = ports.transpose().map_err(Error::Usage)?;
     let published = published(flags.publish.as_ref())?;
     if ports.is_some() || published.is_some() {
-        let endpoint = spec.endpoint.get_or_insert_default();
-        endpoint.ports = ports.into_iter().chain(published).flatten().collect();
+        let ports: Vec<_> = ports.into_iter().chain(published).flatten().collect();
+        if let Some(endpoint) = section(&mut spec.endpoint, ports.is_empty()) {
+            endpoint.ports = ports;
+        }
     }
     match flags.endpoint_mode {
         None => {}
@@ -227,7 +245,6 @@ fn runtime(spec: &mut ServiceSpec, flags: &ServiceFlags, changes: &Changes, foun
 }
 
 fn resources(spec: &mut ServiceSpec, flags: &ServiceFlags) -> Result<()> {
-    let limits = flags.memory_limit.is_some() || flags.cpu_limit.is_some();
     let generic = flags.generic_resources.as_ref().map(|texts| {
         let texts: Vec<&str> = texts.iter().map(String::as_str).filter(|text| !text.is_empty()).collect();
         texts.join(",")
@@ -238,17 +255,15 @@ fn resources(spec: &mut ServiceSpec, flags: &ServiceFlags) -> Result<()> {
         reservations.generic.clear();
     }
     let generic = generic.filter(|text| !text.is_empty());
-    let reservations =
-        flags.memory_reservation.is_some() || flags.cpu_reservation.is_some() || generic.is_some();
+    let asks = |flag: Option<i64>| flag.is_some_and(|amount| amount != 0);
+    let limits = asks(flags.memory_limit) || asks(flags.cpu_limit);
+    let reservations = asks(flags.memory_reservation) || asks(flags.cpu_reservation) || generic.is_some();
     let (swap, swappiness) = (flags.container.memory_swap, flags.container.memory_swappiness);
-    if !limits && !reservations && swap.is_none() && swappiness.is_none() {
-        return Ok(());
-    }
-    let resources: &mut ResourceRequirements = spec.task.resources.get_or_insert_default();
+    let is_empty = !limits && !reservations && swap.is_none() && swappiness.is_none();
+    let Some(resources) = section(&mut spec.task.resources, is_empty) else { return Ok(()) };
     resources.swap_bytes = swap.or(resources.swap_bytes);
     resources.memory_swappiness = swappiness.or(resources.memory_swappiness);
-    if limits {
-        let limits = resources.limits.get_or_insert_default();
+    if let Some(limits) = section(&mut resources.limits, !limits) {
         set(&mut limits.memory_bytes, flags.memory_limit.as_ref());
         set(&mut limits.nano_cpus, flags.cpu_limit.as_ref());
     }
@@ -263,8 +278,7 @@ fn resources(spec: &mut ServiceSpec, flags: &ServiceFlags) -> Result<()> {
             resources.swap_bytes = None;
         }
     }
-    if reservations {
-        let reservations = resources.reservations.get_or_insert_default();
+    if let Some(reservations) = section(&mut resources.reservations, !reservations) {
         set(&mut reservations.memory_bytes, flags.memory_reservation.as_ref());
         set(&mut reservations.nano_cpus, flags.cpu_reservation.as_ref());
         if let Some(text) = generic {

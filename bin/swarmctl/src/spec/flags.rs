@@ -325,7 +325,7 @@ pub(crate) struct ServiceFlags {
     #[arg(long, value_name = "ORDER", help_heading = "Updates")]
     pub(crate) rollback_order: Option<Order>,
 
-    /// Log driver of the containers
+    /// Log driver of the containers; empty for none, so that the cluster's applies
     #[arg(long, value_name = "DRIVER", help_heading = "Logs")]
     pub(crate) log_driver: Option<String>,
     /// Options of the log driver, key=value; with --log-driver

@@ -13,7 +13,7 @@ mod references;
 mod registry;
 mod start;
 
-pub(crate) use apply::{apply, new_spec};
+pub(crate) use apply::{apply, changed, new_spec};
 pub(crate) use flags::{CreateFlags, ServiceFlags, UpdateFlags};
 pub(crate) use process::decode as decode_process;
 pub(crate) use references::{Changes, Found};

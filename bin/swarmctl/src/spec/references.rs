@@ -100,12 +100,14 @@ impl Changes {
         self.configs(&mut process.configs, found, &private_file)
     }
 
+    /// As with all lists, what is taken goes first.
     fn secrets(
         &self,
         secrets: &mut Vec<SecretReference>,
         found: &Found,
         file: &dyn Fn(&Reference) -> FileTarget,
     ) -> Result<()> {
+        secrets.retain(|has| !self.rm_secrets.iter().any(|rm| rm.name == has.secret_name));
         for reference in &self.add_secrets {
             let secret = found.secrets.iter().find(|s| s.spec.annotations.name == reference.name);
             let secret =
@@ -116,7 +118,6 @@ impl Changes {
                 target: Some(secret_reference::Target::File(file(reference))),
             });
         }
-        secrets.retain(|has| !self.rm_secrets.iter().any(|rm| rm.name == has.secret_name));
         Ok(())
     }
 
@@ -126,6 +127,7 @@ impl Changes {
         found: &Found,
         file: &dyn Fn(&Reference) -> FileTarget,
     ) -> Result<()> {
+        configs.retain(|has| !self.rm_configs.iter().any(|rm| rm.name == has.config_name));
         for reference in &self.add_configs {
             let config = found.configs.iter().find(|c| c.spec.annotations.name == reference.name);
             let config =
@@ -136,7 +138,6 @@ impl Changes {
                 target: Some(config_reference::Target::File(file(reference))),
             });
         }
-        configs.retain(|has| !self.rm_configs.iter().any(|rm| rm.name == has.config_name));
         Ok(())
     }
 }

@@ -413,6 +413,55 @@ fn lists_of_placement_and_resources_are_replaced_and_cleared() {
 }
 
 #[test]
+fn what_takes_away_what_is_not_there_changes_nothing() {
+    for words in [
+        &["--publish="][..],
+        &["--ports="],
+        &["--publish=", "--ports="],
+        &["--memory-limit=0"],
+        &["--cpu-limit=0"],
+        &["--memory-reservation=0"],
+        &["--cpu-reservation=0"],
+        &["--memory-limit=0", "--cpu-limit=0", "--memory-reservation=0", "--cpu-reservation=0"],
+        &["--log-driver="],
+        &["--log-driver=", "--log-opt=max-size=1m"],
+    ] {
+        assert_eq!(update(web(&[]), words).unwrap(), web(&[]), "{words:?}");
+    }
+    let limited = web(&["--memory-limit=64m"]);
+    assert_eq!(update(limited.clone(), &["--memory-reservation=0", "--cpu-limit=0"]).unwrap(), limited);
+    let reserved = web(&["--cpu-reservation=1"]);
+    assert_eq!(update(reserved.clone(), &["--memory-limit=0", "--cpu-limit=0"]).unwrap(), reserved);
+    // What is there is taken away.
+    let spec = web(&["--memory-limit=64m", "--cpu-reservation=1", "--publish=80:80", "--log-driver=none"]);
+    let nothing = ["--memory-limit=0", "--cpu-reservation=0", "--publish=", "--log-driver="];
+    let spec = update(spec, &nothing).unwrap();
+    let resources = spec.task.resources.as_ref().unwrap();
+    assert_eq!(resources.limits, Some(Default::default()));
+    assert_eq!(resources.reservations, Some(Default::default()));
+    assert_eq!(spec.endpoint, Some(Default::default()));
+    assert_eq!(spec.task.log_driver, None);
+}
+
+#[test]
+fn constraints_that_the_manager_puts_back_are_no_change() {
+    use swarm_api::extensions::{PROCESS_CONSTRAINT, guard};
+    let bare = native(&["--constraint=node.role==worker"]).unwrap();
+    let mut stored = bare.clone();
+    guard(&mut stored.task);
+    for words in [&["--constraint=node.role==worker"][..], &["--constraint-rm", PROCESS_CONSTRAINT]] {
+        assert_eq!(changed(update(stored.clone(), words).unwrap(), &stored), None, "{words:?}");
+    }
+    let alone = changed(update(stored.clone(), &["--constraint="]).unwrap(), &stored).unwrap();
+    assert_eq!(alone.task.placement.as_ref().unwrap().constraints, [PROCESS_CONSTRAINT]);
+    assert_eq!(changed(update(alone.clone(), &["--constraint="]).unwrap(), &alone), None);
+    // A manager of another make puts nothing back.
+    assert_eq!(changed(update(bare.clone(), &[]).unwrap(), &bare), None);
+    let guarded = changed(update(bare.clone(), &["--replicas=2"]).unwrap(), &bare).unwrap();
+    assert_eq!(guarded.task.placement, stored.task.placement);
+}
+
+#[test]
 fn processes_are_native() {
     let spec = create(&["--name", "n", "--runtime", "process", "--", "sleep", "1000"]).unwrap();
     assert_eq!(process(&spec).command, ["sleep", "1000"]);
@@ -576,6 +625,14 @@ fn secrets_configs_and_capabilities_come_and_go() {
     let spec = update(spec, &["--rm-secret", "password", "--rm-config", "settings,other"]).unwrap();
     assert!(container(&spec).secrets.is_empty() && container(&spec).configs.is_empty());
     assert_eq!(update(spec.clone(), &["--rm-secret", "password"]).unwrap(), spec);
+    // What is taken goes first.
+    let again = ["--secret-rm=password", "--secret-add=source=password,target=new"];
+    let again = [&again[..], &["--config-rm=settings", "--config-add=source=settings,target=/new"]].concat();
+    let renewed = update(web(&["--secret", "password:pw", "--config", "settings"]), &again).unwrap();
+    assert_eq!(renewed, web(&["--secret", "password:new", "--config", "settings:/new"]));
+    let renewed = update(native(&[]).unwrap(), &again).unwrap();
+    assert_eq!((process(&renewed).secrets.len(), process(&renewed).configs.len()), (1, 1));
+    assert_eq!(renewed.task.resource_references.len(), 2);
     let missing = create(&[WEB, &["--secret", "Password"]].concat()).unwrap_err();
     assert!(matches!(missing, Error::NotFound { kind: "secret", .. }));
     let spec = update(spec, &["--add-capability", "NET_ADMIN"]).unwrap();
