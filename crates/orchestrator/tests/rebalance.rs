@@ -2,8 +2,15 @@
 #![allow(clippy::unwrap_used)]
 
 mod common;
+#[allow(dead_code)] // no test needs all of it
+#[path = "simulation/dice.rs"]
+mod dice;
 #[path = "rebalance/end.rs"]
 mod end;
+#[path = "rebalance/random.rs"]
+mod random;
+
+use std::time::Duration;
 
 use common::*;
 use swarm_api::TaskState::{self, Failed, Running, Starting};
@@ -208,6 +215,37 @@ fn tasks_that_fail_where_they_move_stop_the_rest() {
             UpdateOrder::StopFirst => assert_eq!(stayed, 5, "no other task was asked to move"),
         }
     }
+}
+
+/// Of two tasks that are to move one by one the first fails so long after it came to run there; it is watched for twenty
+/// seconds. How many have moved in the end.
+fn moved_though_one_fails(after: Duration, failure_action: FailureAction) -> usize {
+    let (delay, monitor) = (wire(secs(60)).unwrap(), wire(secs(20)));
+    let update = UpdateConfig { delay, monitor, failure_action: failure_action as i32, ..at_once(1) };
+    let mut sim = on(&["n1", "n2"], &automatic(6, update));
+    let before: Vec<_> = sim.live("web").iter().map(|t| t.id.clone()).collect();
+    sim.add_node("n3");
+    sim.advance(secs(10));
+    assert_eq!(loads(&sim, ["n3"]), [1]);
+    let first = sim.live("web").iter().find(|t| t.node_id == "n3").unwrap().id.clone();
+    sim.advance(after);
+    sim.report(&first, Failed, "broken");
+    sim.advance(secs(300));
+    let live = sim.live("web");
+    assert_eq!(live.len(), 6);
+    live.iter().filter(|t| !before.contains(&t.id)).count()
+}
+
+#[test]
+fn a_moved_task_that_fails_within_the_monitor_period_stops_the_rest() {
+    assert_eq!(moved_though_one_fails(secs(19), FailureAction::Pause), 1);
+    assert_eq!(moved_though_one_fails(secs(19), FailureAction::Rollback), 1, "nothing goes back");
+    assert_eq!(moved_though_one_fails(secs(19), FailureAction::Continue), 2, "it is told to go on");
+}
+
+#[test]
+fn a_moved_task_that_fails_after_the_monitor_period_stops_nothing() {
+    assert_eq!(moved_though_one_fails(secs(21), FailureAction::Pause), 2);
 }
 
 #[test]

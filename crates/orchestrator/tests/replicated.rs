@@ -60,6 +60,30 @@ fn scaling_up_takes_the_lowest_free_slots() {
 }
 
 #[test]
+fn a_slot_that_was_given_up_between_others_is_taken_before_higher_ones() {
+    let web = service("web", 3);
+    let mut sim = Sim::new(|tx| {
+        for id in ["n1", "n2"] {
+            tx.create(node(id)).unwrap();
+        }
+        for (slot, on) in (1..).zip(["n1", "n1", "n2"]) {
+            tx.create(task(&web, &format!("t{slot}"), slot, on, Running, Running)).unwrap();
+        }
+        tx.create(web.clone()).unwrap();
+    });
+    sim.lead(everything());
+    sim.scale("web", 2);
+    sim.settle();
+    assert_eq!(slots(&sim.tasks("web")), [1, 3], "the second one of a node has gone");
+    sim.scale("web", 3);
+    sim.settle();
+    assert_eq!(slots(&sim.tasks("web")), [1, 2, 3]);
+    sim.scale("web", 5);
+    sim.settle();
+    assert_eq!(slots(&sim.tasks("web")), [1, 2, 3, 4, 5]);
+}
+
+#[test]
 fn scaling_down_removes_tasks_and_leaves_no_trace_of_them() {
     let mut sim = cluster(service("web", 3));
     sim.agents_stop_tasks = false;
@@ -168,9 +192,13 @@ fn left_after_scaling(tasks: &[(u64, &str, TaskState)], replicas: u64) -> Vec<u6
 
 #[test]
 fn an_unassigned_task_is_the_first_to_go() {
-    let mut tasks: Vec<_> = (1..=6).map(|slot| (slot, "n1", Running)).collect();
-    tasks.insert(2, (7, "", New));
-    assert_eq!(left_after_scaling(&tasks, 6), [1, 2, 3, 4, 5, 6]);
+    // Before one that does not run yet, in a higher slot, on the most loaded node.
+    let tasks = [1, 2, 3, 4, 5, 6, 7].map(|slot| match slot {
+        3 => (slot, "", New),
+        7 => (slot, "n1", Starting),
+        _ => (slot, "n1", Running),
+    });
+    assert_eq!(left_after_scaling(&tasks, 6), [1, 2, 4, 5, 6, 7]);
 }
 
 const UNEVEN: [(u64, &str, TaskState); 6] = [

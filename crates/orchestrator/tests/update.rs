@@ -241,14 +241,26 @@ fn a_failure_counts_within_the_monitor_period_only() {
 
 #[test]
 fn a_second_update_takes_over_from_the_first() {
-    let mut sim = cluster(web(4, UpdateConfig { delay: wire(secs(10)).unwrap(), ..config(1) }));
-    set_image(&mut sim, "new");
-    sim.settle();
-    assert_eq!(count(&sim, "new", Running), 1);
-    set_image(&mut sim, "newer");
-    sim.advance(secs(120));
-    assert_eq!((count(&sim, "newer", Running), sim.live("web").len()), (4, 4));
-    assert_eq!(status(&sim), Some(UpdateState::Completed));
+    // The first one rests after its first task, or still waits for it.
+    for reached in [Running, Starting] {
+        let mut sim = cluster(web(4, UpdateConfig { delay: wire(secs(10)).unwrap(), ..config(1) }));
+        sim.behaviour = Box::new(move |task| {
+            let limit = if image(task) == "new" { reached } else { Running };
+            let goal = task.desired_state().min(limit);
+            (!task.status.reached(goal)).then_some((goal, ""))
+        });
+        set_image(&mut sim, "new");
+        sim.settle();
+        assert_eq!(count(&sim, "new", reached), 1);
+        set_image(&mut sim, "newer");
+        sim.settle();
+        assert_eq!(count(&sim, "newer", Running), 1, "it does not wait for the first one");
+        sim.advance(secs(120));
+        let of_first = sim.tasks("web").iter().filter(|t| image(t) == "new").count();
+        assert_eq!(of_first, 1, "the first one made none any more");
+        assert_eq!((count(&sim, "newer", Running), sim.live("web").len()), (4, 4));
+        assert_eq!(status(&sim), Some(UpdateState::Completed));
+    }
 }
 
 /// `orchestration.md` §20.16: the original drops the second request and can't record the end of the first.

@@ -152,6 +152,37 @@ fn zones_and_racks_share_what_their_nodes_can_hold() {
 }
 
 #[test]
+fn new_tasks_go_to_the_lighter_zone_and_there_to_the_lighter_rack() {
+    let mut world = World::without_leader();
+    let over_racks = |t: &mut _| spread_over(t, &["node.labels.az", "node.labels.rack"]);
+    // One empty node is in the heavier zone, another one in the heavier rack of the lighter zone.
+    for (id, az, rack, tasks) in [
+        ("a1", "a", "1", 7),
+        ("a2", "a", "2", 0),
+        ("b1", "b", "1", 3),
+        ("b2", "b", "1", 0),
+        ("b3", "b", "2", 1),
+    ] {
+        world.node(id, |n| {
+            label(n, "az", az);
+            label(n, "rack", rack);
+        });
+        if tasks > 0 {
+            world.replicas("s", tasks, |t| {
+                over_racks(t);
+                t.node_id = id.into();
+                t.status.state = TaskState::Running as i32;
+            });
+        }
+    }
+    world.lead();
+    world.tasks("s", &["new1", "new2"], over_racks);
+    for id in ["new1", "new2"] {
+        world.runs_on(id, "b3");
+    }
+}
+
+#[test]
 fn nothing_but_the_prefix_of_a_preference_is_blind_to_case() {
     let mut world = World::new();
     world.node("n1", |n| label(n, "az", "1"));

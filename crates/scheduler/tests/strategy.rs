@@ -8,7 +8,7 @@ use std::time::Duration;
 use swarm_api::extensions::{PLACEMENT_STRATEGY, PRIORITY};
 use swarm_api::v1::{Mount, RestartPolicy, Task, TaskState, mount, restart_policy::RestartCondition};
 use swarm_placement::generic::{discrete, named};
-use world::{World, container, has, label, placement, spread_over, wants};
+use world::{World, constrain, container, has, label, placement, spread_over, wants};
 
 #[test]
 fn binpack_fills_one_node_before_the_next() {
@@ -43,6 +43,64 @@ fn what_is_packed_is_spread_over_branches_first() {
         spread_over(t, &["node.labels.zone"]);
     });
     assert_eq!(world.shares("s"), [3, 3]);
+}
+
+/// Two nodes that are the same.
+fn twins() -> World {
+    let mut world = World::new();
+    for id in ["n1", "n2"] {
+        world.node(id, |n| has(n, 10, 100, vec![]));
+    }
+    world.labelled_service("s", PLACEMENT_STRATEGY, "binpack");
+    world
+}
+
+/// A task on this node that reserves so much, of a service that is nowhere else.
+fn hold(world: &mut World, node: &str, id: &str, cpus: i64, memory: i64) {
+    world.task(&format!("only-{node}"), id, |t| {
+        wants(t, cpus, memory, vec![]);
+        constrain(t, &format!("node.id=={node}"));
+    });
+    world.runs_on(id, node);
+}
+
+#[test]
+fn a_node_is_as_full_as_what_is_scarcest_there() {
+    let mut world = twins();
+    hold(&mut world, "n1", "x", 6, 0);
+    hold(&mut world, "n2", "y", 4, 40);
+    world.task("s", "a", |t| wants(t, 1, 1, vec![]));
+    world.runs_on("a", "n1");
+    hold(&mut world, "n2", "z", 0, 40);
+    world.task("s", "b", |t| wants(t, 1, 1, vec![]));
+    world.runs_on("b", "n2");
+}
+
+#[test]
+fn of_equally_full_nodes_the_one_with_the_most_tasks_is_filled_first() {
+    for (many, one) in [("n1", "n2"), ("n2", "n1")] {
+        let mut world = twins();
+        hold(&mut world, one, "x", 4, 0);
+        hold(&mut world, many, "y", 2, 0);
+        hold(&mut world, many, "z", 2, 0);
+        world.task("s", "a", |t| wants(t, 1, 0, vec![]));
+        world.runs_on("a", many);
+    }
+}
+
+#[test]
+fn what_is_packed_avoids_a_node_where_it_keeps_failing() {
+    let mut world = twins();
+    hold(&mut world, "n1", "x", 5, 0);
+    for n in 1..=5 {
+        let id = format!("f{n}");
+        world.task("s", &id, |t| wants(t, 1, 0, vec![]));
+        world.runs_on(&id, "n1");
+        world.report(&id, TaskState::Running);
+        world.report(&id, TaskState::Failed);
+    }
+    world.task("s", "a", |t| wants(t, 1, 0, vec![]));
+    world.runs_on("a", "n2");
 }
 
 /// One node with ten units, full of tasks of these sizes, all RUNNING.

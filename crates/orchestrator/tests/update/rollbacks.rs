@@ -79,7 +79,20 @@ fn a_failing_rollback_pauses() {
 
 #[test]
 fn a_failing_rollback_goes_on_if_it_is_told_to() {
-    assert_eq!(status(&failing_rollback(FailureAction::Continue)), Some(UpdateState::RollbackCompleted));
+    let sim = failing_rollback(FailureAction::Continue);
+    assert_eq!(status(&sim), Some(UpdateState::RollbackCompleted));
+    // What each slot had, one after the other. The update came as far as the second one.
+    let images = |slot: u64| {
+        let tasks = sim.tasks("web").into_iter().filter(|t| t.slot == slot);
+        tasks.map(|t| image(&t).to_owned()).collect::<Vec<_>>()
+    };
+    for slot in [1, 2] {
+        assert_eq!(images(slot), ["old", "new", "old"], "slot {slot}");
+    }
+    for slot in [3, 4] {
+        assert_eq!(images(slot), ["old"], "slot {slot}");
+    }
+    assert_eq!((count(&sim, "old", Failed), count(&sim, "old", Running)), (2, 2));
 }
 
 /// `orchestration.md` §20.14: the original ends in COMPLETED.

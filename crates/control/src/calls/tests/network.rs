@@ -1,5 +1,7 @@
 //! Networks, as a manager offers them.
 
+use std::collections::BTreeMap;
+
 use swarm_api::network::{NODE_LOCAL, OVERLAY, PREDEFINED};
 use swarm_plugins::testing::TestPlugin;
 
@@ -31,6 +33,11 @@ fn ipam(subnet: &str, range: &str, gateway: &str) -> Option<IpamOptions> {
 async fn create(control: &Control, spec: NetworkSpec) -> Result<Shared<Network>, Status> {
     let request = CreateNetworkRequest { spec: Some(spec) };
     Ok(control.rpc().create_network(Request::new(request)).await?.into_inner().network.unwrap())
+}
+
+async fn get(control: &Control, id: &str) -> Result<Shared<Network>, Status> {
+    let request = GetNetworkRequest { network_id: id.into(), ..Default::default() };
+    Ok(control.rpc().get_network(Request::new(request)).await?.into_inner().network.unwrap())
 }
 
 async fn remove(control: &Control, id: &str) -> Result<tonic::Response<RemoveNetworkResponse>, Status> {
@@ -213,4 +220,66 @@ async fn networks_in_use_stay() {
     put(&control, predefined).await;
     let text = "network p (host) is a swarm predefined network and cannot be removed";
     refused(remove("p").await, Code::FailedPrecondition, text);
+}
+
+#[tokio::test]
+async fn networks_are_read_by_id_alone() {
+    let control = control();
+    let network = create(&control, spec("net", &[])).await.unwrap();
+    create(&control, spec("other", &[])).await.unwrap();
+    assert_eq!(get(&control, &network.id).await.unwrap(), network);
+    error(get(&control, "").await, Code::InvalidArgument, "invalid argument");
+    error(get(&control, "x").await, Code::NotFound, "network x not found");
+    error(get(&control, "net").await, Code::NotFound, "network net not found");
+    let named = GetNetworkRequest { name: "net".into(), ..Default::default() };
+    let answer = control.rpc().get_network(Request::new(named)).await;
+    refused(answer, Code::InvalidArgument, "invalid argument");
+    remove(&control, &network.id).await.unwrap();
+    let text = format!("network {} not found", network.id);
+    error(get(&control, &network.id).await, Code::NotFound, &text);
+}
+
+#[tokio::test]
+async fn networks_are_filtered() {
+    use list_networks_request::Filters;
+    let control = control();
+    for (id, name, label) in [("aa1", "alpha", "a"), ("ab2", "beta", "b"), ("b3", "Alp", "a")] {
+        let mut network = Network { id: id.into(), spec: spec(name, &[]), ..Default::default() };
+        network.spec.annotations.labels.insert("k".into(), label.into());
+        put(&control, network).await;
+    }
+    let check = async |filters: Option<Filters>, expected: &[&str]| {
+        let request = ListNetworksRequest { filters: filters.clone(), ..Default::default() };
+        let answer = control.rpc().list_networks(Request::new(request)).await.unwrap().into_inner();
+        let mut ids: Vec<&str> = answer.networks.iter().map(|n| n.id.as_str()).collect();
+        ids.sort_unstable();
+        assert_eq!(ids, expected, "{filters:?}");
+    };
+    let words = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
+    let named = |names: &[&str]| Filters { names: words(names), ..Default::default() };
+    let called = |prefixes: &[&str]| Filters { name_prefixes: words(prefixes), ..Default::default() };
+    let known = |prefixes: &[&str]| Filters { id_prefixes: words(prefixes), ..Default::default() };
+    let labelled = |labels: &[(&str, &str)]| {
+        let labels = labels.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
+        Filters { labels: BTreeMap::from_iter(labels), ..Default::default() }
+    };
+    check(None, &["aa1", "ab2", "b3"]).await;
+    check(Some(Filters::default()), &["aa1", "ab2", "b3"]).await;
+    check(Some(named(&["alpha"])), &["aa1"]).await;
+    check(Some(named(&["ALPHA"])), &[]).await;
+    check(Some(named(&["beta", "alpha", "x"])), &["aa1", "ab2"]).await;
+    check(Some(called(&["alp"])), &["aa1"]).await;
+    check(Some(called(&["alp", "Al", "alpha"])), &["aa1", "b3"]).await;
+    check(Some(known(&["a"])), &["aa1", "ab2"]).await;
+    check(Some(known(&["a", "aa", "b3"])), &["aa1", "ab2", "b3"]).await;
+    check(Some(known(&["a1"])), &[]).await;
+    check(Some(labelled(&[("k", "a")])), &["aa1", "b3"]).await;
+    check(Some(labelled(&[("k", "")])), &["aa1", "ab2", "b3"]).await;
+    check(Some(labelled(&[("k", "a"), ("x", "")])), &[]).await;
+    // Every list must match.
+    let names = || named(&["alpha", "beta"]);
+    check(Some(Filters { id_prefixes: words(&["ab", "b"]), ..names() }), &["ab2"]).await;
+    check(Some(Filters { name_prefixes: words(&["be"]), ..names() }), &["ab2"]).await;
+    check(Some(Filters { labels: labelled(&[("k", "b")]).labels, ..names() }), &["ab2"]).await;
+    check(Some(Filters { labels: labelled(&[("k", "b")]).labels, ..named(&["alpha"]) }), &[]).await;
 }
