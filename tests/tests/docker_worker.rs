@@ -6,7 +6,10 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, ensure};
 use swarm_api::Shared;
 use swarm_api::v1::control_client::ControlClient;
-use swarm_api::v1::{ListClustersRequest, ListNodesRequest, Node, NodeStatus, Task, TaskState, node_status};
+use swarm_api::v1::{
+    ListClustersRequest, ListNodesRequest, ListTasksRequest, NetworkAttachmentSpec, Node, NodeStatus, Task,
+    TaskState, node_status, task_spec,
+};
 use swarm_testkit::daemon::{Daemon, channel, running, tasks};
 use swarm_testkit::private_engine::{Character, PrivateEngine};
 use swarm_testkit::teardown;
@@ -233,6 +236,50 @@ async fn ends(swarm: &Swarm) -> Result<()> {
     swarm.nothing_left(&fails).await
 }
 
+/// A container that belongs to no service joins a network of the cluster (`docker-interop.md` §9, scenarios 19 and 20).
+async fn attachments(swarm: &Swarm) -> Result<()> {
+    let network = swarm.ctl(&["network", "create", "--name", "lan", "--driver", "bridge", "--attachable"])?;
+    swarm.ctl(&["network", "create", "--name", "closed", "--driver", "bridge"])?;
+    let run = ["run", "-d", "--name", "plain", "--network", "lan", "--init", &swarm.image, "sleep", "1000"];
+    let container = swarm.worker.docker_ok(&run)?;
+    let attached = || async {
+        let all = swarm.control.clone().list_tasks(ListTasksRequest::default()).await?.into_inner().tasks;
+        Ok::<_, anyhow::Error>(all.into_iter().filter(|task| task.service_id.is_empty()).collect::<Vec<_>>())
+    };
+    let found = until("the attachment to run", SOON, || async {
+        let found = attached().await?;
+        ensure!(found.len() == 1 && found[0].status.state() == TaskState::Running, "{found:?}");
+        Ok(found)
+    })
+    .await?;
+    let task = &found[0];
+    let runtime = NetworkAttachmentSpec { container_id: container };
+    ensure!(task.spec.runtime == Some(task_spec::Runtime::Attachment(runtime)), "{task:?}");
+    ensure!(*task.node_id == *swarm.node, "{task:?}");
+    let networks: Vec<_> = task.networks.iter().filter_map(|n| n.network.as_ref()).collect();
+    ensure!(networks.len() == 1 && networks[0].id == network, "{task:?}");
+    let address = "{{range $name, $it := .NetworkSettings.Networks}}{{$name}} {{$it.IPAddress}}{{end}}";
+    let shown = swarm.worker.docker_ok(&["inspect", "--format", address, "plain"])?;
+    let address = shown.strip_prefix("lan ").and_then(|address| address.parse::<std::net::Ipv4Addr>().ok());
+    ensure!(address.is_some(), "{shown:?}");
+
+    let refused = swarm.worker.docker(&["run", "--rm", "--network", "closed", &swarm.image, "true"])?;
+    let text = String::from_utf8_lossy(&refused.stderr);
+    ensure!(!refused.status.success() && text.contains("not manually attachable"), "{text}");
+
+    swarm.worker.docker_ok(&["rm", "-f", "plain"])?;
+    until("the attachment to be gone", SOON, || async {
+        let left = attached().await?;
+        ensure!(left.is_empty(), "{left:?}");
+        Ok(())
+    })
+    .await?;
+    for network in ["lan", "closed"] {
+        swarm.ctl(&["network", "remove", network])?;
+    }
+    Ok(())
+}
+
 async fn faults(swarm: &mut Swarm) -> Result<()> {
     let web = swarm.create("web", &["--replicas", "3", "--stop-grace-period", "2s"], REST)?;
     let before = swarm.running(&web, 3).await?;
@@ -276,6 +323,8 @@ async fn docker_as_worker_runs_what_we_assign() -> Result<()> {
     let result = services(&swarm, scratch.path()).await;
     swarm.with_logs(result)?;
     let result = ends(&swarm).await;
+    swarm.with_logs(result)?;
+    let result = attachments(&swarm).await;
     swarm.with_logs(result)
 }
 

@@ -13,6 +13,7 @@
 //! - [`lock`]: what a manager does whose key file is encrypted. [`backup`]: the cluster's state in a file.
 //! - [`control_socket`]: the socket that `swarmctl` talks to.
 
+pub mod attachments;
 pub mod auth;
 pub mod backup;
 pub mod bootstrap;

@@ -30,6 +30,8 @@ use tonic::transport::Server;
 use tracing::{info, warn};
 
 use crate::Error;
+use crate::attachments::Attachments;
+
 use crate::auth::{AuthorizeLayer, Authorizer, LocalCallerLayer};
 use crate::backup::Recovery;
 use crate::bootstrap::Bootstrap;
@@ -161,6 +163,7 @@ impl Manager {
         let services = |health: &Health| {
             Routes::new(ControlServer::new(control.clone()))
                 .add_service(ServicesServer::new(control.clone()))
+                .add_service(Attachments::new(control.clone()).into_server())
                 .add_service(HealthServer::new(health.clone()))
                 .add_service(WatchServer::new(watch.clone()))
                 .add_service(dispatcher.service().into_server())

@@ -73,6 +73,9 @@ pub(crate) struct Flags {
     /// No way out of the network
     #[arg(long)]
     internal: bool,
+    /// Containers that belong to no service may be attached, with `docker run --network` on a node of Docker Engine
+    #[arg(long)]
+    attachable: bool,
     /// IPv6 addresses too
     #[arg(long)]
     ipv6: bool,
@@ -118,6 +121,7 @@ fn spec(flags: &Flags) -> Result<NetworkSpec> {
     }
     spec.config_from = flags.config_from.clone().map(ConfigFrom::Network);
     spec.internal = flags.internal;
+    spec.attachable = flags.attachable;
     spec.ipv6_enabled = flags.ipv6;
     let mut gateways = join(flags.gateway.as_ref()).unwrap_or_default();
     let mut ranges = join(flags.ip_range.as_ref()).unwrap_or_default();
@@ -205,6 +209,9 @@ fn summary(network: &Network) -> String {
     }
     page.pair("  IPv6Enabled", spec.ipv6_enabled);
     page.pair("  Internal", spec.internal);
+    if spec.attachable {
+        page.pair("  Attachable", true);
+    }
     if let Some(ConfigFrom::Network(name)) = &spec.config_from {
         page.pair("  Config From", name);
     }
@@ -383,11 +390,12 @@ mod tests {
             driver: Some("macvlan".into()),
             config_from: Some("setup".into()),
             internal: true,
+            attachable: true,
             ipv6: true,
             ..Default::default()
         };
         let spec = spec(&flags).unwrap();
         assert_eq!(spec.config_from, Some(ConfigFrom::Network("setup".into())));
-        assert!(spec.internal && spec.ipv6_enabled);
+        assert!(spec.internal && spec.ipv6_enabled && spec.attachable);
     }
 }

@@ -1,6 +1,7 @@
 //! The calls of the Control service, a file for each kind of object. Every write is one transaction; every
 //! read on the leader is linearizable, and so is every refusal of a write.
 
+mod attachment;
 mod cluster;
 mod config;
 mod extension;

@@ -1,5 +1,6 @@
 //! The calls through the service's own door, on a store of its own.
 
+mod attachment;
 mod cluster;
 mod dry_run;
 mod network;
