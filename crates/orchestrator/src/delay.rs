@@ -61,6 +61,15 @@ impl Delays {
         self.starts.insert(task.to_owned(), start);
     }
 
+    /// A held task must wait for one more predecessor, which may run after all.
+    pub(crate) fn wait_for(&mut self, task: &str, old: &str) {
+        let Some(start) = self.starts.get_mut(task) else { return };
+        self.timers.remove(&(start.due(), task.to_owned()));
+        start.waits.insert(old.to_owned());
+        self.timers.insert((start.due(), task.to_owned()));
+        self.waiting.entry(old.to_owned()).or_default().insert(task.to_owned());
+    }
+
     /// The task is held.
     pub(crate) fn holds(&self, task: &str) -> bool {
         self.starts.contains_key(task)
@@ -151,6 +160,17 @@ mod tests {
         delays.hold("new", secs(0), secs(5), ["old".into()]);
         delays.stopped("old");
         assert_eq!(delays.next(), Some(secs(5)));
+    }
+
+    #[test]
+    fn a_predecessor_that_is_back_is_waited_for_no_longer_than_any_other() {
+        let mut delays = Delays::default();
+        delays.hold("new", secs(0), secs(5), []);
+        delays.wait_for("new", "old");
+        delays.wait_for("other", "old");
+        assert!(due(&mut delays, 59).is_empty());
+        assert_eq!(due(&mut delays, 60), ["new"]);
+        assert!(delays.waiting.is_empty() && delays.next().is_none());
     }
 
     #[test]

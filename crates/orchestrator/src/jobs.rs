@@ -86,6 +86,8 @@ fn standing(tables: &Tables, service: &Service, tasks: &[&Shared<Task>]) -> Stan
         return Standing::Active;
     }
     match last(service, tasks) {
+        // It was ended before it had a place: nothing of it was begun.
+        Some(task) if !task.status.reached(TaskState::Assigned) => Standing::Free,
         Some(task) if !should_restart(tables, service, task) => Standing::Over,
         _ => Standing::Free,
     }

@@ -8,7 +8,7 @@ use swarm_store::Tables;
 
 use crate::dirty::is_dirty;
 use crate::restart::{ended_by_itself, should_restart};
-use crate::spec::{Mode, created_at, has_ended, heard_at, is_live, mode};
+use crate::spec::{Mode, created_at, ended_at, has_ended, heard_at, is_live, mode};
 
 /// A virtual slot. It exists because tasks name it; several tasks in one are one that is live, and history.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -104,16 +104,18 @@ pub(crate) fn last<'a>(
 
 /// The last of a place's tasks: one that is wanted on, else the one that something became of last. Versions tell that,
 /// whatever clocks say. A task that was given up, or is stopping still, and is heard of when all is over, is not newer for
-/// that than those that were made after it.
+/// that than those that were made after it; whatever it says of its end, as one that was lost may have failed meanwhile.
 pub(crate) fn newest<'a>(tasks: &[&'a Shared<Task>]) -> Option<&'a Shared<Task>> {
     let last = |t: &&&'a Shared<Task>| (is_live(t), t.meta.version.index, heard_at(t), t.id.clone());
     let mut left = tasks.to_vec();
     loop {
         let found = left.iter().max_by_key(last).copied()?;
         let still_stops = !is_live(found) && !has_ended(found);
-        let is_late =
-            still_stops || matches!(found.status.state(), TaskState::Shutdown | TaskState::Orphaned);
         left.retain(|t| created_at(t) > created_at(found));
+        let end = ended_at(found).filter(|_| has_ended(found) && !is_live(found));
+        let is_late = still_stops
+            || matches!(found.status.state(), TaskState::Shutdown | TaskState::Orphaned)
+            || left.iter().any(|t| end.is_some_and(|end| created_at(t) < end));
         if !is_late || left.is_empty() {
             return Some(found);
         }

@@ -6,6 +6,7 @@ use swarm_api::hash::FastSet;
 use swarm_api::v1::{Service, Task, TaskState};
 use swarm_api::{Kind, Object, Shared, defaults};
 use swarm_reconcile::{Ctx, Decision, Group, Guard, Patch, Reconciler, Write};
+use swarm_scheduler::{shows_start, shows_start_of};
 use swarm_store::{Event, Tables};
 
 use crate::jobs;
@@ -26,10 +27,12 @@ pub struct Reaper {
     places: BTreeSet<(String, Place)>,
     /// Services that have, or had, tasks of which nothing runs: new tasks of others lengthen no history.
     aged: FastSet<String>,
-    /// Places whose history an update still needs, by service.
+    /// Places whose history an update still needs, or who asks whether the service has started, by service.
     kept: BTreeMap<String, BTreeSet<Place>>,
     /// Tasks that may be ready to go.
     tasks: BTreeSet<String>,
+    /// Tasks that go in this turn.
+    going: FastSet<String>,
 }
 
 /// The task is to be deleted as soon as nothing of it runs.
@@ -60,6 +63,14 @@ fn limit(tables: &Tables) -> i64 {
 /// How often a task of the service is restarted at most; 0: always.
 fn attempts(service: &Service) -> u64 {
     service.spec.task.restart.as_ref().map_or(0, |r| r.max_attempts)
+}
+
+/// That the service of this task has started is to be seen of another one too, which stays.
+fn is_shown_by_another(tables: &Tables, task: &Task, going: &FastSet<String>) -> bool {
+    tables
+        .tasks()
+        .by_service(&task.service_id)
+        .any(|other| other.id != task.id && !going.contains(other.id.as_str()) && shows_start_of(other, task))
 }
 
 fn delete(task: &Task) -> Group {
@@ -116,7 +127,9 @@ impl Reaper {
         if attempts == 0 && self.limit.is_some_and(|l| l < 0) {
             return;
         }
-        let all = place.tasks(tables, id);
+        let mut all = place.tasks(tables, id);
+        // These go by themselves.
+        all.retain(|t| !is_finished(t));
         let surplus = (all.len() as u64).saturating_sub(limit);
         if surplus == 0 {
             return;
@@ -138,11 +151,23 @@ impl Reaper {
         let dead = tasks.len();
         tasks.retain(|t| !needed.iter().any(|n| n.id == t.id));
         if tasks.len() < dead {
-            self.kept.entry(id.to_owned()).or_default().insert(place);
+            self.kept.entry(id.to_owned()).or_default().insert(place.clone());
         }
         tasks.sort_by_cached_key(|t: &&Shared<Task>| (heard_at(t), t.id.clone()));
-        let old = tasks.into_iter().take(usize::try_from(surplus).unwrap_or(usize::MAX));
-        groups.extend(old.map(|t| delete(t)));
+        let mut left = surplus;
+        for task in tasks {
+            if left == 0 {
+                break;
+            }
+            // Without it the service would wait for others again (decision 0094).
+            if shows_start(service, task) && !is_shown_by_another(tables, task, &self.going) {
+                self.kept.entry(id.to_owned()).or_default().insert(place.clone());
+                continue;
+            }
+            left -= 1;
+            self.going.insert(task.id.to_string());
+            groups.push(delete(task));
+        }
     }
 }
 
@@ -200,10 +225,14 @@ impl Reconciler for Reaper {
 
     fn decide(&mut self, ctx: &mut Ctx<'_>, tables: &Tables) -> Decision {
         let mut groups = Vec::new();
+        self.going.clear();
         while groups.len() < MOST
             && let Some(id) = self.tasks.pop_first()
         {
-            groups.extend(tables.tasks().get(&id).filter(|t| is_finished(t)).map(|t| delete(t)));
+            if let Some(task) = tables.tasks().get(&id).filter(|t| is_finished(t)) {
+                groups.push(delete(task));
+                self.going.insert(id);
+            }
         }
         let mut looked = 0;
         while groups.len() < MOST

@@ -45,9 +45,12 @@ impl Reconciler for Removal {
 
     fn observe(&mut self, _: &mut Ctx<'_>, events: &[Event], tables: &Tables) {
         for event in events {
-            let service = match event.object() {
-                Object::Service(service) => service.id.as_str(),
-                Object::Task(task) if !task.service_id.is_empty() => task.service_id.as_str(),
+            let service = match (event.new(), event.object()) {
+                (_, Object::Service(service)) => service.id.as_str(),
+                // Of those that are to be removed already, only the last one matters, to a service that waits for it.
+                (Some(_), Object::Task(task)) if !to_remove(task) => continue,
+                (None, Object::Task(task)) if tables.services().get(&task.service_id).is_none() => continue,
+                (_, Object::Task(task)) if !task.service_id.is_empty() => task.service_id.as_str(),
                 _ => continue,
             };
             if is_going(tables.services().get(service)) && !self.services.contains(service) {

@@ -203,8 +203,10 @@ impl Reconciler for Replicated {
             self.rebalancer.observe(ctx.now.mono, event);
             match (event.old(), event.new()) {
                 (Some(Object::Task(task)), None) => {
-                    let left = tables.tasks().by_slot(&task.service_id, task.slot).next();
-                    if (is_live(task) || left.is_none()) && service(tables, &task.service_id).is_some() {
+                    // One that was to be removed had no part in its slot any more.
+                    let is_last = task.desired_state() < TaskState::Remove
+                        && tables.tasks().by_slot(&task.service_id, task.slot).next().is_none();
+                    if (is_live(task) || is_last) && service(tables, &task.service_id).is_some() {
                         self.dirty.insert(task.service_id.to_string());
                     }
                 }

@@ -13,7 +13,7 @@ use crate::delay::Delays;
 use crate::dirty::is_dirty;
 use crate::place::{Place, last};
 use crate::plan::Plan;
-use crate::spec::{self, created_at, has_ended, heard_at, is_drained, is_live, may_run};
+use crate::spec::{self, created_at, ended_at, has_ended, heard_at, is_drained, is_live, may_run};
 
 /// Whether a task that ended, or can't stay where it is, is to be replaced, by the policy in its own spec. Attempts are
 /// for tasks that ended by themselves: one that lost its node needs none, as it uses none up (decision 0115).
@@ -29,7 +29,7 @@ pub(crate) fn should_restart(tables: &Tables, service: &Service, task: &Task) ->
         return wanted;
     }
     let restarts = restarts(tables, service, task);
-    let counted = match (policy.window, heard_at(task)) {
+    let counted = match (policy.window, ended_at(task)) {
         (Some(window), Some(end)) => {
             let begin = end.checked_sub(window).unwrap_or(SystemTime::UNIX_EPOCH);
             restarts.iter().filter(|at| begin < **at && **at < end).count()
@@ -133,7 +133,27 @@ impl Restarter {
             {
                 self.node_lost(&node.id, tables);
             }
+            Event::Updated { old: Object::Node(old), .. } if spec::is_down(old) => {
+                self.node_back(&old.id, tables, ours);
+            }
             _ => (),
+        }
+    }
+
+    /// Its tasks run on, perhaps: those that take their place wait until they have stopped.
+    fn node_back<'a>(
+        &mut self,
+        node: &str,
+        tables: &'a Tables,
+        ours: impl Fn(&str) -> Option<&'a Shared<Service>>,
+    ) {
+        for old in tables.tasks().by_node(node).filter(|t| may_run(t) && !is_live(t)) {
+            let Some(service) = ours(&old.service_id) else { continue };
+            for task in Place::of(service, old).tasks(tables, &service.id) {
+                if task.id != old.id && is_live(task) {
+                    self.delays.wait_for(&task.id, &old.id);
+                }
+            }
         }
     }
 

@@ -7,6 +7,7 @@ use swarm_api::v1::{
     restart_policy, service_spec,
 };
 use swarm_api::{Shared, defaults, duration};
+use swarm_scheduler::ended_by_manager;
 use swarm_store::Tables;
 
 /// What kind of service it is.
@@ -63,6 +64,14 @@ pub(crate) fn may_run(task: &Task) -> bool {
 pub(crate) fn heard_at(task: &Task) -> Option<SystemTime> {
     let at = task.status.applied_at.as_ref().or(task.status.timestamp.as_ref())?;
     Some(duration::to_system_time(at))
+}
+
+/// When the task ended. What a manager says of one that its agent has not ended is newer than what the agent said last.
+pub(crate) fn ended_at(task: &Task) -> Option<SystemTime> {
+    if !ended_by_manager(task) {
+        return heard_at(task);
+    }
+    task.status.timestamp.as_ref().map(duration::to_system_time)
 }
 
 pub(crate) fn created_at(task: &Task) -> SystemTime {

@@ -341,6 +341,33 @@ fn a_place_that_has_completed_is_not_restarted() {
     assert_eq!((sim.tasks("job").len(), count(&sim, Complete), count(&sim, Failed)), (2, 1, 1));
 }
 
+/// One that was lost is heard of when the window of the attempts is long over.
+#[test]
+fn a_late_failure_brings_no_place_back_whose_attempts_are_used_up() {
+    let restart =
+        RestartPolicy { max_attempts: 1, window: wire(secs(60)), delay: wire(secs(1)), ..policy(Any) };
+    let mut sim = cluster(with_restart(job(1, 1), restart));
+    sim.advance(secs(1));
+    let lost = working(&sim)[0].clone();
+    sim.silent.push(lost.node_id.to_string());
+    sim.edit_node(&lost.node_id, |n| n.status.state = node_status::State::Down as i32);
+    sim.advance(secs(2));
+    for _ in 0..2 {
+        let task = working(&sim)[0].clone();
+        end(&mut sim, &task, Failed);
+        sim.advance(secs(2));
+    }
+    assert_eq!(working(&sim), [], "the place is over");
+    sim.advance(secs(600));
+    sim.edit_node(&lost.node_id, |n| n.status.state = node_status::State::Ready as i32);
+    end(&mut sim, &lost, Failed);
+    sim.advance(secs(60));
+    assert_eq!(working(&sim), []);
+    sim.lead(everything());
+    sim.advance(secs(60));
+    assert_eq!(working(&sim), []);
+}
+
 #[test]
 fn a_task_deleted_by_hand_is_made_again() {
     let mut sim = cluster(job(2, 2));
@@ -460,6 +487,26 @@ fn a_node_that_has_done_its_part_is_left_alone() {
     sim.lead(everything());
     sim.settle();
     assert_eq!((sim.tasks("job").len(), count(&sim, Complete)), (3, 3));
+}
+
+/// Decision 0070: at most once; but what never had a place was not begun.
+#[test]
+fn without_restarts_a_drained_node_gets_its_task_again_only_if_none_was_begun_there() {
+    for (state, again) in [
+        (New, true),
+        (Pending, true),
+        (TaskState::Assigned, false),
+        (TaskState::Preparing, false),
+        (Running, false),
+    ] {
+        let job = with_restart(global_job(), policy(Never));
+        let mut sim = found(&job, [job_task(&job, 0, "n1", state, Complete)]);
+        availability(&mut sim, "n1", node_spec::Availability::Drain);
+        assert_eq!(nodes_of(&working(&sim)), ["n2", "n3"], "{state:?}");
+        availability(&mut sim, "n1", node_spec::Availability::Active);
+        let expected: &[&str] = if again { &["n1", "n2", "n3"] } else { &["n2", "n3"] };
+        assert_eq!(nodes_of(&working(&sim)), expected, "{state:?}");
+    }
 }
 
 #[test]

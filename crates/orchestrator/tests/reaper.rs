@@ -7,10 +7,16 @@ use common::*;
 use swarm_api::TaskState::{
     Assigned, Complete, Failed, New, Orphaned, Pending, Preparing, Rejected, Remove, Running, Shutdown,
 };
+use swarm_api::extensions::DEPENDS_ON;
 use swarm_api::v1::restart_policy::RestartCondition::Any;
-use swarm_api::v1::{GlobalService, JobStatus, ReplicatedJob, RestartPolicy, Task, node_spec, service_spec};
+use swarm_api::v1::update_config::FailureAction;
+use swarm_api::v1::{
+    GlobalService, JobStatus, ReplicatedJob, RestartPolicy, Task, UpdateConfig, Version, node_spec,
+    service_spec,
+};
 use swarm_api::{TaskState, Text};
 use swarm_orchestrator::Reaper;
+use swarm_reconcile::sim::{Behaviour, healthy};
 
 fn set_limit(sim: &mut Sim, limit: i64) {
     sim.write(|tx| {
@@ -196,6 +202,32 @@ fn a_task_to_be_removed_goes_when_nothing_of_it_runs() {
     }
 }
 
+/// A second deletion would be impossible, and for such a mistake the leader decides nothing for a while.
+#[test]
+fn a_task_to_be_removed_is_forgotten_once() {
+    for limit in [0, 1] {
+        let mut sim = cluster(service("web", 1));
+        set_limit(&mut sim, limit);
+        sim.agents_stop_tasks = false;
+        sim.scale("web", 0);
+        sim.settle();
+        let old = sim.tasks("web")[0].clone();
+        assert_eq!((old.status.state(), old.desired_state()), (Running, Remove));
+        if limit == 1 {
+            // Its slot is used again while it stops.
+            sim.scale("web", 1);
+            sim.settle();
+            assert_eq!(slots(&sim.tasks("web")), [1, 1]);
+        }
+        sim.report(&old.id, Shutdown, "");
+        sim.think();
+        assert!(sim.tasks("web").iter().all(|t| t.id != old.id), "limit {limit}");
+        sim.scale("web", 3);
+        sim.think();
+        assert_eq!((sim.live("web").len(), sim.refused), (3, 0), "limit {limit}: it decides at once");
+    }
+}
+
 #[test]
 fn history_and_running_tasks_survive_a_change_of_leaders() {
     let tasks = [(Failed, Shutdown), (Shutdown, Shutdown), (Running, Running)];
@@ -367,7 +399,6 @@ fn what_ends_at_once_is_forgotten_at_once_and_in_one_transaction() {
 
 /// With a pace like this an update goes on for weeks, and one slot fails all the time.
 fn crash_loop(configure: impl Fn(&mut swarm_api::v1::Service)) -> Sim {
-    use swarm_api::v1::{UpdateConfig, update_config::FailureAction};
     let mut web = with_restart(service("web", 2), policy(Any));
     let action = FailureAction::Continue as i32;
     web.spec.update = Some(UpdateConfig {
@@ -419,4 +450,122 @@ fn what_a_job_says_of_updates_keeps_no_history() {
         sim.advance(secs(5));
     }
     assert!(sim.tasks("web").len() <= 5, "{}", sim.tasks("web").len());
+}
+
+/// What a reaper leaves, with a limit of one, of a service that was updated. Each slot had a task of the old spec in one of
+/// these states; where it does not run, one of the new spec does.
+fn updated(depends_on: &str, can_go_back: bool, old: &[TaskState]) -> Sim {
+    let before = service("api", old.len() as u64);
+    let mut api = before.clone();
+    api.spec_version = Some(Version { index: 2 });
+    api.spec.task.force_update = 1;
+    api.previous_spec = can_go_back.then(|| before.spec.clone());
+    if !depends_on.is_empty() {
+        api.spec.annotations.labels.insert(DEPENDS_ON.into(), depends_on.into());
+    }
+    let mut sim = Sim::new(|tx| {
+        tx.create(api.clone()).unwrap();
+        for (slot, state) in (1..).zip(old) {
+            let desired = if *state == Running { Running } else { Shutdown };
+            tx.create(task(&before, &format!("old{slot}"), slot, "n1", *state, desired)).unwrap();
+            if desired == Shutdown {
+                tx.create(task(&api, &format!("new{slot}"), slot, "n1", Running, Running)).unwrap();
+            }
+        }
+    });
+    set_limit(&mut sim, 1);
+    sim.lead(vec![Box::<Reaper>::default()]);
+    sim.think();
+    sim
+}
+
+/// The slots that have a task of the old spec.
+fn old_ones(sim: &Sim) -> Vec<u64> {
+    let mut tasks = sim.tasks("api");
+    tasks.retain(|t| t.spec.force_update == 0);
+    slots(&tasks)
+}
+
+/// Decision 0094: without it the service would wait for others once more if it went back.
+#[test]
+fn one_task_that_tells_of_a_start_is_kept_whatever_the_limit() {
+    let cases: [(&str, bool, &[TaskState], &[u64]); 7] = [
+        ("db:healthy", true, &[Shutdown], &[1]),
+        ("db:healthy", true, &[Failed], &[1]),
+        ("db:healthy", true, &[Shutdown, Shutdown], &[2]),
+        // Another one tells it, which runs.
+        ("db:healthy", true, &[Shutdown, Running], &[2]),
+        // Nothing goes back there.
+        ("db:healthy", false, &[Shutdown], &[]),
+        // It never started.
+        ("db:healthy", true, &[Pending], &[]),
+        ("", true, &[Shutdown], &[]),
+    ];
+    for (depends_on, can_go_back, old, left) in cases {
+        let sim = updated(depends_on, can_go_back, old);
+        assert_eq!(old_ones(&sim), left, "{depends_on:?}, {can_go_back}, {old:?}");
+    }
+}
+
+#[test]
+fn a_task_that_tells_of_a_start_goes_when_nobody_asks_for_that_any_more() {
+    let mut waits_no_more = updated("db:healthy", true, &[Shutdown]);
+    waits_no_more.write(|tx| {
+        let mut api = tx.services().get("api").unwrap().clone();
+        api.spec.annotations.labels.clear();
+        tx.update(api).unwrap();
+    });
+    let mut goes_back_elsewhere = updated("db:healthy", true, &[Shutdown]);
+    goes_back_elsewhere.update_service("api", |spec| spec.task.force_update = 2);
+    for (what, mut sim) in [("label", waits_no_more), ("spec", goes_back_elsewhere)] {
+        assert_eq!(old_ones(&sim), [1], "{what}");
+        sim.think();
+        assert!(old_ones(&sim).is_empty(), "{what}");
+    }
+}
+
+/// All tasks are healthy but these, which fail as soon as they would run.
+fn failing(fails: fn(&Task) -> bool) -> Behaviour {
+    Box::new(move |task| {
+        let (state, err) = healthy(task)?;
+        Some((if state == Running && fails(task) { Failed } else { state }, err))
+    })
+}
+
+/// Decision 0094: no rollback to a spec that ran waits, however often what came after it failed.
+#[test]
+fn a_service_that_goes_back_after_a_crash_loop_waits_for_nobody() {
+    let action = FailureAction::Continue as i32;
+    let update = UpdateConfig { failure_action: action, parallelism: 1, ..Default::default() };
+    let mut sim = Sim::new(|tx| {
+        for id in ["n1", "n2"] {
+            tx.create(node(id)).unwrap();
+        }
+        tx.create(service("db", 1)).unwrap();
+        let mut api = service("api", 1);
+        api.spec.annotations.labels.insert(DEPENDS_ON.into(), "db:healthy".into());
+        api.spec.update = Some(update);
+        tx.create(api).unwrap();
+    });
+    sim.lead(leader());
+    sim.advance(secs(1));
+    assert_eq!(sim.running("api").len(), 1);
+    sim.behaviour = failing(|task| task.spec.force_update == 1);
+    sim.update_service("api", |spec| spec.task.force_update = 1);
+    sim.advance(secs(600));
+    assert_eq!((old_ones(&sim), sim.tasks("api").len()), (vec![1], 5), "others go in its stead");
+    sim.behaviour = failing(|task| task.spec.force_update == 1 || task.service_id == "db");
+    let db = sim.live("db")[0].id.clone();
+    sim.report(&db, Failed, "");
+    sim.advance(secs(60));
+    assert_eq!(sim.running("db").len(), 0);
+    let now = sim.now().wall;
+    sim.write(|tx| {
+        let mut api = tx.services().get("api").unwrap().clone();
+        rolled_back(&mut api, now);
+        tx.update(api).unwrap();
+    });
+    sim.advance(secs(60));
+    let live = sim.live("api");
+    assert_eq!((live[0].spec.force_update, live[0].status.state()), (0, Running), "{}", live[0].status.err);
 }

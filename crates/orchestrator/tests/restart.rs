@@ -7,7 +7,7 @@ use common::*;
 use swarm_api::TaskState;
 use swarm_api::TaskState::{Complete, Failed, Ready, Rejected, Remove, Running, Shutdown};
 use swarm_api::v1::restart_policy::RestartCondition::{Any, None as Never, OnFailure};
-use swarm_api::v1::{RestartPolicy, Version, node_spec, node_status};
+use swarm_api::v1::{Placement, RestartPolicy, Version, node_spec, node_status};
 
 /// The first task of slot 1 ends in this state.
 fn end_first(sim: &mut Sim, state: TaskState) {
@@ -238,6 +238,27 @@ fn a_node_that_goes_down_lets_replacements_start() {
     assert_eq!(sim.running("web")["n2"], 1);
 }
 
+/// The old task was lost and may run on: when its node is back before the delay is over, it must stop first.
+#[test]
+fn a_node_that_comes_back_makes_replacements_wait() {
+    let mut sim = cluster(service("web", 1));
+    sim.agents_stop_tasks = false;
+    let old = sim.live("web")[0].clone();
+    let set = |sim: &mut Sim, state: node_status::State| {
+        sim.edit_node(&old.node_id, |n| n.status.state = state as i32);
+    };
+    set(&mut sim, node_status::State::Down);
+    sim.settle();
+    let new = sim.live("web")[0].id.clone();
+    assert_ne!(new, old.id);
+    set(&mut sim, node_status::State::Ready);
+    sim.advance(secs(30));
+    assert_eq!(sim.live("web")[0].desired_state(), Ready, "the old one runs");
+    sim.report(&old.id, Shutdown, "");
+    sim.settle();
+    assert_eq!((sim.live("web")[0].id.clone(), running(&sim)), (new, 1));
+}
+
 #[test]
 fn a_task_that_is_deleted_lets_its_replacement_start() {
     let mut sim = wait_for_old(|sim| {
@@ -440,7 +461,7 @@ fn a_held_task_that_loses_its_node_is_replaced_no_earlier_than_it_would_have_sta
 /// The older one was taken for lost, and is heard of last; or the clock of the managers was set back between the two.
 #[test]
 fn which_task_of_a_slot_is_the_newest_does_not_depend_on_clocks_or_late_reports() {
-    for (late, set_back) in [(None, true), (Some(Shutdown), false)] {
+    for (late, set_back) in [(None, true), (Some(Shutdown), false), (Some(Failed), false)] {
         let lost = late.is_some();
         let web = with_restart(service("web", 1), policy(OnFailure));
         let mut sim = Sim::new(|tx| drop(tx.create(web.clone()).unwrap()));
@@ -466,7 +487,7 @@ fn which_task_of_a_slot_is_the_newest_does_not_depend_on_clocks_or_late_reports(
         }
         sim.lead(everything());
         sim.advance(secs(60));
-        assert_eq!(sim.tasks("web").len(), 2, "the slot has completed");
+        assert_eq!(sim.tasks("web").len(), 2, "the slot has completed: {late:?}");
     }
 }
 
@@ -541,4 +562,56 @@ fn a_task_whose_node_is_removed_needs_no_attempt() {
     sim.report(&task.id, swarm_api::TaskState::Orphaned, "");
     sim.advance(secs(60));
     assert_eq!(running(&sim), 1);
+}
+
+/// What its agent said last, a month ago, does not tell when that was.
+#[test]
+fn attempts_outside_the_window_do_not_count_for_a_task_that_a_manager_ends() {
+    let restart =
+        RestartPolicy { max_attempts: 3, window: wire(secs(120)), delay: wire(secs(1)), ..policy(Any) };
+    let mut web = with_restart(service("web", 1), restart);
+    let constraints = vec!["node.labels.disk==ssd".to_owned()];
+    web.spec.task.placement = Some(Placement { constraints, ..Default::default() });
+    let mut sim = Sim::new(|tx| {
+        for id in ["n1", "n2"] {
+            let mut node = node(id);
+            node.spec.annotations.labels.insert("disk".into(), "ssd".into());
+            tx.create(node).unwrap();
+        }
+        tx.create(web.clone()).unwrap();
+    });
+    sim.lead(leader());
+    sim.settle();
+    for _ in 0..3 {
+        end_first(&mut sim, Failed);
+        sim.advance(secs(2));
+    }
+    assert_eq!(running(&sim), 1);
+    sim.advance(secs(30 * 24 * 3600));
+    let old = sim.live("web")[0].clone();
+    sim.edit_node(&old.node_id, |n| n.spec.annotations.labels.clear());
+    sim.advance(secs(2));
+    assert_eq!(sim.view().tasks().get(&old.id).unwrap().status.state(), Rejected);
+    assert_eq!(running(&sim), 1, "on the other node");
+}
+
+/// One that was lost may have failed long before its node is heard of again.
+#[test]
+fn a_late_failure_brings_no_place_back_that_has_completed() {
+    let restart = RestartPolicy { delay: wire(secs(1)), ..policy(OnFailure) };
+    let mut sim = cluster(with_restart(service("web", 1), restart));
+    sim.advance(secs(1));
+    let lost = sim.live("web")[0].clone();
+    sim.silent.push(lost.node_id.to_string());
+    sim.edit_node(&lost.node_id, |n| n.status.state = node_status::State::Down as i32);
+    sim.advance(secs(2));
+    end_first(&mut sim, Complete);
+    sim.advance(secs(2));
+    assert_eq!(sim.live("web").len(), 0);
+    sim.edit_node(&lost.node_id, |n| n.status.state = node_status::State::Ready as i32);
+    sim.report(&lost.id, Failed, "");
+    sim.advance(secs(2));
+    sim.lead(everything());
+    sim.advance(secs(60));
+    assert_eq!(states(&sim.tasks("web")), [(1, Failed, Shutdown), (1, Complete, Shutdown)]);
 }

@@ -176,6 +176,11 @@ impl Stage {
         self.pass(mono.saturating_sub(self.mono));
     }
 
+    /// Something was decided that is not settled yet.
+    pub fn is_busy(&self) -> bool {
+        self.brain.as_ref().is_some_and(Brain::is_busy)
+    }
+
     /// When the brain wants to be woken; `None` if there is nothing to wait for.
     pub fn wake_at(&self) -> Option<Duration> {
         self.brain.as_ref().and_then(Brain::wake_at)
@@ -183,6 +188,6 @@ impl Stage {
 
     /// The brain has something to do now.
     pub fn is_due(&self) -> bool {
-        self.brain.as_ref().is_some_and(Brain::is_busy) || self.wake_at().is_some_and(|at| at <= self.mono)
+        self.is_busy() || self.wake_at().is_some_and(|at| at <= self.mono)
     }
 }

@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use swarm_api::extensions::{Condition, DEPENDS_ON, Dependency, StartOrder};
 use swarm_api::hash::FastMap;
 use swarm_api::v1::service_spec::Mode;
-use swarm_api::v1::{Service, Task, TaskState, task_status};
+use swarm_api::v1::{Service, ServiceSpec, Task, TaskState, task_status};
 use swarm_api::{Object, Text};
 use swarm_store::{Event, Tables};
 
@@ -42,17 +42,32 @@ fn name(service: &Service) -> &str {
 
 /// A task of the same service, that is the same and of the same run, has been on a node.
 fn has_started(tables: &Tables, task: &Task) -> bool {
-    tables.tasks().by_service(&task.service_id).any(|other| {
-        was_on_node(other) && other.job_iteration == task.job_iteration && other.spec == task.spec
-    })
+    tables.tasks().by_service(&task.service_id).any(|other| shows_start_of(other, task))
+}
+
+/// That `other` was on a node says that tasks like this one, of the same service, have started.
+pub fn shows_start_of(other: &Task, task: &Task) -> bool {
+    was_on_node(other) && other.job_iteration == task.job_iteration && other.spec == task.spec
+}
+
+/// The task says that a service that waits for others has started, with the spec that it has or would go back to.
+pub fn shows_start(service: &Service, task: &Task) -> bool {
+    let is_of = |spec: &ServiceSpec| spec.task == task.spec;
+    // Each run of a job is a start of its own.
+    let run = service.job_status.as_ref().map(|status| status.job_iteration);
+    !StartOrder::of(service).0.is_empty()
+        && was_on_node(task)
+        && (task.job_iteration.is_none() || task.job_iteration == run)
+        && (is_of(&service.spec) || service.previous_spec.as_ref().is_some_and(is_of))
 }
 
 fn was_on_node(task: &Task) -> bool {
     match task.status.state() {
         state if state < TaskState::Assigned => false,
-        // A task of a service per node has its node from the beginning, and may be ended before it is put there.
+        // A task of a service per node has its node from the beginning, and may be ended before it is put there: then no
+        // agent ever said anything of it.
         state if state >= TaskState::Shutdown && (ended_by_manager(task) || !is_of_agent(state)) => {
-            task.slot != 0 && !task.node_id.is_empty()
+            task.status.applied_at.is_some() || (task.slot != 0 && !task.node_id.is_empty())
         }
         _ => true,
     }

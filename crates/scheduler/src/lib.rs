@@ -43,7 +43,7 @@ mod volume_enforcer;
 mod volumes;
 mod wishes;
 
-pub use depends::{WAITING, circle};
+pub use depends::{WAITING, circle, shows_start, shows_start_of};
 pub use ended::ended_by_manager;
 pub use enforcer::ConstraintEnforcer;
 pub use preempt::is_displaced_by;

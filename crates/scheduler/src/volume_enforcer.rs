@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use swarm_api::Kind;
 use swarm_api::v1::{Task, TaskState, Volume, volume_spec};
+use swarm_api::{Kind, Object, Shared};
 use swarm_reconcile::{Ctx, Decision, Group, Guard, Outcome, Patch, Reconciler, Settled, Write};
 use swarm_store::{Event, Tables};
 
@@ -20,8 +20,8 @@ const WHY: &str = "attached to volume which is being drained";
 pub struct VolumeEnforcer {
     /// Volumes to look at.
     look: BTreeSet<String>,
-    /// Decisions under way, with their volume.
-    pending: BTreeMap<u64, String>,
+    /// Decisions under way, with the task's volumes.
+    pending: BTreeMap<u64, Vec<String>>,
     tag: u64,
 }
 
@@ -34,7 +34,7 @@ impl VolumeEnforcer {
     fn reject(&mut self, ctx: &Ctx<'_>, volume: &str, task: &Task) -> Group {
         tracing::info!(task.id = %task.id, volume.id = %volume, service.id = %task.service_id, "task rejected: its volume is being drained");
         self.tag += 1;
-        self.pending.insert(self.tag, volume.to_owned());
+        self.pending.insert(self.tag, task.volumes.iter().map(|volume| volume.id.clone()).collect());
         let guards = vec![
             Guard::DesiredAtMost(task.id.to_string(), TaskState::Complete),
             Guard::TaskBelow(task.id.to_string(), TaskState::Complete),
@@ -48,6 +48,10 @@ impl VolumeEnforcer {
         };
         Group { tag: self.tag, patches: vec![Patch { guards, write }] }
     }
+}
+
+fn is_wanted(task: &Task) -> bool {
+    task.desired_state <= TaskState::Complete as i32
 }
 
 fn is_drained(volume: &Volume) -> bool {
@@ -65,28 +69,39 @@ impl Reconciler for VolumeEnforcer {
     }
 
     fn observe(&mut self, _ctx: &mut Ctx<'_>, events: &[Event], _tables: &Tables) {
-        self.look.extend(events.iter().filter(|e| e.kind() == Kind::Volume).map(|e| e.id().to_owned()));
+        for event in events {
+            match event {
+                // That it was to stop was decided, and came to nothing.
+                Event::Updated { old: Object::Task(old), new: Object::Task(new) }
+                    if !is_wanted(old) && is_wanted(new) =>
+                {
+                    self.look.extend(new.volumes.iter().map(|volume| volume.id.clone()));
+                }
+                event if event.kind() == Kind::Volume => drop(self.look.insert(event.id().to_owned())),
+                _ => {}
+            }
+        }
     }
 
     fn decide(&mut self, ctx: &mut Ctx<'_>, tables: &Tables) -> Decision {
-        let mut groups = Vec::new();
+        // A task may have several of them.
+        let mut gone = BTreeMap::new();
         for id in std::mem::take(&mut self.look) {
             if tables.volumes().get(&id).is_none_or(|volume| !is_drained(volume)) {
                 continue;
             }
-            let lives = |task: &&swarm_api::Shared<Task>| {
-                task.desired_state <= TaskState::Complete as i32 && !task.status.reached(TaskState::Complete)
-            };
-            let tasks: Vec<_> = tables.tasks().by_volume(&id).filter(lives).cloned().collect();
-            groups.extend(tasks.iter().map(|task| self.reject(ctx, &id, task)));
+            let lives = |task: &&Shared<Task>| is_wanted(task) && !task.status.reached(TaskState::Complete);
+            let tasks = tables.tasks().by_volume(&id).filter(lives);
+            gone.extend(tasks.map(|task| (&task.id, (id.clone(), task))));
         }
+        let groups = gone.into_values().map(|(volume, task)| self.reject(ctx, &volume, task)).collect();
         Decision { groups, wake_at: None }
     }
 
     fn settled(&mut self, _ctx: &mut Ctx<'_>, settled: &Settled, _tables: &Tables) {
-        let Some(volume) = self.pending.remove(&settled.tag) else { return };
+        let Some(volumes) = self.pending.remove(&settled.tag) else { return };
         if !matches!(settled.outcome, Outcome::Committed(_)) {
-            self.look.insert(volume);
+            self.look.extend(volumes);
         }
     }
 }

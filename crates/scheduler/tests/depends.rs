@@ -4,11 +4,13 @@
 mod world;
 
 use swarm_api::extensions::{DEPENDS_ON, PRIORITY};
+use swarm_api::v1::TaskState::{Assigned, Failed, Pending, Running};
 use swarm_api::v1::service_spec::Mode;
 use swarm_api::v1::{
     ContainerStatus, GlobalService, JobStatus, ReplicatedJob, ReplicatedService, Service, Task, TaskState,
     Version, task_status,
 };
+use swarm_scheduler::shows_start;
 use world::{World, has, wants};
 
 /// A service with this mode.
@@ -348,4 +350,32 @@ fn nobody_displaces_tasks_that_it_waits_for() {
     world.task("web", "w", |t| wants(t, 2, 0, vec![]));
     let states = ["d", "c", "o"].map(|id| world.state(id));
     assert_eq!(states, [TaskState::Running, TaskState::Running, TaskState::Rejected]);
+}
+
+#[test]
+fn a_start_is_shown_by_tasks_of_the_present_run_with_the_present_spec_or_the_one_before() {
+    let mut job = swarm_reconcile::sim::service("job", 1);
+    job.previous_spec = Some(job.spec.clone());
+    job.spec.task.force_update = 2;
+    job.job_status = Some(JobStatus { job_iteration: Version { index: 3 }, ..Default::default() });
+    let shows = |job: &Service, force_update: u64, run: Option<u64>, state: TaskState| {
+        let mut task = world::task("job", "t1", 1);
+        task.spec.force_update = force_update;
+        task.job_iteration = run.map(|index| Version { index });
+        task.status.state = state as i32;
+        shows_start(job, &task)
+    };
+    assert!(!shows(&job, 2, Some(3), Running), "it waits for nobody");
+    job.spec.annotations.labels.insert(DEPENDS_ON.into(), "db:healthy".into());
+    for (force_update, run, state, expected) in [
+        (2, Some(3), Running, true),
+        (0, Some(3), Failed, true),
+        (2, None, Assigned, true),
+        (1, Some(3), Running, false),
+        (2, Some(2), Running, false),
+        (2, Some(3), Pending, false),
+    ] {
+        let found = shows(&job, force_update, run, state);
+        assert_eq!(found, expected, "spec {force_update}, run {run:?}, {state:?}");
+    }
 }

@@ -318,6 +318,50 @@ fn tasks_lose_a_volume_that_is_drained_and_not_one_that_is_paused() {
     assert_eq!(world.state("t2"), TaskState::Complete);
 }
 
+/// A second rejection would be impossible, and for such a mistake the leader decides nothing for a while.
+#[test]
+fn a_task_that_loses_two_volumes_at_once_is_rejected_once() {
+    let mut world = World::new();
+    world.nodes(&["n1"]);
+    volume(&mut world, "v1", |_| {});
+    volume(&mut world, "v2", |_| {});
+    world.task("s", "t1", |t| {
+        writes(t, "name-of-v1");
+        mounts(t, "name-of-v2", "/more", false);
+    });
+    world.report("t1", TaskState::Running);
+    assert_eq!(world.get("t1").volumes.len(), 2);
+    world.sim.write(|tx| {
+        for id in ["v1", "v2"] {
+            let mut volume = tx.volumes().get(id).unwrap().clone();
+            volume.spec.availability = VolumeAvailability::Drain as i32;
+            drop(tx.update(volume).unwrap());
+        }
+    });
+    world.sim.think();
+    let task = world.get("t1");
+    assert_eq!(task.status.state(), TaskState::Rejected);
+    assert_eq!(task.status.message, "task rejected by volume enforcer");
+    world.task("u", "t2", |_| {});
+    world.runs_on("t2", "n1");
+    assert_eq!(world.sim.refused, 0);
+}
+
+/// While its end was decided nobody minded.
+#[test]
+fn a_task_that_is_wanted_after_all_loses_a_volume_that_was_drained_meanwhile() {
+    let mut world = World::new();
+    world.nodes(&["n1"]);
+    volume(&mut world, "v1", |_| {});
+    world.task("s", "t1", |t| writes(t, "name-of-v1"));
+    world.report("t1", TaskState::Running);
+    world.edit_task("t1", |t| t.desired_state = TaskState::Shutdown as i32);
+    edit(&mut world, "v1", |v| v.spec.availability = VolumeAvailability::Drain as i32);
+    assert_eq!(world.state("t1"), TaskState::Running);
+    world.edit_task("t1", |t| t.desired_state = TaskState::Running as i32);
+    assert_eq!(world.state("t1"), TaskState::Rejected);
+}
+
 /// How many tasks of three nodes get a volume that was not there when they came, on how many nodes. Each that is assigned has one.
 #[track_caller]
 fn check_late(

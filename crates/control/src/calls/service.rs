@@ -38,7 +38,7 @@ impl Control {
                 service_rules::ports(tx, spec.endpoint.as_ref(), "")?;
                 service_rules::needs_ingress(tx, spec)?;
                 service_rules::references(tx, &spec.task)?;
-                service_rules::room(tx, spec, "")?;
+                service_rules::room(tx, None, spec, "")?;
                 service_order::check(tx, spec)?;
                 if job {
                     let status = pending.get().job_status.get_or_insert_default();

@@ -13,7 +13,7 @@ use super::ingress;
 use crate::error::{Error, Result};
 
 /// Replicas up to which a spec is not added up with those of all other services.
-const SMALL: u64 = 100_000;
+const SMALL: u64 = 1_000;
 
 /// The ingress network is for published ports only; networks that are not there are accepted.
 pub(super) fn networks(tables: &Tables, task: &TaskSpec) -> Result<()> {
@@ -122,10 +122,19 @@ fn missing_configs<'a>(tables: &Tables, container: &'a ContainerSpec) -> Vec<&'a
     references.map(|r| r.config_name.as_str()).collect()
 }
 
-/// The cluster can hold the service's tasks beside all others. Adding up what every service wants takes a look
-/// at each, so it is done only where it can matter: for a large service, or in a cluster that is half full.
-pub(super) fn room(tables: &Tables, spec: &ServiceSpec, own: &str) -> Result<()> {
+/// The cluster can hold the service's tasks beside all others, if it wants more than it did before. Adding up what every
+/// service wants takes a look at each, so it is done only where it can matter: for a large service, or in a cluster that is
+/// half full.
+pub(super) fn room(
+    tables: &Tables,
+    before: Option<&ServiceSpec>,
+    spec: &ServiceSpec,
+    own: &str,
+) -> Result<()> {
     let wanted = replicas(spec);
+    if before.is_some_and(|before| wanted <= replicas(before)) {
+        return Ok(());
+    }
     if wanted <= SMALL && (tables.tasks().len() as u64) < defaults::MAX_TASKS / 2 {
         return Ok(());
     }

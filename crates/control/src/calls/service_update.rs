@@ -66,7 +66,6 @@ fn write(
     if spec.annotations.name != service.annotations().name {
         return Err(Error::unimplemented("renaming services is not supported"));
     }
-    service_rules::room(tx, spec, id)?;
     service.meta.version = base;
     // An operator's request stands until it is done, whatever becomes of the spec meanwhile, and no spec takes it along.
     let requested = take_request(&mut service.spec);
@@ -100,6 +99,7 @@ fn write(
     if rollback {
         service_rules::way_back(tx, &before, &service.spec, id)?;
     }
+    service_rules::room(tx, Some(&before), &service.spec, id)?;
     if requested {
         put_request(&mut service.spec);
     }

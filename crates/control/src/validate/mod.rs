@@ -61,6 +61,10 @@ pub(crate) fn contract(spec: &ServiceSpec) -> Result<()> {
     } else if let Some(config) = &spec.update {
         update(config)?;
     }
+    // The contract lets everything pass here; but nothing can be said of what is no number, not even that it is the same.
+    if spec.rollback.as_ref().is_some_and(|config| config.max_failure_ratio.is_nan()) {
+        return Err(Error::argument("TaskSpec: rollback-maxfailureratio must be a number"));
+    }
     spec.endpoint.as_ref().map_or(Ok(()), endpoint::check)
 }
 

@@ -117,6 +117,8 @@ fn every_rule_has_its_text_and_code() {
             "update-maxfailureratio",
         );
     }
+    let no_number = UpdateConfig { max_failure_ratio: f32::NAN, ..Default::default() };
+    check(|s| s.rollback = Some(no_number), "TaskSpec: rollback-maxfailureratio must be a number");
 }
 
 #[test]

@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use swarm_api::extensions::REBALANCE;
+use swarm_api::extensions::{DEPENDS_ON, REBALANCE};
+use swarm_api::v1::service_spec::Mode;
 use swarm_api::v1::update_status::UpdateState;
 use swarm_api::v1::{Node, Service, ServiceSpec, Task, TaskState, node_spec, service_spec, task_spec};
 use swarm_api::{Object, Shared};
@@ -14,7 +15,7 @@ use crate::common::secs;
 use crate::history::History;
 use crate::room::{Taken, held_until, refuses};
 use crate::specs::is_job;
-use crate::watched::Log;
+use crate::watched::{Log, start_of};
 use crate::world::World;
 
 /// A task that was asked to stop so long ago may be taken for stopped.
@@ -141,7 +142,12 @@ impl Checks {
         for event in &commit.events {
             log.note(|| written(event));
             match (event.old(), event.new()) {
-                (Some(Object::Task(old)), None) => is_not_lost(world, old)?,
+                (Some(Object::Task(old)), None) => {
+                    is_not_lost(world, old)?;
+                    if world.deleted_by_hand.contains(old.id.as_str()) {
+                        log.forget_start(&old.service_id);
+                    }
+                }
                 (old, Some(Object::Task(new))) => {
                     let old = if let Some(Object::Task(old)) = old { Some(old) } else { None };
                     goes_forward(old, new)?;
@@ -164,6 +170,10 @@ impl Checks {
                         && old.is_none_or(|old| !old.status.reached(TaskState::Assigned))
                     {
                         placed.entry(&new.node_id).or_default().push(new);
+                        let service = commit.view.services().get(&new.service_id);
+                        if service.is_some_and(|service| size(service) > 0 && waits_for_others(service)) {
+                            log.began.insert(start_of(new));
+                        }
                     }
                     if !new.service_id.is_empty() {
                         places.insert((new.service_id.clone(), place(new)));
@@ -172,6 +182,10 @@ impl Checks {
                 (old, Some(Object::Service(new))) => {
                     if let Some(Object::Service(old)) = old {
                         status_moves(old, new)?;
+                        // Who has fewer tasks may have none left that ever ran.
+                        if !waits_for_others(new) || size(new) < size(old) {
+                            log.forget_start(&new.id);
+                        }
                     }
                     self.moving.insert(new.id.clone(), now);
                 }
@@ -313,6 +327,19 @@ impl Checks {
             return broken("one task runs in a place", format!("{running} in {service}.{at}:\n  {}", list()));
         }
         Ok(())
+    }
+}
+
+fn waits_for_others(service: &Service) -> bool {
+    service.spec.annotations.labels.contains_key(DEPENDS_ON)
+}
+
+/// How many tasks the service is to have, if it says so.
+fn size(service: &Service) -> u64 {
+    match &service.spec.mode {
+        Some(Mode::Replicated(mode)) => mode.replicas,
+        Some(Mode::ReplicatedJob(job)) => job.total_completions,
+        _ => 0,
     }
 }
 

@@ -17,7 +17,7 @@ use crate::checks::{image, is_current, is_live, place, summary};
 use crate::order::not_yet;
 use crate::room::{Taken, refuses};
 use crate::specs::is_job;
-use crate::watched::Log;
+use crate::watched::{Log, start_of};
 use crate::world::World;
 
 const SERVED: &str = "what can be done is done";
@@ -251,6 +251,9 @@ impl End<'_> {
         if let Some(service) = service
             && task.status.err.starts_with("waiting for service")
         {
+            if self.log.began.contains(&start_of(task)) {
+                return broken(EXPLAINED, format!("its service has started ({})", task.status.err));
+            }
             return match not_yet(self.tables, service) {
                 Some(_) => Ok(()),
                 None => broken(EXPLAINED, "it waits for nobody"),

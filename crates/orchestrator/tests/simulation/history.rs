@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use swarm_api::Shared;
+use swarm_api::extensions::StartOrder;
 use swarm_api::v1::update_status::UpdateState;
 use swarm_api::v1::{Service, Task, TaskSpec, TaskState};
 use swarm_store::Tables;
@@ -44,7 +45,9 @@ fn is_too_long(tables: &Tables, service: &Service, tasks: &[&Shared<Task>]) -> b
     } else {
         0
     };
-    let records = records + 2 * attempts;
+    // Those that tell that it has started may be in any place.
+    let starts = if StartOrder::of(service).0.is_empty() { 0 } else { 2 };
+    let records = records + 2 * attempts + starts;
     !is_updated && tasks.len() > most.max(alive + records)
 }
 

@@ -68,7 +68,7 @@ pub(crate) fn new_node(id: &str, size: u64) -> Node {
 pub(crate) fn new_service(shape: u64, number: usize, large: bool) -> Service {
     let mut dice = Dice::new(shape);
     let kind = dice.pick(["replicated", "replicated", "global", "replicated-job", "global-job"]);
-    let order = dice.pick(["start-first", "stop-first", "stop-first"]);
+    let order = dice.pick(["start-first", "either-start-first", "stop-first", "stop-first", "stop-first"]);
     let most = if large { 60 } else { 6 };
     let mut new = service(&format!("{kind}-{number}-{order}"), dice.roll(most) as u64);
     let job = |dice: &mut Dice| ReplicatedJob {
@@ -96,8 +96,9 @@ pub(crate) fn is_job(service: &Service) -> bool {
 /// Gives a spec another shape, whatever its mode.
 pub(crate) fn reshape(spec: &mut ServiceSpec, id: &str, shape: u64) {
     let mut dice = Dice::new(shape);
-    let order = if id.ends_with("start-first") { UpdateOrder::StartFirst } else { UpdateOrder::StopFirst };
     let mut config = || {
+        let starts_first = id.ends_with("start-first") && !(id.contains("either") && dice.one_in(2));
+        let order = if starts_first { UpdateOrder::StartFirst } else { UpdateOrder::StopFirst };
         let config = UpdateConfig {
             parallelism: dice.roll(4) as u64,
             delay: wire(secs(dice.pick([0, 0, 3]))).unwrap(),
@@ -153,7 +154,13 @@ fn restart(dice: &mut Dice) -> RestartPolicy {
 }
 
 fn placement(dice: &mut Dice, id: &str) -> Placement {
-    let constraint = dice.pick([None, None, None, Some("node.labels.zone==a"), Some("node.labels.zone!=b")]);
+    let constraint = match dice.roll(12) {
+        0..=1 => Some("node.labels.zone==a"),
+        2..=3 => Some("node.labels.zone!=b"),
+        4 => Some("node.id!=m00"),
+        5 => Some("node.platform.arch==x86_64"),
+        _ => None,
+    };
     let spread = |label: &str| {
         let over = SpreadOver { spread_descriptor: label.into() };
         PlacementPreference { preference: Some(Preference::Spread(over)) }

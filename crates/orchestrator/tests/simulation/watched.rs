@@ -42,11 +42,27 @@ pub(crate) struct Log {
     pub(crate) leads_since: Duration,
     /// What was put on nodes: of which service, of which run, and as what.
     pub(crate) started: Vec<(String, Option<Version>, Shared<TaskSpec>)>,
+    /// Services that wait for others and have started, and with which version of their spec, in which run.
+    pub(crate) began: BTreeSet<Start>,
     /// Tasks that were ended by a manager whose clock was another.
     pub(crate) forgiven: BTreeSet<String>,
 }
 
+/// A start of a service: with a version of its spec, and of a job in a run.
+pub(crate) type Start = (String, u64, u64);
+
+/// The start to which a task belongs.
+pub(crate) fn start_of(task: &Task) -> Start {
+    let run = task.job_iteration.map_or(0, |run| run.index);
+    (task.service_id.to_string(), task.spec_version.map_or(0, |version| version.index), run)
+}
+
 impl Log {
+    /// What says that this service has started may be gone.
+    pub(crate) fn forget_start(&mut self, service: &str) {
+        self.began.retain(|(of, ..)| of != service);
+    }
+
     pub(crate) fn note(&mut self, line: impl FnOnce() -> String) {
         if let Some(trace) = &mut self.trace {
             trace.push(line());

@@ -459,16 +459,14 @@ impl<'a> World<'a> {
             reports.extend(next.map(|(state, err)| (task.id.clone(), state, err)));
         }
         self.sim.report_all(&reports);
-        for (id, state, _) in &reports {
-            let before =
-                view.tasks().get(id).filter(|t| t.status.state().is_terminal() && t.status.state() != *state);
-            self.pruned.extend(before.map(|t| t.service_id.to_string()));
-        }
         self.become_sure();
     }
 
     /// Nodes that are heard of again, and have said of all their tasks what became of them, hide nothing.
     fn become_sure(&mut self) {
+        if self.sim.is_busy() {
+            return; // what was decided when they were down is not written yet
+        }
         let view = self.sim.view();
         let hides = |task: &Shared<Task>| {
             let state = task.status.state();

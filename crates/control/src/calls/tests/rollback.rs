@@ -73,6 +73,29 @@ async fn a_secret_that_was_removed_meanwhile_is_named() {
     refused(answer, Code::InvalidArgument, "secret not found: password");
 }
 
+#[tokio::test]
+async fn a_large_spec_for_which_there_is_no_room_any_more_is_refused() {
+    let control = control();
+    let a = create_service(&control, service_spec("a", 6_000_000)).await.unwrap();
+    let a = update_service(&control, &a, service_spec("a", 1), Rollback::None).await.unwrap();
+    create_service(&control, service_spec("b", 6_000_000)).await.unwrap();
+    let text =
+        "the services of this cluster would have 12000000 tasks, more than the 10000000 that it can have";
+    error(back(&control, &a).await, Code::InvalidArgument, text);
+    assert_eq!(control.store.view().services().get(&a.id), Some(&a));
+}
+
+/// What the request says beside that does not matter.
+#[tokio::test]
+async fn a_large_service_goes_back_to_a_smaller_one_however_full_the_cluster_is() {
+    let control = control();
+    let a = create_service(&control, service_spec("a", 1)).await.unwrap();
+    let a = update_service(&control, &a, service_spec("a", 6_000_000), Rollback::None).await.unwrap();
+    let spec = service_spec("b", 6_000_000);
+    put(&control, Service { id: "b".into(), spec, ..Default::default() }).await;
+    assert_eq!(back(&control, &a).await.unwrap().spec, service_spec("a", 1));
+}
+
 /// Nobody would say that it is over: jobs have no updates.
 #[tokio::test]
 async fn a_job_that_is_rolled_back_begins_anew_and_has_no_update() {

@@ -173,6 +173,29 @@ async fn a_cluster_has_a_limit_of_tasks() {
     update_service(&control, &first, service_spec("a", 7_000_000), Rollback::None).await.unwrap();
 }
 
+/// It came about past this manager, or under another limit.
+#[tokio::test]
+async fn a_cluster_over_its_limit_of_tasks_lets_pass_what_asks_for_no_more() {
+    let control = control();
+    let full = |id: &str| Service { id: id.into(), spec: service_spec(id, 9_000_000), ..Default::default() };
+    let a = put(&control, full("a")).await;
+    put(&control, full("b")).await;
+    let mut spec = service_spec("a", 9_000_000);
+    spec.annotations.labels.insert("team".into(), "blue".into());
+    let a = update_service(&control, &a, spec, Rollback::None).await.unwrap();
+    let a = update_service(&control, &a, service_spec("a", 8_000_000), Rollback::None).await.unwrap();
+    assert_eq!(a.spec, service_spec("a", 8_000_000));
+    let text = |total: u64| {
+        format!(
+            "the services of this cluster would have {total} tasks, more than the 10000000 that it can have"
+        )
+    };
+    let more = update_service(&control, &a, service_spec("a", 8_000_001), Rollback::None).await;
+    error(more, Code::InvalidArgument, &text(17_000_001));
+    let new = create_service(&control, service_spec("c", 2_000)).await;
+    error(new, Code::InvalidArgument, &text(17_002_000));
+}
+
 #[tokio::test]
 async fn processes_get_their_constraint_on_every_write() {
     use prost::{Message as _, Name as _};
