@@ -110,16 +110,18 @@ impl Reconciler for ConstraintEnforcer {
 
     fn decide(&mut self, ctx: &mut Ctx<'_>, tables: &Tables) -> Decision {
         let mut gone = BTreeMap::new();
-        for id in std::mem::take(&mut self.look) {
-            let Some(node) = tables.nodes().get(&id) else { continue };
-            if node.spec.availability() == node_spec::Availability::Active {
-                gone.extend(misplaced(node, tables).into_iter().map(|task| (&task.id, (node, task))));
-            }
+        let undone = std::mem::take(&mut self.undone);
+        let undone: Vec<_> = undone.iter().filter_map(|id| tables.tasks().get(id)).collect();
+        let look = std::mem::take(&mut self.look);
+        let changed = look.iter().map(|id| (id.as_str(), Lacks::Anything));
+        // Without those that were to stop, what is there may have fitted.
+        let crowded = undone.iter().map(|task| (&*task.node_id, Lacks::Room));
+        for (id, lacks) in changed.chain(crowded.collect::<BTreeSet<_>>()) {
+            let Some(node) = tables.nodes().get(id).filter(|node| is_active(node)) else { continue };
+            gone.extend(misplaced(node, tables, lacks).into_iter().map(|task| (&task.id, (node, task))));
         }
         let back = std::mem::take(&mut self.back);
         let of_services = back.iter().flat_map(|id| tables.tasks().by_service(id));
-        let undone = std::mem::take(&mut self.undone);
-        let undone = undone.iter().filter_map(|id| tables.tasks().get(id));
         for task in of_services.chain(undone) {
             if let Some(node) = left_behind(task, tables) {
                 gone.insert(&task.id, (node, task));
@@ -149,8 +151,11 @@ fn left_behind<'a>(task: &Task, tables: &'a Tables) -> Option<&'a Shared<Node>> 
         return None;
     }
     let node = tables.nodes().get(&task.node_id)?;
-    let active = node.spec.availability() == node_spec::Availability::Active;
-    (active && !all_hold(&constraints_of(placement), node)).then_some(node)
+    (is_active(node) && !all_hold(&constraints_of(placement), node)).then_some(node)
+}
+
+fn is_active(node: &Node) -> bool {
+    node.spec.availability() == node_spec::Availability::Active
 }
 
 /// The task is to be on a node.
@@ -158,9 +163,18 @@ fn is_wanted(task: &Task) -> bool {
     (TaskState::Assigned as i32..=TaskState::Complete as i32).contains(&task.desired_state)
 }
 
-/// The tasks on a node that can't stay. Room is given to small tasks first, so that as few as possible must go;
+/// What a node may lack.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Lacks {
+    /// Room for all who are there.
+    Room,
+    /// That, or what their constraints ask for.
+    Anything,
+}
+
+/// The tasks on a node that can't stay, as it lacks something of this kind. Room is given to small tasks first, so that as few as possible must go;
 /// among equals, to those that came first.
-fn misplaced<'a>(node: &Shared<Node>, tables: &'a Tables) -> Vec<&'a Shared<Task>> {
+fn misplaced<'a>(node: &Shared<Node>, tables: &'a Tables, lacks: Lacks) -> Vec<&'a Shared<Task>> {
     let mut tasks: Vec<(Demand, &Shared<Task>)> = tables
         .tasks()
         .by_node(&node.id)
@@ -176,7 +190,7 @@ fn misplaced<'a>(node: &Shared<Node>, tables: &'a Tables) -> Vec<&'a Shared<Task
     let mut gone = Vec::new();
     for (demand, task) in tasks {
         let spec = tables.services().get(&task.service_id).map_or(&task.spec, |service| &service.spec.task);
-        if !all_hold(&constraints_of(spec.placement.as_ref()), node) {
+        if lacks == Lacks::Anything && !all_hold(&constraints_of(spec.placement.as_ref()), node) {
             gone.push(task);
             continue;
         }

@@ -202,3 +202,19 @@ fn a_rollback_leaves_no_task_where_its_constraints_do_not_hold() {
     ask(&mut world, &["node.labels.zone==a"]);
     rejected(&world, "a");
 }
+
+/// What its node lost while it was only thought to be stopping is noticed when it is wanted again.
+#[test]
+fn a_task_that_is_wanted_on_after_all_must_still_fit() {
+    let mut world = World::new();
+    world.node("n1", |n| has(n, 100, 100, vec![]));
+    world.task("s", "big", |t| wants(t, 10, 60, vec![]));
+    world.task("t", "small", |t| wants(t, 10, 25, vec![]));
+    let stop = |t: &mut Task| t.desired_state = TaskState::Shutdown as i32;
+    world.edit_task("big", stop);
+    world.edit_node("n1", |n| has(n, 100, 50, vec![]));
+    stays(&world, "big");
+    world.edit_task("big", |t| t.desired_state = TaskState::Running as i32);
+    rejected(&world, "big");
+    stays(&world, "small");
+}

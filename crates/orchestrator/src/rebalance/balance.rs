@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use swarm_api::v1::{Service, Task, TaskState};
-use swarm_api::{Shared, Text};
-use swarm_reconcile::{Ctx, Guard, Now};
+use swarm_api::{Object, Shared, Text};
+use swarm_reconcile::{Ctx, Guard, Now, Write};
 use swarm_store::Tables;
 
 use super::Looker;
@@ -17,6 +17,11 @@ use crate::plan::Plan;
 use crate::restart::{Restarter, shut_down};
 use crate::spec::{created_at, has_ended, is_live, may_run};
 use crate::update::{PLACEMENT_LIMIT, Pace};
+
+/// Tasks are spread over branches, and not over nodes alone.
+fn has_branches(service: &Service) -> bool {
+    service.spec.task.placement.as_ref().is_some_and(|placement| !placement.preferences.is_empty())
+}
 
 /// A place whose task moves.
 #[derive(Debug)]
@@ -200,7 +205,7 @@ impl Balance {
         ctx: &mut Ctx<'_>,
         tables: &Tables,
         service: &Service,
-        Planned { place, task }: Planned,
+        Planned { place, task, to }: Planned,
         restarter: &mut Restarter,
         plan: &mut Plan<'_>,
     ) {
@@ -211,7 +216,14 @@ impl Balance {
         };
         let start_first = Pace::of(service).start_first();
         let (new, create) = if start_first {
-            Recipe::new(tables, service).create(ctx, &place, TaskState::Running)
+            let (new, mut create) = Recipe::new(tables, service).create(ctx, &place, TaskState::Running);
+            // As long as the old one counts, its branch has as many as those that it is to be even with.
+            if has_branches(service)
+                && let Write::Create(Object::Task(task)) = &mut create.write
+            {
+                task.node_id = to;
+            }
+            (new, create)
         } else {
             restarter.replacement(ctx, tables, service, &place, Duration::ZERO, |_| true)
         };

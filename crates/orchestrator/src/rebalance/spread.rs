@@ -40,6 +40,8 @@ impl Accounts {
 pub(crate) struct Planned {
     pub(crate) place: Place,
     pub(crate) task: Text,
+    /// The node to which it moves.
+    pub(crate) to: Text,
 }
 
 /// What a look at the spread of a service has found.
@@ -212,7 +214,8 @@ impl<'a> Spread<'a> {
             self.spots[at].count -= 1;
             self.enter(at);
             self.take_at(to, task);
-            moves.push_back(Planned { place, task: task.id.clone() });
+            let to = self.by_leaf.get(&to).map(|to| Text::from(&self.spots[*to].info.node().id));
+            moves.push_back(Planned { place, task: task.id.clone(), to: to.unwrap_or_default() });
         }
         for child in self.branches.children(branch).to_vec() {
             self.even_out(child, moves);

@@ -95,7 +95,9 @@ fn whatever_the_spread_over_branches_is_the_fewest_tasks_move_that_make_it_even(
         for _ in 0..zones * each {
             given[dice.roll(old)].1 += 1;
         }
-        let mut web = automatic((zones * each) as u64, at_once(dice.roll(3) as u64));
+        let parallelism = dice.roll(3) as u64;
+        let update = if dice.one_in(2) { started_first(parallelism) } else { at_once(parallelism) };
+        let mut web = automatic((zones * each) as u64, update);
         let spread = SpreadOver { spread_descriptor: "node.labels.zone".into() };
         let preference = PlacementPreference { preference: Some(Preference::Spread(spread)) };
         web.spec.task.placement = Some(Placement { preferences: vec![preference], ..Default::default() });
