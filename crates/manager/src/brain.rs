@@ -21,7 +21,7 @@ const PAUSES: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(60)];
 /// Runs reconcilers until the token is cancelled or leadership is lost. If they panic, or there can be no thread for them,
 /// that is logged, and others begin anew after a pause: all that they need to know is in the store, and what made them
 /// fail may be gone. The original leads on and orchestrates nothing until the next election (`orchestration.md` §20.30).
-pub(crate) async fn keep_thinking(
+pub async fn keep_thinking(
     store: Arc<Store>,
     reconcilers: impl Fn() -> Vec<Box<dyn Reconciler>>,
     cancel: CancellationToken,

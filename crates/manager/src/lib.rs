@@ -17,7 +17,7 @@ pub mod attachments;
 pub mod auth;
 pub mod backup;
 pub mod bootstrap;
-mod brain;
+pub mod brain;
 pub mod ca;
 pub mod control_socket;
 mod dead_managers;
