@@ -4,7 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use swarm_api::extensions::DEPENDS_ON;
+use swarm_api::v1::service_spec::Mode;
 use swarm_api::v1::update_config::FailureAction;
+use swarm_api::v1::update_status::UpdateState;
 use swarm_api::v1::{ServiceSpec, Task, TaskState, UpdateConfig, node_spec};
 use swarm_api::{Kind, Object, Shared};
 use swarm_reconcile::{Assignments, Ctx, Decision, Group, Patch, Reconciler, Settled, Write};
@@ -133,6 +135,58 @@ fn global_haste(r: Box<dyn Reconciler>) -> Box<dyn Reconciler> {
 fn hurried_retreat(r: Box<dyn Reconciler>) -> Box<dyn Reconciler> {
     blinded(r, "replicated", |tables| {
         seen(tables, |spec| spec.rollback.get_or_insert_default().parallelism = 0)
+    })
+}
+
+/// More tasks of jobs go on than were asked for.
+fn overtime(r: Box<dyn Reconciler>) -> Box<dyn Reconciler> {
+    blinded(r, "jobs", |tables| {
+        seen(tables, |spec| {
+            if let Some(Mode::ReplicatedJob(job)) = &mut spec.mode {
+                job.max_concurrent += 3;
+            }
+        })
+    })
+}
+
+/// New tasks start whether the old ones have stopped or not.
+fn overlap(r: Box<dyn Reconciler>) -> Box<dyn Reconciler> {
+    faulty(r, "replicated", |decision, _, _| {
+        for patch in decision.groups.iter_mut().flat_map(|group| &mut group.patches) {
+            if let Write::Create(Object::Task(task)) = &mut patch.write {
+                task.desired_state = TaskState::Running as i32;
+            }
+        }
+    })
+}
+
+/// Tasks of services that are gone stay.
+fn litter(r: Box<dyn Reconciler>) -> Box<dyn Reconciler> {
+    faulty(r, "removal", |decision, _, _| decision.groups.clear())
+}
+
+/// Updates that are paused are said to be complete.
+fn whitewash(r: Box<dyn Reconciler>) -> Box<dyn Reconciler> {
+    faulty(r, "replicated", |decision, _, tables| {
+        for service in tables.services().iter() {
+            let state = service.update_status.as_ref().map(|status| status.state());
+            if state != Some(UpdateState::Paused) {
+                continue;
+            }
+            let edit = |object: &Object| {
+                let Object::Service(service) = object else { return None };
+                let mut service = service.clone();
+                service.update_status.get_or_insert_default().state = UpdateState::Completed as i32;
+                Some(Object::Service(service))
+            };
+            let write = Write::Edit {
+                kind: Kind::Service,
+                id: service.id.clone(),
+                what: "whitewash",
+                edit: Arc::new(edit),
+            };
+            decision.groups.push(Group { tag: 0, patches: vec![Patch::new(write)] });
+        }
     })
 }
 
@@ -399,7 +453,7 @@ fn deafness(r: Box<dyn Reconciler>) -> Box<dyn Reconciler> {
 }
 
 /// Each with the rules that it may break.
-const FAULTS: [(&str, Fault, &[&str]); 25] = [
+const FAULTS: [(&str, Fault, &[&str]); 29] = [
     ("twins", twins, &["one task is wanted in a place"]),
     ("haste", haste, &["updates keep to their pace"]),
     ("omissions", omissions, &["what can be done is done"]),
@@ -411,6 +465,10 @@ const FAULTS: [(&str, Fault, &[&str]); 25] = [
     ("impatience", impatience, &["services start in their order"]),
     ("deafness", deafness, &["who waits must wait"]),
     ("global haste", global_haste, &["updates keep to their pace"]),
+    ("overtime", overtime, &["jobs keep to their limit"]),
+    ("overlap", overlap, &["one task runs in a place"]),
+    ("litter", litter, &["what can be done is done", "nothing of the past is left"]),
+    ("whitewash", whitewash, &["updates go their way"]),
     ("hurried retreat", hurried_retreat, &["updates keep to their pace"]),
     ("carelessness", carelessness, &["updates mind their failures"]),
     ("anxiety", anxiety, &["updates mind their failures"]),

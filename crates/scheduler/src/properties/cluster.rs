@@ -27,7 +27,7 @@ const SERVICES: u8 = 8;
 pub(crate) const CPU: u8 = 0;
 pub(crate) const SPREAD: u8 = 4;
 pub(crate) const VOLUME: u8 = 5;
-const CPU_TOO: u8 = 6;
+pub(crate) const CPU_TOO: u8 = 6;
 const GLOBAL: [u8; 2] = [3, 7];
 const NOT_GLOBAL: [u8; 6] = [CPU, 1, 2, SPREAD, VOLUME, CPU_TOO];
 
