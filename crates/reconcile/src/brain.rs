@@ -212,8 +212,9 @@ impl Brain {
         use swarm_store::Error;
         if error == Error::TooLarge && numbers.len() > 1 {
             // The estimate was too low: go on with halves, before everything that was decided later.
+            let bytes = (2 * MAX_BATCH_BYTES).div_ceil(numbers.len());
             for number in numbers.into_iter().rev() {
-                self.ready.push_front(Ready { number, bytes: MAX_BATCH_BYTES / 2 + 1 });
+                self.ready.push_front(Ready { number, bytes });
             }
             return;
         }

@@ -285,14 +285,17 @@ fn batches_are_cut_by_size_and_few_are_in_flight() {
 
 #[test]
 fn a_group_is_never_split_and_a_batch_too_large_is_halved() {
-    let mut bench = Bench::new(1, &["knock", "a", "b", "c"]);
-    let all = ["a", "b", "c"].map(|id| group(1, [explain(id, &"x".repeat(100))]));
+    let mut bench = Bench::new(1, &["knock", "a", "b", "c", "d", "e"]);
+    let all = ["a", "b", "c", "d", "e"].map(|id| group(1, [explain(id, &"x".repeat(100))]));
     bench.puppets[0].will(all);
     knock(&mut bench, "now");
     let [batch] = &bench.turn()[..] else { panic!("one batch") };
-    assert_eq!(batch.groups.len(), 3);
+    assert_eq!(batch.groups.len(), 5);
     bench.brain.settle(batch.id, Fate::Failed(Error::TooLarge));
-    assert_eq!(bench.turn().iter().map(|b| b.groups.len()).collect::<Vec<_>>(), [1, 1, 1]);
+    let halves = bench.turn();
+    assert_eq!(halves.iter().map(|b| b.groups.len()).collect::<Vec<_>>(), [2, 2, 1]);
+    bench.brain.settle(halves[0].id, Fate::Failed(Error::TooLarge));
+    assert_eq!(bench.turn().iter().map(|b| b.groups.len()).collect::<Vec<_>>(), [1, 1]);
 }
 
 #[test]

@@ -251,7 +251,8 @@ impl End<'_> {
         if let Some(service) = service
             && task.status.err.starts_with("waiting for service")
         {
-            if self.log.began.contains(&start_of(task)) {
+            // Of what came before the spec to which it would go back nobody keeps count.
+            if task.spec_version == service.spec_version && self.log.began.contains(&start_of(task)) {
                 return broken(EXPLAINED, format!("its service has started ({})", task.status.err));
             }
             return match not_yet(self.tables, service) {
