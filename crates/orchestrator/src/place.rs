@@ -96,7 +96,7 @@ pub(crate) fn last<'a>(
     }
     // Of one that was given up later nobody knows when it ended.
     let beside = |t: &Task| {
-        t.status.state() != TaskState::Orphaned && heard_at(t).is_some_and(|end| end > created_at(last))
+        t.status.state() != TaskState::Orphaned && ended_at(t).is_some_and(|end| end > created_at(last))
     };
     kept.retain(|t| ended_by_itself(t) && beside(t) && !is_dirty(tables, service, t));
     Some(newest(&kept).unwrap_or(last))
@@ -104,22 +104,36 @@ pub(crate) fn last<'a>(
 
 /// The last of a place's tasks: one that is wanted on, else the one that something became of last. Versions tell that,
 /// whatever clocks say. A task that was given up, or is stopping still, and is heard of when all is over, is not newer for
-/// that than those that were made after it; whatever it says of its end, as one that was lost may have failed meanwhile.
+/// that than those that were made after it; nor is one that was lost and says later how it failed, where those have
+/// failed or completed by themselves.
 pub(crate) fn newest<'a>(tasks: &[&'a Shared<Task>]) -> Option<&'a Shared<Task>> {
     let last = |t: &&&'a Shared<Task>| (is_live(t), t.meta.version.index, heard_at(t), t.id.clone());
     let mut left = tasks.to_vec();
     loop {
         let found = left.iter().max_by_key(last).copied()?;
         let still_stops = !is_live(found) && !has_ended(found);
-        left.retain(|t| created_at(t) > created_at(found));
-        let end = ended_at(found).filter(|_| has_ended(found) && !is_live(found));
+        // Where one had ended before this one was made, a clock was wrong.
+        let was_over = |t: &Task| has_ended(t) && ended_at(t).is_some_and(|end| end <= created_at(found));
+        left.retain(|t| created_at(t) > created_at(found) && !was_over(t));
         let is_late = still_stops
             || matches!(found.status.state(), TaskState::Shutdown | TaskState::Orphaned)
-            || left.iter().any(|t| end.is_some_and(|end| created_at(t) < end));
+            || left.iter().any(|t| overtakes(t, found));
         if !is_late || left.is_empty() {
             return Some(found);
         }
     }
+}
+
+/// The second of these tasks was given up for the first one, and heard of when that had ended by itself. One that came to
+/// nothing beside it, as in a start-first update, overtakes nobody; nor does a failure what was done.
+fn overtakes(next: &Task, lost: &Task) -> bool {
+    let tells = match next.status.state() {
+        TaskState::Complete => true,
+        TaskState::Failed | TaskState::Rejected => lost.status.state() != TaskState::Complete,
+        _ => false,
+    };
+    let outlived = || ended_at(lost).is_some_and(|end| created_at(next) < end);
+    tells && has_ended(lost) && !is_live(lost) && outlived()
 }
 
 pub(crate) fn is_rolling_back(service: &Service) -> bool {

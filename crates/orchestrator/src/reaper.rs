@@ -33,6 +33,8 @@ pub struct Reaper {
     tasks: BTreeSet<String>,
     /// Tasks that go in this turn.
     going: FastSet<String>,
+    /// One that stays, and said of another one what it says too.
+    witness: String,
 }
 
 /// The task is to be deleted as soon as nothing of it runs.
@@ -63,14 +65,6 @@ fn limit(tables: &Tables) -> i64 {
 /// How often a task of the service is restarted at most; 0: always.
 fn attempts(service: &Service) -> u64 {
     service.spec.task.restart.as_ref().map_or(0, |r| r.max_attempts)
-}
-
-/// That the service of this task has started is to be seen of another one too, which stays.
-fn is_shown_by_another(tables: &Tables, task: &Task, going: &FastSet<String>) -> bool {
-    tables
-        .tasks()
-        .by_service(&task.service_id)
-        .any(|other| other.id != task.id && !going.contains(other.id.as_str()) && shows_start_of(other, task))
 }
 
 fn delete(task: &Task) -> Group {
@@ -111,6 +105,20 @@ impl Reaper {
         if lengthens || ends || (is_dead(task) && !is_live(task) && old.is_some_and(is_live)) {
             self.mark(tables, task);
         }
+    }
+
+    /// That the service of this task has started is to be seen of another one too, which stays.
+    fn is_shown_by_another(&mut self, tables: &Tables, task: &Task) -> bool {
+        let is_one = |other: &Shared<Task>| {
+            let stays = other.id != task.id && !self.going.contains(other.id.as_str());
+            stays && other.service_id == task.service_id && shows_start_of(other, task)
+        };
+        if tables.tasks().get(&self.witness).is_some_and(is_one) {
+            return true;
+        }
+        let found = tables.tasks().by_service(&task.service_id).find(|other| is_one(other));
+        self.witness = found.map(|other| other.id.to_string()).unwrap_or_default();
+        found.is_some()
     }
 
     fn mark_history(&mut self, tables: &Tables) {
@@ -160,7 +168,7 @@ impl Reaper {
                 break;
             }
             // Without it the service would wait for others again (decision 0094).
-            if shows_start(service, task) && !is_shown_by_another(tables, task, &self.going) {
+            if shows_start(service, task) && !self.is_shown_by_another(tables, task) {
                 self.kept.entry(id.to_owned()).or_default().insert(place.clone());
                 continue;
             }

@@ -204,8 +204,9 @@ impl Reconciler for Replicated {
             match (event.old(), event.new()) {
                 (Some(Object::Task(task)), None) => {
                     // One that was to be removed had no part in its slot any more.
-                    let is_last = task.desired_state() < TaskState::Remove
-                        && tables.tasks().by_slot(&task.service_id, task.slot).next().is_none();
+                    let has_part = |task: &Task| task.desired_state() < TaskState::Remove;
+                    let is_last = has_part(task)
+                        && !tables.tasks().by_slot(&task.service_id, task.slot).any(|t| has_part(t));
                     if (is_live(task) || is_last) && service(tables, &task.service_id).is_some() {
                         self.dirty.insert(task.service_id.to_string());
                     }

@@ -44,8 +44,13 @@ pub(crate) fn should_restart(tables: &Tables, service: &Service, task: &Task) ->
 /// reaper keeps as many tasks as the policy needs, so nothing is lost with a leader.
 fn restarts(tables: &Tables, service: &Service, task: &Task) -> Vec<SystemTime> {
     let run = run_of(&Place::of(service, task).tasks(tables, &service.id), task);
-    let restarted = run.windows(2).filter(|pair| ended_by_itself(pair[0]));
+    let restarted = run.windows(2).filter(|pair| is_restart(pair[0], pair[1]));
     restarted.map(|pair| created_at(pair[1])).collect()
+}
+
+/// A task was made since this one had ended by itself. It was not, if that went on: it was moved, or lost.
+fn is_restart(ended: &Task, made: &Task) -> bool {
+    ended_by_itself(ended) && ended_at(ended).is_none_or(|end| end <= created_at(made))
 }
 
 /// What must be kept of a place's tasks to know how many of its last one's attempts are used up: the last restarts, each
@@ -59,7 +64,8 @@ pub(crate) fn attempts_made<'a>(
     let Some(last) = last(tables, service, place) else { return Vec::new() };
     let most = usize::try_from(spec::restart(&last.spec).max_attempts).unwrap_or(usize::MAX);
     let run = run_of(place, last);
-    run.windows(2).rev().filter(|pair| ended_by_itself(pair[0])).take(most).flatten().copied().collect()
+    let restarted = run.windows(2).rev().filter(|pair| is_restart(pair[0], pair[1]));
+    restarted.take(most).flatten().copied().collect()
 }
 
 /// The tasks of a place around this one that have its spec and iteration, in the order of their creation.

@@ -5,9 +5,9 @@ mod common;
 
 use common::*;
 use swarm_api::TaskState;
-use swarm_api::TaskState::{Complete, Failed, Ready, Rejected, Remove, Running, Shutdown};
+use swarm_api::TaskState::{Complete, Failed, Pending, Ready, Rejected, Remove, Running, Shutdown};
 use swarm_api::v1::restart_policy::RestartCondition::{Any, None as Never, OnFailure};
-use swarm_api::v1::{Placement, RestartPolicy, Version, node_spec, node_status};
+use swarm_api::v1::{Placement, RestartPolicy, Service, Version, node_spec, node_status};
 
 /// The first task of slot 1 ends in this state.
 fn end_first(sim: &mut Sim, state: TaskState) {
@@ -489,6 +489,82 @@ fn which_task_of_a_slot_is_the_newest_does_not_depend_on_clocks_or_late_reports(
         sim.advance(secs(60));
         assert_eq!(sim.tasks("web").len(), 2, "the slot has completed: {late:?}");
     }
+}
+
+/// Tasks of one slot, in the order in which something became of them last: state, wanted state, when it was made and when it
+/// ended, in seconds.
+fn found(web: &Service, tasks: &[(&str, TaskState, TaskState, u64, u64)]) -> Sim {
+    let mut sim = Sim::new(|tx| {
+        tx.create(node("n1")).unwrap();
+        tx.create(web.clone()).unwrap();
+    });
+    let begin = sim.now().wall;
+    for (id, state, desired, made, ended) in tasks {
+        sim.write(|tx| {
+            let mut task = task(web, id, 1, "n1", *state, *desired);
+            task.meta.created_at = Some((begin + secs(*made)).into());
+            task.status.applied_at = Some((begin + secs(*ended)).into());
+            tx.create(task).unwrap();
+        });
+    }
+    sim.lead(everything());
+    sim.advance(secs(60));
+    sim
+}
+
+/// As a move that starts first and fails, or finds no node: the old task goes on, and what becomes of it in the end counts.
+#[test]
+fn what_came_to_nothing_beside_a_task_does_not_overtake_it() {
+    let web = with_restart(service("web", 1), policy(OnFailure));
+    for beside in [Failed, Rejected, Shutdown, Pending] {
+        let sim = found(&web, &[("new", beside, Shutdown, 50, 60), ("old", Complete, Shutdown, 0, 300)]);
+        assert_eq!(sim.tasks("web").len(), 2, "the slot has completed: {beside:?}");
+    }
+}
+
+#[test]
+fn what_was_made_beside_a_task_that_went_on_is_no_restart() {
+    let once = RestartPolicy { max_attempts: 1, ..policy(OnFailure) };
+    let web = with_restart(service("web", 1), once);
+    let sim = found(&web, &[("new", Failed, Shutdown, 50, 60), ("old", Failed, Running, 0, 300)]);
+    assert_eq!(sim.live("web").len(), 1, "its first failure is made up for");
+    // And one that was made after it had ended is.
+    let sim = found(&web, &[("old", Failed, Shutdown, 0, 40), ("new", Failed, Running, 50, 60)]);
+    assert_eq!(sim.live("web").len(), 0);
+}
+
+/// Its leader's clock was ahead when the first one was made.
+#[test]
+fn a_task_that_had_ended_before_overtakes_nobody_whatever_the_clock_said() {
+    let web = with_restart(service("web", 1), policy(OnFailure));
+    let sim = found(&web, &[("t1", Failed, Shutdown, 60, 5), ("t2", Complete, Shutdown, 10, 1800)]);
+    assert_eq!(sim.tasks("web").len(), 2, "the slot has completed");
+}
+
+/// The enforcer's word is the last one, however long ago the agent said something.
+#[test]
+fn a_task_that_a_manager_ended_beside_one_of_another_spec_has_ended() {
+    let mut web = with_restart(service("web", 1), policy(Never));
+    web.spec_version = Some(Version { index: 1 });
+    let mut other = web.clone();
+    other.spec_version = Some(Version { index: 2 });
+    other.spec.task.force_update = 7;
+    let mut sim = Sim::new(|tx| {
+        tx.create(node("n1")).unwrap();
+        tx.create(web.clone()).unwrap();
+    });
+    let begin = sim.now().wall;
+    let at = |seconds: u64| Some((begin + secs(seconds)).into());
+    let mut new = task(&other, "new", 1, "n1", Failed, Shutdown);
+    (new.meta.created_at, new.status.applied_at) = (at(50), at(60));
+    let mut old = task(&web, "old", 1, "n1", Rejected, Shutdown);
+    (old.meta.created_at, old.status.applied_at, old.status.timestamp) = (at(0), at(1), at(300));
+    old.status.message = "task rejected by constraint enforcer".into();
+    sim.write(|tx| drop(tx.create(new.clone()).unwrap()));
+    sim.write(|tx| drop(tx.create(old.clone()).unwrap()));
+    sim.lead(everything());
+    sim.advance(secs(60));
+    assert_eq!(sim.tasks("web").len(), 2, "nothing takes its place");
 }
 
 /// The store refuses what would let it go: it is let go all the same, a little later.

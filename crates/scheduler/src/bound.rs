@@ -74,7 +74,8 @@ impl Pass<'_> {
         if verdict == Verdict::Fits {
             self.state.forget(id);
             self.put(id, task, &requirements, slot);
-        } else if !self.preempt_on(id, task, &requirements, service, slot) {
+        } else if task.slot != 0 || !self.preempt_on(id, task, &requirements, service, slot) {
+            // One that has a slot is to be moved there, for which nobody has to go.
             let mut tally = Tally::default();
             tally.add(verdict);
             self.explain(task, &tally.explanation(requirements.runtime()));

@@ -276,7 +276,8 @@ impl Pass<'_> {
         };
         let placed = Placed::new(&state.nodes, slot, service, load, generic.clone(), self.number);
         let bound = !task.node_id.is_empty();
-        state.places.insert(id.clone(), At::Placed(Placed { bound, ..placed }));
+        // One that has a slot as well was moved there.
+        state.places.insert(id.clone(), At::Placed(Placed { bound: bound && task.slot == 0, ..placed }));
         let message = if bound { CONFIRMED.clone() } else { ASSIGNED.clone() };
         let node = state.nodes.get(slot).id.clone();
         let assignment = Assignment { task: id.clone(), node, bound, generic, message };

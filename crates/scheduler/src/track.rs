@@ -325,7 +325,7 @@ impl State {
         let active = until.is_none() && task.desired_state <= TaskState::Complete as i32;
         let known = self.places.get_mut(task.id.as_str());
         let bound = match &known {
-            Some(At::Bound(_)) => true,
+            Some(At::Bound(_)) => task.slot == 0,
             Some(At::Placed(known)) => known.bound,
             _ => is_global(task, tables),
         };

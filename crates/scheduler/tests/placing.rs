@@ -335,11 +335,26 @@ fn completed_and_preassigned_tasks_are_no_failures() {
     for i in 0..6 {
         fail_on(&mut world, "n1", &format!("c{i}"), TaskState::Complete);
         let id = format!("p{i}");
-        world.task("s", &id, |t| t.node_id = "n1".into());
+        world.task("s", &id, |t| (t.node_id, t.slot) = ("n1".into(), 0));
         world.report(&id, TaskState::Failed);
     }
     world.task("s", "a", |_| {});
     world.runs_on("a", "n1");
+}
+
+/// One of a slot that comes with its node was moved there.
+#[test]
+fn a_moved_task_that_fails_counts_against_its_node() {
+    let mut world = World::new();
+    world.nodes(&["n1", "n2"]);
+    world.replicas("other", 2, |t| constrain(t, "node.id==n2"));
+    for i in 0..5 {
+        let id = format!("p{i}");
+        world.task("s", &id, |t| t.node_id = "n1".into());
+        world.report(&id, TaskState::Failed);
+    }
+    world.task("s", "a", |_| {});
+    world.runs_on("a", "n2");
 }
 
 #[test]

@@ -389,9 +389,23 @@ fn what_is_claimed_of_generic_resources_is_not_claimed_again() {
 fn bound(world: &mut World, id: &str, node: &str, size: i64) {
     world.labelled_service("each", PRIORITY, "5");
     world.task("each", id, |t| {
-        t.node_id = node.into();
+        (t.node_id, t.slot) = (node.into(), 0);
         wants(t, size, 0, vec![]);
     });
+}
+
+/// That it moves is worth nobody's place.
+#[test]
+fn a_task_of_a_slot_that_comes_with_its_node_displaces_nobody() {
+    let mut world = full_node(&[("a", 10)]);
+    world.allow_preemption();
+    world.labelled_service("high", PRIORITY, "5");
+    world.task("high", "t", |t| {
+        t.node_id = "n1".into();
+        wants(t, 5, 0, vec![]);
+    });
+    world.waits("t", "insufficient resources on 1 node");
+    world.runs("a");
 }
 
 #[test]
@@ -421,7 +435,7 @@ fn who_waits_for_its_own_node_is_looked_at_when_preemption_is_allowed_or_a_prior
     let mut world = full_node(&[("a", 10)]);
     world.labelled_service("each", PRIORITY, "0");
     world.task("each", "t", |t| {
-        t.node_id = "n1".into();
+        (t.node_id, t.slot) = ("n1".into(), 0);
         wants(t, 5, 0, vec![]);
     });
     world.allow_preemption();

@@ -12,6 +12,9 @@ use super::{Control, Pending};
 use crate::error::{Error, Result};
 use crate::validate::size;
 
+/// Attachments that a node has at most: a node that lies fills nobody's memory.
+const MOST: usize = 4096;
+
 impl Control {
     /// Makes a task on this node that attaches a container there to a network, and returns the task's id. The allocator, the
     /// scheduler and the dispatcher bring it there as any other.
@@ -19,17 +22,20 @@ impl Control {
     /// Asked for twice it makes two, as the original does: nobody but the node knows which of its requests are the same.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] without a config or a target, [`Error::NotFound`] for an unknown network or node,
-    /// [`Error::PermissionDenied`] for a network to which nobody may attach by hand; those of the store.
+    /// [`Error::InvalidArgument`] without a config or a target, or if they are too large; [`Error::NotFound`] for an unknown
+    /// network or node, [`Error::PermissionDenied`] for a network to which nobody may attach by hand, [`Error::Busy`] if
+    /// the node has 4096 attachments; those of the store.
     pub async fn attach_network(&self, node_id: &str, request: AttachNetworkRequest) -> Result<String> {
         let AttachNetworkRequest { config, container_id } = request;
         let config = config.ok_or_else(Error::invalid)?;
         if config.target.is_empty() {
             return Err(Error::argument("the id or name of a network must be given"));
         }
-        size("attachment", &config)?;
+        // Whatever else was asked for is of no meaning here: who attaches by hand has no names in a service.
+        let NetworkAttachmentConfig { target, addresses, .. } = config;
         let spec = TaskSpec {
             runtime: Some(task_spec::Runtime::Attachment(NetworkAttachmentSpec { container_id })),
+            networks: vec![NetworkAttachmentConfig { addresses, ..Default::default() }],
             ..Default::default()
         };
         size("attachment", &spec)?;
@@ -48,20 +54,19 @@ impl Control {
                 if tx.nodes().get(node_id).is_none() {
                     return Err(Error::not_found("node", node_id));
                 }
-                let network = find(tx, &config.target)?;
-                // Whatever else was asked for is of no meaning here: who attaches by hand has no names in a service.
-                let attachment = NetworkAttachmentConfig {
-                    target: network.id.clone(),
-                    addresses: config.addresses.clone(),
-                    ..Default::default()
-                };
+                if tx.tasks().by_node(node_id).filter(|task| is_attachment(task)).count() >= MOST {
+                    return Err(Error::Busy(format!(
+                        "node {node_id} has {MOST} attachments, as many as it can have"
+                    )));
+                }
+                let network = find(tx, &target)?.id.clone();
                 let task = pending.get();
                 task.status.timestamp = Some(tx.now().into());
-                task.spec.networks = vec![attachment];
+                task.spec.networks[0].target = network;
                 pending.create(tx, |_| swarm_store::Error::Exists.into())
             })
             .await?;
-        tracing::info!(task.id = %task.id, node.id = node_id, network = config.target, "container is to be attached");
+        tracing::info!(task.id = %task.id, node.id = node_id, network = target, "container is to be attached");
         Ok(task.id.to_string())
     }
 
@@ -75,9 +80,7 @@ impl Control {
             return Err(Error::invalid());
         }
         self.update(|tx| {
-            let is_one =
-                |task: &&Shared<Task>| matches!(task.spec.runtime, Some(task_spec::Runtime::Attachment(_)));
-            let task = tx.tasks().get(attachment).filter(is_one);
+            let task = tx.tasks().get(attachment).filter(|task| is_attachment(task));
             let task = task.ok_or_else(|| Error::not_found("attachment", attachment))?;
             if *task.node_id != *node_id {
                 return Err(Error::PermissionDenied(format!(
@@ -91,6 +94,10 @@ impl Control {
         tracing::info!(task.id = attachment, node.id = node_id, "container is detached");
         Ok(())
     }
+}
+
+fn is_attachment(task: &Task) -> bool {
+    matches!(task.spec.runtime, Some(task_spec::Runtime::Attachment(_)))
 }
 
 /// The network with this id, or else this name, if containers may be attached to it.

@@ -173,6 +173,9 @@ fn orphan(tx: &mut Tx, node_id: &str) -> Result<bool> {
             timestamp: Some(now),
             state: TaskState::Orphaned as i32,
             message: "Task belonged to a node that has been deleted".into(),
+            // That its agent ever said something of it is to be seen.
+            applied_by: task.status.applied_by.clone(),
+            applied_at: task.status.applied_at,
             ..Default::default()
         };
         tx.update(task)?;

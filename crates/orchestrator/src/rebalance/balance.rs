@@ -9,14 +9,17 @@ use swarm_reconcile::{Ctx, Guard, Now, Write};
 use swarm_store::Tables;
 
 use super::Looker;
-use super::spread::{Found, Planned, runs};
+use super::spread::{Found, Planned, runs, still_fits};
 use crate::create::Recipe;
 use crate::dirty::is_dirty;
 use crate::place::{Place, by_place};
 use crate::plan::Plan;
 use crate::restart::{Restarter, shut_down};
 use crate::spec::{created_at, has_ended, is_live, may_run};
-use crate::update::{PLACEMENT_LIMIT, Pace};
+use crate::update::{PLACEMENT_LIMIT, Pace, remove};
+
+/// How long a task that comes with its node waits for it.
+const BOUND_LIMIT: Duration = Duration::from_secs(30);
 
 /// Tasks are spread over branches, and not over nodes alone.
 fn has_branches(service: &Service) -> bool {
@@ -33,6 +36,8 @@ pub(crate) struct Move {
     pub(super) found: bool,
     /// By when the new task must have a node, unless it has one.
     limit: Option<Duration>,
+    /// By when one that comes with its node must be there, unless it is.
+    bound_until: Option<Duration>,
 }
 
 /// One service that is being rebalanced.
@@ -71,7 +76,10 @@ impl Balance {
             let Some(new) = tasks.iter().rfind(comes) else { continue };
             let old = tasks.iter().find(|t| is_live(t) && t.id != new.id).map(|t| t.id.to_string());
             let limit = Some(now.mono + PLACEMENT_LIMIT);
-            balance.at_work.insert(place, Move { old, new: new.id.to_string(), found: true, limit });
+            let is_bound = !new.node_id.is_empty() && !new.status.reached(TaskState::Assigned);
+            let bound_until = is_bound.then_some(now.mono + BOUND_LIMIT);
+            let new = new.id.to_string();
+            balance.at_work.insert(place, Move { old, new, found: true, limit, bound_until });
         }
         balance
     }
@@ -95,7 +103,7 @@ impl Balance {
 
     /// When something is due even without news.
     pub(super) fn next(&self) -> Option<Duration> {
-        let limits = self.at_work.values().filter_map(|m| m.limit);
+        let limits = self.at_work.values().flat_map(|m| [m.limit, m.bound_until]).flatten();
         limits.chain(self.resting.iter().copied()).chain(self.watched.values().copied()).min()
     }
 
@@ -161,7 +169,7 @@ impl Balance {
     fn finish_moves(&mut self, now: Duration, pace: &Pace, tables: &Tables, plan: &mut Plan<'_>) {
         let before = self.at_work.len();
         let (watched, failed) = (&mut self.watched, &mut self.failed);
-        self.at_work.retain(|place, Move { old, new, found, limit }| {
+        self.at_work.retain(|place, Move { old, new, found, limit, bound_until }| {
             let Some(task) = tables.tasks().get(new) else { return false };
             if has_ended(task) {
                 *failed += usize::from(!*found && task.status.state() != TaskState::Shutdown);
@@ -181,7 +189,11 @@ impl Balance {
                 return false;
             }
             if task.status.reached(TaskState::Assigned) {
-                *limit = None;
+                (*limit, *bound_until) = (None, None);
+            } else if bound_until.is_some_and(|limit| limit <= now) {
+                // It can go nowhere else. That is nobody's failure: others came first.
+                plan.push_task(place, task, remove(task));
+                return false;
             } else if limit.is_some_and(|limit| limit <= now) {
                 if *found {
                     return false;
@@ -215,12 +227,11 @@ impl Balance {
             return;
         };
         let start_first = Pace::of(service).start_first();
+        // As long as the old one counts, its branch has as many as those that it is to be even with.
+        let bound = start_first && has_branches(service) && still_fits(tables, old, &to);
         let (new, create) = if start_first {
             let (new, mut create) = Recipe::new(tables, service).create(ctx, &place, TaskState::Running);
-            // As long as the old one counts, its branch has as many as those that it is to be even with.
-            if has_branches(service)
-                && let Write::Create(Object::Task(task)) = &mut create.write
-            {
+            if bound && let Write::Create(Object::Task(task)) = &mut create.write {
                 task.node_id = to;
             }
             (new, create)
@@ -244,6 +255,7 @@ impl Balance {
         self.budget -= 1;
         self.expected.extend([old.id.clone(), new.as_str().into()]);
         let limit = Some(ctx.now.mono + PLACEMENT_LIMIT);
-        self.at_work.insert(place, Move { old: Some(old.id.to_string()), new, found: false, limit });
+        let (old, bound_until) = (Some(old.id.to_string()), bound.then_some(ctx.now.mono + BOUND_LIMIT));
+        self.at_work.insert(place, Move { old, new, found: false, limit, bound_until });
     }
 }

@@ -4,7 +4,7 @@
 use std::borrow::Cow;
 use std::collections::{BTreeMap, VecDeque};
 
-use swarm_api::v1::{Service, Task, TaskState};
+use swarm_api::v1::{Node, Service, Task, TaskState};
 use swarm_api::{Shared, Text, extensions};
 use swarm_placement::{Demand, FAILURE_LIMIT, Holding, NodeInfo};
 use swarm_reconcile::Now;
@@ -23,15 +23,8 @@ pub(crate) struct Accounts(Vec<NodeInfo>);
 
 impl Accounts {
     pub(crate) fn of(tables: &Tables) -> Accounts {
-        let account = |node| {
-            let mut info = NodeInfo::new(Shared::clone(node));
-            for task in tables.tasks().by_node(&node.id).filter(|t| may_run(t)) {
-                let generic = &task.assigned_generic_resources;
-                info.add(Holding { active: is_live(task), ..Holding::of(task, generic) });
-            }
-            info
-        };
-        Accounts(tables.nodes().iter().filter(|n| n.is_usable()).map(account).collect())
+        let usable = tables.nodes().iter().filter(|n| n.is_usable());
+        Accounts(usable.map(|node| account(tables, node)).collect())
     }
 }
 
@@ -114,6 +107,25 @@ pub(crate) fn look(
     let mut moves = VecDeque::new();
     spread.even_out(ROOT, &mut moves);
     Found { moves, waits: spread.waits() }
+}
+
+/// The scheduler would put one more like this task on the node as it is now.
+pub(super) fn still_fits(tables: &Tables, like: &Task, node: &str) -> bool {
+    let Some(node) = tables.nodes().get(node).filter(|node| node.is_usable()) else { return false };
+    let info = account(tables, node);
+    let of_service = tables.tasks().by_node(&node.id).filter(|t| t.service_id == like.service_id);
+    let of_service = of_service.filter(|t| may_run(t) && is_live(t)).count();
+    Wishes::of(like).fit(&info, of_service as u32)
+}
+
+/// What is held on a node.
+fn account(tables: &Tables, node: &Shared<Node>) -> NodeInfo {
+    let mut info = NodeInfo::new(Shared::clone(node));
+    for task in tables.tasks().by_node(&node.id).filter(|t| may_run(t)) {
+        let generic = &task.assigned_generic_resources;
+        info.add(Holding { active: is_live(task), ..Holding::of(task, generic) });
+    }
+    info
 }
 
 /// It runs and is meant to.

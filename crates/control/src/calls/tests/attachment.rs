@@ -110,3 +110,24 @@ async fn a_network_with_an_attached_container_stays() {
     control.detach_network("n1", &attachment).await.unwrap();
     remove().await.unwrap();
 }
+
+#[tokio::test]
+async fn a_node_has_so_many_attachments_at_most() {
+    let control = control();
+    let lan = network(&control, "lan", true).await;
+    for id in ["n1", "n2"] {
+        node(&control, id).await;
+    }
+    let first = control.attach_network("n1", asks("lan")).await.unwrap();
+    let like = control.store.view().tasks().get(&first).unwrap().clone();
+    let filled = control.store.update::<_, swarm_store::Error, _>(|tx| {
+        (1..4096)
+            .try_for_each(|n| tx.create(Task { id: format!("t{n}").into(), ..(*like).clone() }).map(drop))
+    });
+    filled.await.unwrap();
+    let text = "node n1 has 4096 attachments, as many as it can have";
+    fails(control.attach_network("n1", asks("lan")).await, Code::ResourceExhausted, text);
+    control.attach_network("n2", asks(&lan.id)).await.unwrap();
+    control.detach_network("n1", &first).await.unwrap();
+    control.attach_network("n1", asks("lan")).await.unwrap();
+}
