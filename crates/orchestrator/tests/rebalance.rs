@@ -329,6 +329,54 @@ fn a_spread_over_branches_is_kept() {
     assert_eq!((loads(&sim, ["c1"]), moved(&sim)), ([2], 4));
 }
 
+/// What was planned may be old: by then another service may have the room.
+#[test]
+fn a_move_whose_node_has_been_filled_meanwhile_goes_elsewhere() {
+    let delay = wire(secs(10)).unwrap();
+    let mut web = automatic(8, UpdateConfig { delay, ..started_first(1) });
+    let reserved = |cpus: i64| {
+        let reservations = Some(Resources { nano_cpus: cpus, ..Default::default() });
+        Some(ResourceRequirements { reservations, ..Default::default() })
+    };
+    let spread = SpreadOver { spread_descriptor: "node.labels.az".into() };
+    let preference = PlacementPreference { preference: Some(Preference::Spread(spread)) };
+    web.spec.task.placement = Some(Placement { preferences: vec![preference], ..Default::default() });
+    web.spec.task.resources = reserved(1);
+    let in_zone = |id: &str, zone: &str| {
+        let mut node = node(id);
+        node.spec.annotations.labels.insert("az".into(), zone.into());
+        let resources = Some(Resources { nano_cpus: 8, ..Default::default() });
+        node.description = Some(NodeDescription { resources, ..Default::default() });
+        node
+    };
+    let mut sim = Sim::new(|tx| {
+        for (id, zone) in [("a1", "a"), ("b1", "b")] {
+            tx.create(in_zone(id, zone)).unwrap();
+        }
+        tx.create(web.clone()).unwrap();
+    });
+    sim.lead(leader());
+    sim.advance(secs(60));
+    assert_eq!(loads(&sim, ["a1", "b1"]), [4, 4]);
+    // Two tasks are to move, one to each of these; when one has, the other node is full.
+    sim.write(|tx| ["b2", "b3"].iter().for_each(|id| drop(tx.create(in_zone(id, "b")).unwrap())));
+    while moved(&sim) == 0 {
+        sim.advance(secs(1));
+    }
+    let full = if loads(&sim, ["b2"]) == [0] { "b2" } else { "b3" };
+    let mut other = service("other", 1);
+    other.spec.task.resources = reserved(8);
+    let large = task(&other, "large", 1, full, Running, Running);
+    sim.write(|tx| {
+        tx.create(other.clone()).unwrap();
+        tx.create(large.clone()).unwrap();
+    });
+    sim.advance(secs(15));
+    assert_eq!((loads(&sim, [full]), sim.live("web").len()), ([0], 8));
+    let states = sim.live("web").iter().map(|t| t.status.state()).collect::<Vec<_>>();
+    assert!(states.iter().all(|state| *state == Running), "nothing waits for the full node: {states:?}");
+}
+
 #[test]
 fn an_update_comes_first() {
     let update = UpdateConfig { delay: wire(secs(10)).unwrap(), ..at_once(1) };
