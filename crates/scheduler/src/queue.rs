@@ -179,7 +179,8 @@ impl Group {
 
     /// The task at this place may not say what it should.
     pub(crate) fn falls_behind(&mut self, place: Place) {
-        if self.behind.is_none() {
+        // Those from there on have their turn yet.
+        if self.behind.as_ref().is_none_or(|from| place < *from) {
             self.retell.insert(place);
         }
     }

@@ -93,11 +93,16 @@ fn where_many_wait_their_reason_follows_the_nodes_little_by_little() {
     // One that comes does not wait for its turn.
     world.task("s", "late", |t| constrain(t, "node.labels.zone==b"));
     world.waits("late", "no suitable node (scheduling constraints not satisfied on 3 nodes)");
+    // Nor is one forgotten that would have had its turn already, and says what somebody else told it.
+    world.task("s", "early", |t| {
+        constrain(t, "node.labels.zone==b");
+        (t.slot, t.status.err) = (0, "no suitable node".into());
+    });
     world.pass(Duration::from_secs(2));
-    assert_eq!(says(&world, "3 nodes"), 2 * SOME + 501);
+    assert_eq!(says(&world, "3 nodes"), 2 * SOME + 502);
     // And none of it holds up a node that fits.
     world.edit_node("n1", |n| label(n, "zone", "b"));
-    assert_eq!(world.spread("s"), [("n1".into(), 2 * SOME + 501)].into());
+    assert_eq!(world.spread("s"), [("n1".into(), 2 * SOME + 502)].into());
 }
 
 #[test]
