@@ -1,5 +1,6 @@
 //! Claims of tasks on room that is to become free.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use swarm_api::v1::generic_resource::Resource;
@@ -30,6 +31,7 @@ impl State {
             self.nodes.volumes.enter(&id, &node, &task.spec, &volumes.unwrap_or_default());
         }
         self.claimed.insert((claim.slot, id.clone()));
+        self.claims_end.insert((claim.until, id.clone()));
         self.places.insert(id, At::Claimed(Box::new((placed, task.clone(), claim))));
     }
 
@@ -84,12 +86,23 @@ impl State {
         info
     }
 
-    /// Claims with their tasks.
+    /// Tasks with claims on these nodes, and those whose claims are to be given up by now; by nodes.
+    pub(crate) fn claims_to_look_at(&self, slots: &[Slot], now: Duration) -> Vec<Text> {
+        let on_them =
+            slots.iter().flat_map(|slot| self.claims_on(*slot)).map(|(id, _, claim)| (claim.slot, id));
+        let over = self.claims_end.iter().take_while(|(until, _)| *until <= now);
+        let over = over.filter_map(|(_, id)| self.claim_of(id)).map(|(id, _, claim)| (claim.slot, id));
+        let look: BTreeSet<(Slot, &Text)> = on_them.chain(over).collect();
+        look.into_iter().map(|(_, id)| id.clone()).collect()
+    }
+
+    /// All claims.
+    #[cfg(test)]
     pub(crate) fn claims(&self) -> impl Iterator<Item = (&Text, &Placed, &Claim)> {
         self.claimed.iter().filter_map(|(_, id)| self.claim_of(id))
     }
 
-    /// Those on one node.
+    /// The claims on one node, with their tasks.
     pub(crate) fn claims_on(&self, slot: Slot) -> impl Iterator<Item = (&Text, &Placed, &Claim)> {
         let of_slot = self.claimed.range((slot, Text::default())..);
         of_slot.take_while(move |(other, _)| *other == slot).filter_map(|(_, id)| self.claim_of(id))
@@ -104,7 +117,7 @@ impl State {
 
     /// When the next claim is given up.
     pub(crate) fn next_claim(&self) -> Option<Duration> {
-        self.claims().map(|(.., claim)| claim.until).min()
+        self.claims_end.first().map(|(until, _)| *until)
     }
 
     /// Ends a claim, and gives back the task, which is nowhere now.
@@ -115,6 +128,7 @@ impl State {
         let (id, At::Claimed(claimed)) = self.places.remove(id)? else { return None };
         let (placed, task, claim) = *claimed;
         self.nodes.volumes.leave(&id);
+        self.claims_end.remove(&(claim.until, id.clone()));
         self.claimed.remove(&(claim.slot, id));
         if placed.is_on(&self.nodes) {
             self.nodes.leave(placed.slot(), placed.service, placed.holding());

@@ -381,9 +381,7 @@ impl Pass<'_> {
     /// nothing are given up.
     pub(crate) fn redeem(&mut self, changed: &[Slot]) {
         let now = self.now.mono;
-        let look = |claim: &Claim| claim.until <= now || changed.binary_search(&claim.slot).is_ok();
-        let look = self.state.claims().filter(|(.., claim)| look(claim)).map(|(id, ..)| id.clone());
-        for id in look.collect::<Vec<Text>>() {
+        for id in self.state.claims_to_look_at(changed, now) {
             let Some(At::Claimed(claimed)) = self.state.places.get(&id) else { continue };
             let (placed, _, claim) = &**claimed;
             let (slot, until, requirements) = (claim.slot, claim.until, claim.requirements.clone());

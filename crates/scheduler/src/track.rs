@@ -71,6 +71,8 @@ pub(crate) struct State {
     pub(crate) displacements: u32,
     /// Tasks with claims, by the slot of the node.
     pub(crate) claimed: BTreeSet<(Slot, Text)>,
+    /// The same, by when their claims are given up.
+    pub(crate) claims_end: BTreeSet<(Duration, Text)>,
     /// Tasks whose claims came to nothing, and until when they get no other.
     pub(crate) gave_up: BTreeMap<Text, Duration>,
     /// The lowest priority of a service, if it is known.
