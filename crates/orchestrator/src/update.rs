@@ -4,6 +4,7 @@
 
 mod found;
 mod pace;
+mod work;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, SystemTime};
@@ -26,38 +27,11 @@ use crate::status;
 use found::{began, is_under_way};
 pub(crate) use found::{evidence, has_evidence};
 pub(crate) use pace::{Pace, config_of};
+use work::{Work, Works};
 
 /// How long a new task may wait for a node before it counts as failed. Without a limit one that fits nowhere
 /// would keep the update in UPDATING for ever (`orchestration.md` §20.12).
 pub(crate) const PLACEMENT_LIMIT: Duration = Duration::from_secs(600);
-
-/// One place at work.
-#[derive(Debug)]
-struct Work {
-    /// The task that is to run there.
-    task: String,
-    /// By when it must have a node, unless it has one.
-    limit: Option<Duration>,
-    /// The update did not make it: a rebalancing did, an earlier leader, or a restart. It is nobody's failure, and
-    /// the limit holds even if it has a node.
-    found: bool,
-}
-
-impl Work {
-    fn new(now: Duration, task: String) -> Work {
-        Work { task, limit: Some(now + PLACEMENT_LIMIT), found: false }
-    }
-
-    /// `None` if the task was made so long ago that nobody need wait for it.
-    fn found(now: Now, task: &Task) -> Option<Work> {
-        let left = now.remaining(created_at(task), PLACEMENT_LIMIT);
-        (!left.is_zero()).then(|| Work {
-            task: task.id.to_string(),
-            limit: Some(now.mono + left),
-            found: true,
-        })
-    }
-}
 
 /// One service's update.
 #[derive(Debug)]
@@ -70,7 +44,7 @@ struct Update {
     /// Places that need or needed a new task: what the failure ratio refers to.
     needed: BTreeSet<Place>,
     todo: VecDeque<Place>,
-    work: BTreeMap<Place, Work>,
+    work: Works,
     /// When workers that rest after a place may go on.
     resting: Vec<Duration>,
     /// Places that this update gave a new task.
@@ -93,7 +67,7 @@ impl Update {
             pace: Pace::of(service),
             needed: BTreeSet::new(),
             todo: VecDeque::new(),
-            work: BTreeMap::new(),
+            work: Works::default(),
             resting: Vec::new(),
             started: BTreeSet::new(),
             failed: BTreeSet::new(),
@@ -112,7 +86,7 @@ impl Update {
 
     /// Adds places that need a new task and are not known yet.
     fn add(&mut self, places: Vec<Place>) {
-        let known: BTreeSet<&Place> = self.todo.iter().chain(self.work.keys()).collect();
+        let known: BTreeSet<&Place> = self.todo.iter().chain(self.work.places()).collect();
         let new: Vec<Place> = places.into_iter().filter(|p| !known.contains(p)).collect();
         if !new.is_empty() {
             self.finish = None;
@@ -124,7 +98,7 @@ impl Update {
     /// Only these places still belong to the service. What was done elsewhere, or failed there, says nothing of them.
     fn keep(&mut self, is_kept: impl Fn(&Place) -> bool) {
         self.todo.retain(&is_kept);
-        self.work.retain(|place, _| is_kept(place));
+        self.work.keep(&is_kept);
         for places in [&mut self.needed, &mut self.started, &mut self.failed] {
             places.retain(&is_kept);
         }
@@ -135,8 +109,7 @@ impl Update {
     }
 
     fn next(&self) -> Option<Duration> {
-        let limits = self.work.values().filter_map(|w| w.limit);
-        limits.chain(self.resting.iter().copied()).chain(self.finish).min()
+        self.work.next().into_iter().chain(self.resting.iter().copied()).chain(self.finish).min()
     }
 }
 
@@ -186,7 +159,7 @@ impl Updates {
                 update.version = version(service);
                 update.keep(|place| places.contains_key(place));
                 // A task that was never written leaves its place to be done again.
-                update.work.retain(|_, work| tables.tasks().get(&work.task).is_some());
+                update.work.keep_existing(tables);
                 update.add(todo);
                 Some(update)
             }
@@ -230,7 +203,7 @@ impl Updates {
         for (place, task) in moves {
             let task = tables.tasks().get(&task).filter(|t| !is_dirty(tables, service, t));
             if let Some(work) = task.and_then(|t| Work::found(now, t)) {
-                update.work.entry(place).or_insert(work);
+                update.work.insert_new(place, work);
             }
         }
     }
@@ -243,7 +216,7 @@ impl Updates {
     /// The place has left the service, or nothing is to be changed there for now.
     pub(crate) fn leave(&mut self, service: &str, place: &Place) {
         let Some(update) = self.running.get_mut(service) else { return };
-        let (worked, needed) = (update.work.remove(place).is_some(), update.needed.remove(place));
+        let (worked, needed) = (update.work.remove(place), update.needed.remove(place));
         if needed {
             update.todo.retain(|p| p != place);
             update.started.remove(place);
@@ -257,7 +230,7 @@ impl Updates {
     /// Whether the update of the service will see to the place, or does.
     pub(crate) fn sees_to(&self, service: &str, place: &Place) -> bool {
         let update = self.running.get(service);
-        update.is_some_and(|u| u.work.contains_key(place) || u.todo.contains(place))
+        update.is_some_and(|u| u.work.contains(place) || u.todo.contains(place))
     }
 
     /// The service is gone or not ours any more.
@@ -273,6 +246,7 @@ impl Updates {
         self.touched.insert(task.service_id.to_string());
         let Some(service) = tables.services().get(&task.service_id) else { return };
         let place = Place::of(service, task);
+        update.work.note(&place);
         let is_new = !is_dirty(tables, service, task);
         if !update.started.contains(&place) || !is_new || matches!(event, Event::Removed(_)) {
             return;
@@ -354,7 +328,14 @@ fn step(
     plan: &mut Plan<'_>,
 ) -> Step {
     let now = ctx.now.mono;
-    finish_places(update, now, tables);
+    let finished = update.work.finish(now, tables);
+    for (place, task) in finished.stuck {
+        update.failed.insert(place);
+        update.culprit = task;
+    }
+    if !update.pace.delay.is_zero() {
+        update.resting.extend(std::iter::repeat_n(now + update.pace.delay, finished.count));
+    }
     update.resting.retain(|until| *until > now);
     if update.is_over_ratio() {
         let action = if is_rolling_back(service) { FailureAction::Pause } else { update.pace.action };
@@ -390,35 +371,6 @@ fn step(
     tracing::info!(service.id = service.id, "update is complete");
     plan.push_service(&service.id, status::complete(service, ctx.now.wall));
     Step::Over
-}
-
-/// Takes out places whose new task runs, has ended, is not wanted any more, or finds no node.
-fn finish_places(update: &mut Update, now: Duration, tables: &Tables) {
-    let mut stuck = Vec::new();
-    let before = update.work.len();
-    update.work.retain(|place, work| {
-        let Some(task) = tables.tasks().get(&work.task) else { return false };
-        if task.status.reached(TaskState::Running) || task.desired_state > TaskState::Complete as i32 {
-            return false;
-        }
-        if task.status.reached(TaskState::Assigned) && !work.found {
-            work.limit = None;
-        } else if work.limit.is_some_and(|limit| limit <= now) {
-            if !work.found {
-                stuck.push((place.clone(), work.task.clone()));
-            }
-            return false;
-        }
-        true
-    });
-    for (place, task) in stuck {
-        update.failed.insert(place);
-        update.culprit = task;
-    }
-    if !update.pace.delay.is_zero() {
-        let rest = now + update.pace.delay;
-        update.resting.extend(std::iter::repeat_n(rest, before - update.work.len()));
-    }
 }
 
 /// Gives a place what the spec asks for. Returns the task to wait for, if there is one.

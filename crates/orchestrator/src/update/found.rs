@@ -80,7 +80,7 @@ impl Update {
                 && !is_restart(place, task)
                 && let Some(work) = Work::found(now, task)
             {
-                self.work.entry(place.clone()).or_insert(work);
+                self.work.insert_new(place.clone(), work);
             }
         }
         // Where a new task is there already, nothing has to be made: these places are seen to before others are begun.
@@ -99,7 +99,7 @@ impl Update {
 
     /// Whether something is left of it: something to do, failures that end it, or new tasks that must be watched.
     pub(super) fn is_to_go_on(&mut self, now: Duration) -> bool {
-        if !self.todo.is_empty() || self.work.keys().any(|place| self.started.contains(place)) {
+        if !self.todo.is_empty() || self.work.places().any(|place| self.started.contains(place)) {
             return true;
         }
         self.work.clear(); // that of others
