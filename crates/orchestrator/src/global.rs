@@ -133,6 +133,8 @@ impl Global {
             let Some(task) = tables.tasks().get(&id).filter(|t| needs_restart(&tables, t)) else { continue };
             let Some(service) = service(&tables, &task.service_id) else { continue };
             let node = tables.nodes().get(&task.node_id);
+            // Nobody tells us of what we decide.
+            self.updates.note(&service.id, &place);
             if node.is_none() {
                 plan.push_task(&place, task, remove(task));
             } else if fit(self.constraints(&service.id), node) != Fit::Serves {

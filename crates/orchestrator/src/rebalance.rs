@@ -163,15 +163,17 @@ impl Rebalancer {
         self.due.values().copied().chain(self.running.values().filter_map(Balance::next)).min()
     }
 
-    /// Moves on what is due or has news. `is_busy` tells of services that must wait, since they are being updated.
+    /// Moves on what is due or has news. `is_busy` tells of services that must wait, since they are being updated. Returns
+    /// services of which a move was given up: the place may be without a task now.
     pub(crate) fn advance(
         &mut self,
         ctx: &mut Ctx<'_>,
         restarter: &mut Restarter,
         is_busy: impl Fn(&Service) -> bool,
         plan: &mut Plan<'_>,
-    ) {
+    ) -> BTreeSet<String> {
         let now = ctx.now.mono;
+        let mut again = BTreeSet::new();
         let mut due = std::mem::take(&mut self.held_up);
         let is_due = |_: &String, at: &mut Duration| *at <= now;
         due.extend(self.due.extract_if(.., is_due).map(|(id, _)| id).take(MOST));
@@ -201,7 +203,11 @@ impl Rebalancer {
             } else {
                 true
             };
-            if has_work && balance.step(ctx, service, (restarter, &mut looker), plan) {
+            let goes_on = has_work && balance.step(ctx, service, (restarter, &mut looker), plan);
+            if std::mem::take(&mut balance.gave_up) {
+                again.insert(id.clone());
+            }
+            if goes_on {
                 self.running.insert(id, balance);
             } else if balance.waits {
                 if balance.may_go_on() {
@@ -212,6 +218,7 @@ impl Rebalancer {
                 plan.push_service(&service.id, status::rebalanced(service));
             }
         }
+        again
     }
 }
 

@@ -81,6 +81,8 @@ impl Replicated {
             let Some((service, _)) = service(&tables, &task.service_id) else { continue };
             if let Some(group) = self.restarter.restart(ctx, &tables, service, task) {
                 plan.push(&service.id, &place, group.patches);
+                // Nobody tells us of what we decide.
+                self.updates.note(&service.id, &place);
             }
         }
     }
@@ -254,7 +256,8 @@ impl Reconciler for Replicated {
         self.dirty.append(&mut self.updates.advance(ctx, &mut self.restarter, &mut plan));
         let updates = &self.updates;
         let busy = |service: &Service| updates.is_running(&service.id) || is_updated(service);
-        self.rebalancer.advance(ctx, &mut self.restarter, busy, &mut plan);
+        let mut given_up = self.rebalancer.advance(ctx, &mut self.restarter, busy, &mut plan);
+        self.dirty.append(&mut given_up);
         let more = (!self.dirty.is_empty()).then_some(ctx.now.mono);
         let due = [more, self.restarter.next(), self.updates.next(), self.rebalancer.next()];
         let wake_at = due.into_iter().flatten().min();

@@ -160,6 +160,7 @@ impl Updates {
                 update.keep(|place| places.contains_key(place));
                 // A task that was never written leaves its place to be done again.
                 update.work.keep_existing(tables);
+                update.work.note_all();
                 update.add(todo);
                 Some(update)
             }
@@ -205,6 +206,14 @@ impl Updates {
             if let Some(work) = task.and_then(|t| Work::found(now, t)) {
                 update.work.insert_new(place, work);
             }
+        }
+    }
+
+    /// Something is decided about a task of the place.
+    pub(crate) fn note(&mut self, service: &str, place: &Place) {
+        if let Some(update) = self.running.get_mut(service) {
+            update.work.note(place);
+            self.touched.insert(service.to_owned());
         }
     }
 

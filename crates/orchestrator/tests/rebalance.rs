@@ -377,6 +377,29 @@ fn a_move_whose_node_has_been_filled_meanwhile_goes_elsewhere() {
     assert!(states.iter().all(|state| *state == Running), "nothing waits for the full node: {states:?}");
 }
 
+/// The old task fails while the new one waits for its node: whoever gives the new one up sees to the slot.
+#[test]
+fn a_slot_whose_move_is_given_up_gets_another_task() {
+    let mut web = automatic(4, started_first(1));
+    let spread = SpreadOver { spread_descriptor: "node.labels.az".into() };
+    let preference = PlacementPreference { preference: Some(Preference::Spread(spread)) };
+    web.spec.task.placement = Some(Placement { preferences: vec![preference], ..Default::default() });
+    let mut sim = on(&["n1"], &web);
+    assert_eq!(loads(&sim, ["n1"]), [4]);
+    // Nobody schedules: the new task waits.
+    sim.lead(alone());
+    sim.add_node("n2");
+    sim.advance(secs(10));
+    let new = sim.live("web").into_iter().find(|t| t.node_id == "n2").unwrap();
+    let old = sim.live("web").into_iter().find(|t| t.slot == new.slot && t.id != new.id).unwrap();
+    sim.report(&old.id, Failed, "broken");
+    sim.advance(secs(10));
+    assert_eq!(sim.live("web").len(), 4, "the new one is to take its place");
+    sim.advance(secs(30));
+    let left: Vec<_> = sim.live("web").into_iter().filter(|t| t.slot == new.slot).collect();
+    assert!(left.len() == 1 && left[0].id != new.id, "{:?}", states(&left));
+}
+
 #[test]
 fn an_update_comes_first() {
     let update = UpdateConfig { delay: wire(secs(10)).unwrap(), ..at_once(1) };

@@ -213,9 +213,8 @@ impl Brain {
         if error == Error::TooLarge && numbers.len() > 1 {
             // The estimate was too low: go on with halves, before everything that was decided later.
             let bytes = (2 * MAX_BATCH_BYTES).div_ceil(numbers.len());
-            for number in numbers.into_iter().rev() {
-                self.ready.push_front(Ready { number, bytes });
-            }
+            self.ready.extend(numbers.into_iter().map(|number| Ready { number, bytes }));
+            self.ready.make_contiguous().sort_by_key(|ready| ready.number);
             return;
         }
         let lost = matches!(error, Error::LostLeadership | Error::Stopped);

@@ -54,10 +54,16 @@ impl Control {
                 if tx.nodes().get(node_id).is_none() {
                     return Err(Error::not_found("node", node_id));
                 }
-                if tx.tasks().by_node(node_id).filter(|task| is_attachment(task)).count() >= MOST {
-                    return Err(Error::Busy(format!(
-                        "node {node_id} has {MOST} attachments, as many as it can have"
-                    )));
+                let there = || tx.tasks().by_node(node_id).filter(|task| is_attachment(task));
+                if there().count() >= MOST {
+                    // One that has ended, and that the node has not detached, makes room.
+                    let ended = there().find(|task| task.status.reached(TaskState::Complete));
+                    let Some(ended) = ended.map(|task| task.id.clone()) else {
+                        return Err(Error::Busy(format!(
+                            "node {node_id} has {MOST} attachments, as many as it can have"
+                        )));
+                    };
+                    tx.remove::<Task>(&ended)?;
                 }
                 let network = find(tx, &target)?.id.clone();
                 let task = pending.get();

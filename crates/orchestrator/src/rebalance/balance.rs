@@ -59,6 +59,8 @@ pub(super) struct Balance {
     resting: Vec<Duration>,
     /// Until when new tasks are watched.
     watched: BTreeMap<String, Duration>,
+    /// A move was given up.
+    pub(super) gave_up: bool,
     /// Tasks that come and go by what was planned.
     expected: BTreeSet<Text>,
 }
@@ -168,7 +170,7 @@ impl Balance {
     /// Takes out moves that are over: the new task runs, or will not.
     fn finish_moves(&mut self, now: Duration, pace: &Pace, tables: &Tables, plan: &mut Plan<'_>) {
         let before = self.at_work.len();
-        let (watched, failed) = (&mut self.watched, &mut self.failed);
+        let (watched, failed, gave_up) = (&mut self.watched, &mut self.failed, &mut self.gave_up);
         self.at_work.retain(|place, Move { old, new, found, limit, bound_until }| {
             let Some(task) = tables.tasks().get(new) else { return false };
             if has_ended(task) {
@@ -193,6 +195,7 @@ impl Balance {
             } else if bound_until.is_some_and(|limit| limit <= now) {
                 // It can go nowhere else. That is nobody's failure: others came first.
                 plan.push_task(place, task, remove(task));
+                *gave_up = true;
                 return false;
             } else if limit.is_some_and(|limit| limit <= now) {
                 if *found {
@@ -201,11 +204,15 @@ impl Balance {
                 *failed += 1;
                 if pace.start_first() {
                     plan.push_task(place, task, shut_down(task));
+                    *gave_up = true;
                 }
                 return false;
             }
             true
         });
+        if self.gave_up {
+            self.planned = None;
+        }
         if !pace.delay.is_zero() {
             self.resting.extend(std::iter::repeat_n(now + pace.delay, before - self.at_work.len()));
         }

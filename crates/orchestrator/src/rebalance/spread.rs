@@ -24,7 +24,7 @@ pub(crate) struct Accounts(Vec<NodeInfo>);
 impl Accounts {
     pub(crate) fn of(tables: &Tables) -> Accounts {
         let usable = tables.nodes().iter().filter(|n| n.is_usable());
-        Accounts(usable.map(|node| account(tables, node)).collect())
+        Accounts(usable.map(|node| account(tables, node, may_run)).collect())
     }
 }
 
@@ -112,16 +112,18 @@ pub(crate) fn look(
 /// The scheduler would put one more like this task on the node as it is now.
 pub(super) fn still_fits(tables: &Tables, like: &Task, node: &str) -> bool {
     let Some(node) = tables.nodes().get(node).filter(|node| node.is_usable()) else { return false };
-    let info = account(tables, node);
+    // Those that come with this node and are not there yet count as well.
+    let counts = |t: &Task| may_run(t) || (is_live(t) && !has_ended(t));
+    let info = account(tables, node, counts);
     let of_service = tables.tasks().by_node(&node.id).filter(|t| t.service_id == like.service_id);
-    let of_service = of_service.filter(|t| may_run(t) && is_live(t)).count();
+    let of_service = of_service.filter(|t| counts(t) && is_live(t)).count();
     Wishes::of(like).fit(&info, of_service as u32)
 }
 
-/// What is held on a node.
-fn account(tables: &Tables, node: &Shared<Node>) -> NodeInfo {
+/// What is held on a node by those tasks that count.
+fn account(tables: &Tables, node: &Shared<Node>, counts: impl Fn(&Task) -> bool) -> NodeInfo {
     let mut info = NodeInfo::new(Shared::clone(node));
-    for task in tables.tasks().by_node(&node.id).filter(|t| may_run(t)) {
+    for task in tables.tasks().by_node(&node.id).filter(|t| counts(t)) {
         let generic = &task.assigned_generic_resources;
         info.add(Holding { active: is_live(task), ..Holding::of(task, generic) });
     }

@@ -14,7 +14,7 @@ use super::{Pace, Update, Work};
 use crate::dirty::is_dirty;
 use crate::place::{Place, is_rolling_back, newest};
 use crate::restart::ended_by_itself;
-use crate::spec::{self, created_at, has_ended, heard_at, is_live, iteration};
+use crate::spec::{self, created_at, ended_at, has_ended, heard_at, is_live, iteration};
 
 impl Update {
     /// Takes over what a predecessor's update had achieved: the places it had finished, those where it had failed, and
@@ -69,7 +69,7 @@ impl Update {
         let clean = |t: &Shared<Task>| is_live(t) && !has_ended(t) && !is_dirty(tables, service, t);
         // Held for no other reason than the delay of restarts.
         let is_restart = |place: &Place, task: &Task| {
-            let ended_before = |t: &Task| has_ended(t) && heard_at(t) <= Some(created_at(task));
+            let ended_before = |t: &Task| has_ended(t) && ended_at(t) <= Some(created_at(task));
             let mut others = place.tasks(tables, &service.id).into_iter().filter(|t| t.id != task.id);
             task.desired_state() == TaskState::Ready && others.all(|t| ended_before(t))
         };
@@ -115,7 +115,7 @@ pub(super) fn began(tables: &Tables, service: &Service) -> Option<SystemTime> {
     let status = service.update_status.as_ref().filter(|_| is_under_way(service))?;
     let began = status.started_at.as_ref().map_or(SystemTime::UNIX_EPOCH, duration::to_system_time);
     let culprit = status.culprit().and_then(|id| tables.tasks().get(id));
-    let ended = culprit.filter(|t| ended_by_itself(t)).and_then(|t| heard_at(t));
+    let ended = culprit.filter(|t| ended_by_itself(t)).and_then(|t| ended_at(t));
     Some(ended.map_or(began, |ended| began.max(ended)))
 }
 
@@ -141,8 +141,7 @@ fn failed_early(task: &Task, place: &[&Shared<Task>], monitor: Duration) -> bool
         return false;
     }
     let by_manager = ended_by_manager(task);
-    let managers = task.status.timestamp.as_ref().map(duration::to_system_time);
-    let Some(end) = (if by_manager { managers } else { heard_at(task) }) else { return true };
+    let Some(end) = ended_at(task) else { return true };
     // Another one was made while it went on: it was to stop, however it ended.
     if place.iter().any(|t| created_at(t) > created_at(task) && created_at(t) < end) {
         return false;
@@ -165,9 +164,9 @@ fn may_begin(task: &Task, place: &[&Shared<Task>]) -> SystemTime {
 /// Of the tasks that were in the place before this one, and ended before it, the one that ended last.
 fn predecessor<'a>(task: &Task, place: &[&'a Shared<Task>]) -> Option<(SystemTime, &'a Shared<Task>)> {
     let before = |t: &&&'a Shared<Task>| t.id != task.id && created_at(t) <= created_at(task) && has_ended(t);
-    let ended = place.iter().filter(before).filter_map(|t| Some((heard_at(t)?, *t)));
+    let ended = place.iter().filter(before).filter_map(|t| Some((ended_at(t)?, *t)));
     ended
-        .filter(|(at, _)| heard_at(task).is_none_or(|end| *at <= end))
+        .filter(|(at, _)| ended_at(task).is_none_or(|end| *at <= end))
         .max_by_key(|(at, t)| (*at, t.id.clone()))
 }
 

@@ -127,6 +127,11 @@ impl Works {
         }
     }
 
+    /// Something may have become of any of them.
+    pub(super) fn note_all(&mut self) {
+        self.news.extend(self.by_place.keys().cloned());
+    }
+
     /// When the next limit ends.
     pub(super) fn next(&self) -> Option<Duration> {
         self.limits.first().map(|(at, _)| *at)

@@ -158,3 +158,31 @@ fn an_update_outlives_a_turn_that_has_too_much_to_do() {
         "it still rests after the first"
     );
 }
+
+/// Its task is lost with its node, and by its policy nobody takes its place: nothing more is to come of it.
+#[test]
+fn an_update_does_not_wait_for_a_task_that_is_lost_for_good() {
+    let once = RestartPolicy { condition: Never as i32, ..Default::default() };
+    let goes_on = UpdateConfig { failure_action: FailureAction::Continue as i32, ..config(1) };
+    let web = with_restart(web(2, goes_on), once);
+    let mut sim = Sim::new(|tx| {
+        ["n1", "n2"].iter().for_each(|id| drop(tx.create(node(id)).unwrap()));
+        tx.create(web.clone()).unwrap();
+    });
+    sim.lead(everything());
+    sim.settle();
+    sim.behaviour = Box::new(|task| match (image(task), task.status.state()) {
+        ("new", TaskState::Preparing) => None,
+        ("new", _) => Some((TaskState::Preparing, "")),
+        _ => swarm_reconcile::sim::healthy(task),
+    });
+    set_image(&mut sim, "new");
+    sim.advance(secs(1));
+    let first = sim.live("web").into_iter().find(|t| image(t) == "new").unwrap();
+    assert_eq!(first.status.state(), TaskState::Preparing);
+    sim.silent.push(first.node_id.to_string());
+    sim.edit_node(&first.node_id, |n| n.status.state = swarm_api::v1::node_status::State::Down as i32);
+    sim.advance(secs(60));
+    let second = sim.tasks("web").into_iter().filter(|t| image(t) == "new" && t.slot != first.slot).count();
+    assert_eq!(second, 1, "the update goes on in the other slot");
+}

@@ -129,5 +129,15 @@ async fn a_node_has_so_many_attachments_at_most() {
     fails(control.attach_network("n1", asks("lan")).await, Code::ResourceExhausted, text);
     control.attach_network("n2", asks(&lan.id)).await.unwrap();
     control.detach_network("n1", &first).await.unwrap();
+    let last = control.attach_network("n1", asks("lan")).await.unwrap();
+    // One that has ended takes nobody's room.
+    let ended = control.store.update::<_, swarm_store::Error, _>(|tx| {
+        let mut task = tx.tasks().get("t7").unwrap().clone();
+        task.status.state = TaskState::Failed as i32;
+        tx.update(task).map(drop)
+    });
+    ended.await.unwrap();
     control.attach_network("n1", asks("lan")).await.unwrap();
+    let view = control.store.view();
+    assert!(view.tasks().get("t7").is_none() && view.tasks().get(&last).is_some());
 }
