@@ -38,6 +38,13 @@ fn started_first(parallelism: u64) -> UpdateConfig {
     UpdateConfig { order: UpdateOrder::StartFirst as i32, ..at_once(parallelism) }
 }
 
+/// The service is spread over this label.
+fn prefer(web: &mut Service, label: &str) {
+    let spread = SpreadOver { spread_descriptor: label.into() };
+    let preference = PlacementPreference { preference: Some(Preference::Spread(spread)) };
+    web.spec.task.placement = Some(Placement { preferences: vec![preference], ..Default::default() });
+}
+
 /// A cluster of these nodes on which the service runs.
 fn on(nodes: &[&str], web: &Service) -> Sim {
     let mut sim = Sim::new(|tx| {
@@ -300,9 +307,7 @@ fn a_small_node_gets_what_it_has_room_for() {
 #[test]
 fn a_spread_over_branches_is_kept() {
     let mut web = automatic(8, at_once(0));
-    let spread = SpreadOver { spread_descriptor: "node.labels.az".into() };
-    let preference = PlacementPreference { preference: Some(Preference::Spread(spread)) };
-    web.spec.task.placement = Some(Placement { preferences: vec![preference], ..Default::default() });
+    prefer(&mut web, "node.labels.az");
     let in_zone = |id: &str, zone: &str| {
         let mut node = node(id);
         node.spec.annotations.labels.insert("az".into(), zone.into());
@@ -338,9 +343,7 @@ fn a_move_whose_node_has_been_filled_meanwhile_goes_elsewhere() {
         let reservations = Some(Resources { nano_cpus: cpus, ..Default::default() });
         Some(ResourceRequirements { reservations, ..Default::default() })
     };
-    let spread = SpreadOver { spread_descriptor: "node.labels.az".into() };
-    let preference = PlacementPreference { preference: Some(Preference::Spread(spread)) };
-    web.spec.task.placement = Some(Placement { preferences: vec![preference], ..Default::default() });
+    prefer(&mut web, "node.labels.az");
     web.spec.task.resources = reserved(1);
     let in_zone = |id: &str, zone: &str| {
         let mut node = node(id);
@@ -381,9 +384,7 @@ fn a_move_whose_node_has_been_filled_meanwhile_goes_elsewhere() {
 #[test]
 fn a_slot_whose_move_is_given_up_gets_another_task() {
     let mut web = automatic(4, started_first(1));
-    let spread = SpreadOver { spread_descriptor: "node.labels.az".into() };
-    let preference = PlacementPreference { preference: Some(Preference::Spread(spread)) };
-    web.spec.task.placement = Some(Placement { preferences: vec![preference], ..Default::default() });
+    prefer(&mut web, "node.labels.az");
     let mut sim = on(&["n1"], &web);
     assert_eq!(loads(&sim, ["n1"]), [4]);
     // Nobody schedules: the new task waits.

@@ -13,6 +13,11 @@ use crate::preempt::{MOST_NODES, policy_of};
 use crate::scheduler::Pass;
 use crate::verdict::{Tally, Verdict};
 
+/// The task comes with its node, and belongs to a slot of its service, not to the node: a rebalancing moves it there.
+pub(crate) fn was_moved(task: &Task) -> bool {
+    task.slot != 0 && !task.node_id.is_empty()
+}
+
 impl Pass<'_> {
     /// Looks at the tasks that wait for nodes of their own: new ones, and those of nodes that changed. Those with a higher
     /// priority come first.
@@ -74,8 +79,8 @@ impl Pass<'_> {
         if verdict == Verdict::Fits {
             self.state.forget(id);
             self.put(id, task, &requirements, slot);
-        } else if task.slot != 0 || !self.preempt_on(id, task, &requirements, service, slot) {
-            // One that has a slot is to be moved there, for which nobody has to go.
+        } else if was_moved(task) || !self.preempt_on(id, task, &requirements, service, slot) {
+            // That it moves is worth nobody's place.
             let mut tally = Tally::default();
             tally.add(verdict);
             self.explain(task, &tally.explanation(requirements.runtime()));

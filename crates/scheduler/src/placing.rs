@@ -6,6 +6,7 @@ use swarm_api::v1::{GenericResource, Task, TaskState};
 use swarm_api::{Kind, Shared, Text, text};
 use swarm_reconcile::{Assignment, Group as Change, Guard, Patch, Write};
 
+use crate::bound::was_moved;
 use crate::filter::Requirements;
 use crate::nodes::{Nodes, Slot};
 use crate::places::{At, Load, Placed};
@@ -276,8 +277,8 @@ impl Pass<'_> {
         };
         let placed = Placed::new(&state.nodes, slot, service, load, generic.clone(), self.number);
         let bound = !task.node_id.is_empty();
-        // One that has a slot as well was moved there.
-        state.places.insert(id.clone(), At::Placed(Placed { bound: bound && task.slot == 0, ..placed }));
+        let of_node = bound && !was_moved(task);
+        state.places.insert(id.clone(), At::Placed(Placed { bound: of_node, ..placed }));
         let message = if bound { CONFIRMED.clone() } else { ASSIGNED.clone() };
         let node = state.nodes.get(slot).id.clone();
         let assignment = Assignment { task: id.clone(), node, bound, generic, message };

@@ -13,6 +13,7 @@ use swarm_placement::{FAILURE_LIMIT, FAILURE_WINDOW};
 use swarm_reconcile::{Now, Sizer};
 use swarm_store::Tables;
 
+use crate::bound::was_moved;
 use crate::depends::Gates;
 use crate::ended::{failed_ago, held_for};
 use crate::nodes::{Nodes, Slot};
@@ -327,7 +328,7 @@ impl State {
         let active = until.is_none() && task.desired_state <= TaskState::Complete as i32;
         let known = self.places.get_mut(task.id.as_str());
         let bound = match &known {
-            Some(At::Bound(_)) => task.slot == 0,
+            Some(At::Bound(_)) => !was_moved(task),
             Some(At::Placed(known)) => known.bound,
             _ => is_global(task, tables),
         };

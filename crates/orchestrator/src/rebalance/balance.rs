@@ -21,6 +21,11 @@ use crate::update::{PLACEMENT_LIMIT, Pace, remove};
 /// How long a task that comes with its node waits for it.
 const BOUND_LIMIT: Duration = Duration::from_secs(30);
 
+/// By when a new task must have a node.
+fn limit_of(now: Duration, bound: bool) -> Option<Duration> {
+    Some(now + if bound { BOUND_LIMIT } else { PLACEMENT_LIMIT })
+}
+
 /// Tasks are spread over branches, and not over nodes alone.
 fn has_branches(service: &Service) -> bool {
     service.spec.task.placement.as_ref().is_some_and(|placement| !placement.preferences.is_empty())
@@ -36,8 +41,8 @@ pub(crate) struct Move {
     pub(super) found: bool,
     /// By when the new task must have a node, unless it has one.
     limit: Option<Duration>,
-    /// By when one that comes with its node must be there, unless it is.
-    bound_until: Option<Duration>,
+    /// It comes with its node: it can go nowhere else.
+    bound: bool,
 }
 
 /// One service that is being rebalanced.
@@ -77,11 +82,10 @@ impl Balance {
             };
             let Some(new) = tasks.iter().rfind(comes) else { continue };
             let old = tasks.iter().find(|t| is_live(t) && t.id != new.id).map(|t| t.id.to_string());
-            let limit = Some(now.mono + PLACEMENT_LIMIT);
             let is_bound = !new.node_id.is_empty() && !new.status.reached(TaskState::Assigned);
-            let bound_until = is_bound.then_some(now.mono + BOUND_LIMIT);
             let new = new.id.to_string();
-            balance.at_work.insert(place, Move { old, new, found: true, limit, bound_until });
+            let limit = limit_of(now.mono, is_bound);
+            balance.at_work.insert(place, Move { old, new, found: true, limit, bound: is_bound });
         }
         balance
     }
@@ -105,7 +109,7 @@ impl Balance {
 
     /// When something is due even without news.
     pub(super) fn next(&self) -> Option<Duration> {
-        let limits = self.at_work.values().flat_map(|m| [m.limit, m.bound_until]).flatten();
+        let limits = self.at_work.values().filter_map(|m| m.limit);
         limits.chain(self.resting.iter().copied()).chain(self.watched.values().copied()).min()
     }
 
@@ -171,7 +175,7 @@ impl Balance {
     fn finish_moves(&mut self, now: Duration, pace: &Pace, tables: &Tables, plan: &mut Plan<'_>) {
         let before = self.at_work.len();
         let (watched, failed, gave_up) = (&mut self.watched, &mut self.failed, &mut self.gave_up);
-        self.at_work.retain(|place, Move { old, new, found, limit, bound_until }| {
+        self.at_work.retain(|place, Move { old, new, found, limit, bound }| {
             let Some(task) = tables.tasks().get(new) else { return false };
             if has_ended(task) {
                 *failed += usize::from(!*found && task.status.state() != TaskState::Shutdown);
@@ -191,9 +195,9 @@ impl Balance {
                 return false;
             }
             if task.status.reached(TaskState::Assigned) {
-                (*limit, *bound_until) = (None, None);
-            } else if bound_until.is_some_and(|limit| limit <= now) {
-                // It can go nowhere else. That is nobody's failure: others came first.
+                *limit = None;
+            } else if *bound && limit.is_some_and(|limit| limit <= now) {
+                // That is nobody's failure: others came first.
                 plan.push_task(place, task, remove(task));
                 *gave_up = true;
                 return false;
@@ -261,8 +265,7 @@ impl Balance {
         plan.push(&service.id, &place, patches);
         self.budget -= 1;
         self.expected.extend([old.id.clone(), new.as_str().into()]);
-        let limit = Some(ctx.now.mono + PLACEMENT_LIMIT);
-        let (old, bound_until) = (Some(old.id.to_string()), bound.then_some(ctx.now.mono + BOUND_LIMIT));
-        self.at_work.insert(place, Move { old, new, found: false, limit, bound_until });
+        let (old, limit) = (Some(old.id.to_string()), limit_of(ctx.now.mono, bound));
+        self.at_work.insert(place, Move { old, new, found: false, limit, bound });
     }
 }

@@ -98,9 +98,7 @@ fn whatever_the_spread_over_branches_is_the_fewest_tasks_move_that_make_it_even(
         let parallelism = dice.roll(3) as u64;
         let update = if dice.one_in(2) { started_first(parallelism) } else { at_once(parallelism) };
         let mut web = automatic((zones * each) as u64, update);
-        let spread = SpreadOver { spread_descriptor: "node.labels.zone".into() };
-        let preference = PlacementPreference { preference: Some(Preference::Spread(spread)) };
-        web.spec.task.placement = Some(Placement { preferences: vec![preference], ..Default::default() });
+        prefer(&mut web, "node.labels.zone");
         let (moved, loads) = rebalanced(&web, &given);
         let what = format!("seed {seed}: {given:?} become {loads:?}");
         let mut must_move = 0;
